@@ -1,0 +1,103 @@
+//! What both programs do alike: say what went wrong in one line, bind with a deep backlog,
+//! and stop on a signal.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use env_logger::Env;
+use lexopt::ValueExt;
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag;
+use socket2::{Domain, Protocol, Type};
+
+/// How long one turn may wait, so that a signal between two turns is soon noticed.
+pub(crate) const TURN: Duration = Duration::from_millis(200);
+
+/// More than std asks for: a burst of connections waits here rather than being refused.
+const BACKLOG: i32 = 4096;
+
+pub(crate) enum Failure {
+    /// The arguments make no sense: exit code 2.
+    Usage(Box<dyn Error>),
+    /// Something failed at run time: exit code 1.
+    Run(Box<dyn Error>),
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+pub(crate) fn run_error(error: impl Into<Box<dyn Error>>) -> Failure {
+    Failure::Run(error.into())
+}
+
+/// Runs a program: one line and an exit code for whatever fails.
+pub(crate) fn main(name: &str, program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+    env_logger::Builder::from_env(Env::default().default_filter_or("info")).init();
+    match program() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => complain(name, &format!("{error}; try --help"), 2),
+        Err(Failure::Run(error)) => complain(name, &error, 1),
+    }
+}
+
+fn complain(name: &str, error: &impl Display, code: u8) -> ExitCode {
+    use io::Write;
+    // With stderr closed there is nobody to tell, which is no reason to panic.
+    let _ = writeln!(io::stderr(), "{name}: {error}");
+    ExitCode::from(code)
+}
+
+/// Prints to stdout; a closed one ends the program quietly later, not with a panic here.
+pub(crate) fn say(line: impl Display) {
+    use io::Write;
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// The next value of an option in whole milliseconds.
+pub(crate) fn millis(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    Ok(Duration::from_millis(parser.value()?.parse()?))
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
+pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for &signal in TERM_SIGNALS {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// Binds a listener with a deep backlog, on the first of the addresses that can be.
+pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
+    let cannot = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => run_error(format!("can't listen on {addr}: it is in use")),
+        _ => run_error(format!("can't listen on {addr}: {error}")),
+    };
+    let mut refused = io::ErrorKind::AddrNotAvailable.into();
+    for addr in addr.to_socket_addrs().map_err(cannot)? {
+        match bind_one(addr) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = error,
+        }
+    }
+    Err(cannot(refused))
+}
+
+fn bind_one(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket =
+        socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,148 @@
+//! Backend: where sockets, readiness and time come from.
+//!
+//! Every impure act of the loop is a method here, so that the same loop runs over the operating
+//! system ([`Os`]) and over anything else that keeps the same promises. It knows no workers.
+
+mod os;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+pub use crate::mailbox::Wake;
+use crate::socket::Socket;
+pub use os::Os;
+
+/// What the loop needs from the world.
+///
+/// Readiness is edge-triggered: it is reported when it arises and, once reported, not again
+/// until it has gone and come back. A socket is registered once, for reading, writing and
+/// priority alike, and reports what it is ready for at that moment.
+///
+/// Implemented by [`Os`]; the trait may gain methods in any release.
+pub trait Backend {
+    /// A listening socket.
+    type Listener;
+
+    /// Opens what waiting needs, and returns what interrupts a wait from other threads.
+    ///
+    /// # Errors
+    /// Out of descriptors; nothing stays open then.
+    fn start(&mut self) -> io::Result<Wake>;
+
+    /// Closes what [`Backend::start`] opened.
+    fn stop(&mut self);
+
+    /// The time since an arbitrary fixed moment; never goes back.
+    fn now(&mut self) -> Duration;
+
+    /// Waits until something is ready, `timeout` has passed (rounded up; `None`: for ever) or a
+    /// wake came, and keeps the events for [`Backend::events`].
+    ///
+    /// # Errors
+    /// `Interrupted` by a signal, or what makes waiting impossible.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// Hands out the events of the last wait.
+    fn events(&mut self, each: impl FnMut(Event));
+
+    /// Begins to report the readiness of `socket` under `token`.
+    ///
+    /// # Errors
+    /// It cannot be waited for, or the kernel has no room for it.
+    fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()>;
+
+    /// Reports nothing more of `socket`, even if its open file lives on elsewhere.
+    fn deregister(&mut self, socket: &Socket);
+
+    /// Begins to listen: readiness under `token` means that there is something to accept.
+    ///
+    /// # Errors
+    /// As [`Backend::register`].
+    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Self::Listener>;
+
+    /// Stops listening and closes.
+    fn close_listener(&mut self, listener: Self::Listener);
+
+    /// Takes one connection from a listener's queue, non-blocking.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the queue is empty, or what `accept(2)` says.
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<Socket>;
+
+    /// Reads what there is, at most `into`.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is nothing, or what `read(2)` says.
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes as much of `bytes` as there is room for.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none, or what `write(2)` says.
+    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Sends on what a transport has gathered; nothing for plain sockets.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it has to be called again, or what the transport says.
+    fn flush(&mut self, socket: &mut Socket) -> io::Result<()>;
+
+    /// Says to the peer that nothing more will be written.
+    ///
+    /// # Errors
+    /// What `shutdown(2)` says.
+    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()>;
+
+    /// Whether a read that got less than it had room for has certainly taken all there was, so
+    /// that the next byte raises a new edge.
+    fn short_read_is_drained(&self, socket: &Socket) -> bool;
+}
+
+/// Something bound to an address, about to be listened on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Bound {
+    /// A TCP listener.
+    Tcp(TcpListener),
+    /// A Unix domain listener.
+    Unix(UnixListener),
+}
+
+impl Bound {
+    /// The TCP address it is bound to.
+    pub(crate) fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl From<TcpListener> for Bound {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Bound {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+/// One edge of readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What was registered.
+    pub token: u64,
+    /// There may be something to read or to accept.
+    pub readable: bool,
+    /// There may be room to write.
+    pub writable: bool,
+    /// A side is closed, or there is an error: reads must go on to the end to see it.
+    pub closed: bool,
+    /// There is urgent data, at which a read stops short.
+    pub priority: bool,
+}

@@ -1,0 +1,240 @@
+//! Os: the operating system, through mio; the only room that names it.
+//!
+//! One epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered by
+//! their descriptors and used through plain `read` and `write`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::event::Source;
+use mio::net::{TcpListener, UnixListener};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Waker};
+
+use super::{Backend, Bound, Event, Wake};
+use crate::id::Token;
+use crate::socket::{Socket, as_stream};
+
+/// How many events one wait hands out.
+const EVENTS: usize = 1024;
+
+/// mio can stand on poll(2), which it makes edge-triggered by disarming what it has reported
+/// until the source is registered again.
+const REARM: bool = cfg!(mio_unsupported_force_poll_poll);
+
+/// The operating system as a [`Backend`].
+pub struct Os {
+    poll: Option<Poll>,
+    events: Events,
+    epoch: Instant,
+    /// What to arm again under which token, where that is needed.
+    armed: HashMap<RawFd, mio::Token>,
+}
+
+impl Os {
+    pub(crate) fn new() -> Self {
+        Self {
+            poll: None,
+            events: Events::with_capacity(EVENTS),
+            epoch: Instant::now(),
+            armed: HashMap::new(),
+        }
+    }
+
+    /// The descriptor that becomes readable when a turn has something to do.
+    #[cfg(not(mio_unsupported_force_poll_poll))]
+    pub(crate) fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.poll.as_ref().map(|poll| poll.registry().as_fd())
+    }
+
+    fn registry(&self) -> io::Result<&Registry> {
+        self.poll.as_ref().map(Poll::registry).ok_or_else(|| ErrorKind::NotConnected.into())
+    }
+
+    /// Asks for the next edge, where the system does not promise one by itself.
+    fn rearm<T>(&self, socket: &Socket, outcome: &io::Result<T>) {
+        let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
+        if !REARM || !blocked {
+            return;
+        }
+        let fd = socket.as_fd().as_raw_fd();
+        if let (Ok(registry), Some(&token)) = (self.registry(), self.armed.get(&fd)) {
+            // It fails for a socket that has hung up, which reports nothing more in any case.
+            let _ = SourceFd(&fd).reregister(registry, token, interests());
+        }
+    }
+}
+
+impl Backend for Os {
+    type Listener = Listener;
+
+    fn start(&mut self) -> io::Result<Wake> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), mio_token(Token::Waker.pack()))?;
+        self.poll = Some(poll);
+        Ok(Arc::new(move || waker.wake()))
+    }
+
+    fn stop(&mut self) {
+        self.poll = None;
+        self.events.clear();
+        self.armed.clear();
+    }
+
+    fn now(&mut self) -> Duration {
+        Instant::now().saturating_duration_since(self.epoch)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let poll = self.poll.as_mut().ok_or(ErrorKind::NotConnected)?;
+        let outcome = poll.poll(&mut self.events, timeout);
+        if outcome.is_err() {
+            self.events.clear();
+        }
+        outcome
+    }
+
+    fn events(&mut self, mut each: impl FnMut(Event)) {
+        for event in &self.events {
+            each(Event {
+                token: event.token().0 as u64,
+                readable: event.is_readable(),
+                writable: event.is_writable(),
+                closed: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+                priority: event.is_priority(),
+            });
+        }
+    }
+
+    fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
+        let fd = socket.as_fd().as_raw_fd();
+        SourceFd(&fd).register(self.registry()?, mio_token(token), interests())?;
+        if REARM {
+            self.armed.insert(fd, mio_token(token));
+        }
+        Ok(())
+    }
+
+    fn deregister(&mut self, socket: &Socket) {
+        let fd = socket.as_fd().as_raw_fd();
+        if REARM {
+            self.armed.remove(&fd);
+        }
+        if let Ok(registry) = self.registry() {
+            // It fails if the kernel has let go of the socket already.
+            let _ = SourceFd(&fd).deregister(registry);
+        }
+    }
+
+    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Listener> {
+        let mut listener = Listener::new(bound)?;
+        let registry = self.registry()?;
+        listener.source().register(registry, mio_token(token), Interest::READABLE)?;
+        Ok(listener)
+    }
+
+    fn close_listener(&mut self, mut listener: Listener) {
+        if let Ok(registry) = self.registry() {
+            let _ = listener.source().deregister(registry);
+        }
+    }
+
+    /// mio's `accept` makes the connection non-blocking and close-on-exec in the same call.
+    fn accept(&mut self, listener: &mut Listener) -> io::Result<Socket> {
+        Ok(match &listener.0 {
+            Kind::Tcp(listener) => TcpStream::from(OwnedFd::from(listener.accept()?.0)).into(),
+            Kind::Unix(listener) => UnixStream::from(OwnedFd::from(listener.accept()?.0)).into(),
+        })
+    }
+
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
+        let outcome = socket.read(into);
+        self.rearm(socket, &outcome);
+        outcome
+    }
+
+    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+        let outcome = socket.write(bytes);
+        self.rearm(socket, &outcome);
+        outcome
+    }
+
+    fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
+        let outcome = socket.flush();
+        self.rearm(socket, &outcome);
+        outcome
+    }
+
+    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
+        socket.shutdown_write()
+    }
+
+    /// On Linux, TCP alone: a Unix read also stops at passed descriptors, and a transport may
+    /// hold bytes that the kernel no longer knows of. Other systems stop at urgent data without
+    /// an event that says so.
+    fn short_read_is_drained(&self, socket: &Socket) -> bool {
+        let linux = cfg!(any(target_os = "linux", target_os = "android"));
+        linux && !REARM && matches!(socket, Socket::Tcp(_))
+    }
+}
+
+/// A listening socket of the operating system.
+#[derive(Debug)]
+pub struct Listener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// A TCP listener gets `TCP_NODELAY`, which what it accepts inherits: replies go out in one
+    /// write each, and waiting to gather more would only delay them.
+    fn new(bound: Bound) -> io::Result<Self> {
+        Ok(Self(match bound {
+            Bound::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                as_stream(listener.as_fd())?.set_nodelay(true)?;
+                Kind::Tcp(TcpListener::from_std(listener))
+            }
+            Bound::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Kind::Unix(UnixListener::from_std(listener))
+            }
+        }))
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match &mut self.0 {
+            Kind::Tcp(listener) => listener,
+            Kind::Unix(listener) => listener,
+        }
+    }
+}
+
+impl fmt::Debug for Os {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Os").field("poll", &self.poll).finish_non_exhaustive()
+    }
+}
+
+/// Everything at once, and priority where the platform can say it, or bytes behind urgent data
+/// would wait for an edge that never comes.
+fn interests() -> Interest {
+    let both = Interest::READABLE | Interest::WRITABLE;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let both = both | Interest::PRIORITY;
+    both
+}
+
+/// Lossless: `lib.rs` refuses to compile where a pointer has fewer than 64 bits.
+fn mio_token(token: u64) -> mio::Token {
+    mio::Token(token as usize)
+}

@@ -1,0 +1,151 @@
+//! Commands of callbacks: asked for while the loop is busy, done at the turn boundary.
+//!
+//! Nothing re-enters: a callback sees its own connection and this desk, never the pool. What it
+//! asks for waits here, next to what handles on other threads asked for. The desk knows what is
+//! asked, not how it is done.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::error::{Error, PutError};
+use crate::id::ConnId;
+use crate::mailbox::{COMMANDS_MOST, Command, Mailbox, Refusal};
+use crate::socket::Socket;
+
+/// Where a callback leaves what it wants done to other connections or to the manager.
+///
+/// The same calls as on a [`Handle`](crate::Handle), without its locks. They are carried out in
+/// order, after the connections that are being served now. A command for a connection that no
+/// longer exists is counted and does nothing.
+///
+/// ```
+/// use pool_manager::{Config, ConnId, Manager};
+/// // Every line goes to the connection that spoke before.
+/// let mut last: Option<ConnId> = None;
+/// let manager = Manager::new(Config::new(), move |conn, body| {
+///     if let Some(other) = last.replace(conn.id()) {
+///         conn.desk().send(other, body)?;
+///     }
+///     Ok(())
+/// });
+/// ```
+#[derive(Debug)]
+pub struct Desk {
+    waiting: Waiting,
+    mailbox: Arc<Mailbox>,
+    /// Whether sockets may be put: not before start, nor once a stop has begun.
+    open: bool,
+}
+
+/// A queue whose `Debug` shows its length alone.
+struct Waiting(VecDeque<Command>);
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} commands", self.0.len())
+    }
+}
+
+impl Desk {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { waiting: Waiting(VecDeque::new()), mailbox, open: false }
+    }
+
+    /// Puts a socket. The answer "busy" is immediate; the place is taken, and the connection is
+    /// served from the next turn on.
+    ///
+    /// # Errors
+    /// [`PutError`], with the socket inside.
+    pub fn put(&mut self, socket: impl Into<Socket>) -> Result<(), PutError> {
+        let socket = socket.into();
+        let refusal = if !self.open {
+            Refusal::NotRunning
+        } else if self.waiting.0.len() >= COMMANDS_MOST {
+            Refusal::QueueFull
+        } else if !self.mailbox.places.take() {
+            Refusal::Busy
+        } else {
+            self.waiting.0.push_back(Command::Put(socket));
+            return Ok(());
+        };
+        Err(PutError::refused(socket, refusal, self.mailbox.clone()))
+    }
+
+    /// Sends bytes to a connection, behind what it has been sent already.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn send(&mut self, id: ConnId, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
+        self.push(Command::Send(id, bytes.into()))
+    }
+
+    /// Closes a connection after flushing what it has been sent.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
+        self.push(Command::Close(id))
+    }
+
+    /// Stops reading from and delivering for a connection; its deadlines stand still unless it
+    /// owes a reply.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn pause(&mut self, id: ConnId) -> Result<(), Error> {
+        self.push(Command::Pause(id))
+    }
+
+    /// Takes up again what [`Desk::pause`] stopped; its idle deadline starts anew.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn resume(&mut self, id: ConnId) -> Result<(), Error> {
+        self.push(Command::Resume(id))
+    }
+
+    /// Changes the configuration. An invalid one is logged at `warn` and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`] at once if it is invalid; [`Error::QueueFull`].
+    pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
+        self.push(Command::SetConfig(Box::new(config.checked()?)))
+    }
+
+    /// Asks for a graceful stop, as [`Manager::stop`](crate::Manager::stop) does; the report is
+    /// what `run` returns.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn stop(&mut self) -> Result<(), Error> {
+        self.push(Command::Stop)
+    }
+
+    fn push(&mut self, command: Command) -> Result<(), Error> {
+        if self.waiting.0.len() >= COMMANDS_MOST {
+            return Err(Error::QueueFull);
+        }
+        self.waiting.0.push_back(command);
+        Ok(())
+    }
+
+    pub(crate) fn set_open(&mut self, open: bool) {
+        self.open = open;
+    }
+
+    pub(crate) fn has_work(&self) -> bool {
+        !self.waiting.0.is_empty() || self.mailbox.is_pending()
+    }
+
+    /// Gathers what handles asked for behind what callbacks did.
+    pub(crate) fn collect(&mut self) {
+        if self.mailbox.is_pending() {
+            self.mailbox.take(&mut self.waiting.0);
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> Option<Command> {
+        self.waiting.0.pop_front()
+    }
+}

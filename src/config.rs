@@ -1,0 +1,340 @@
+//! Config: every knob, its default, and what makes a configuration invalid.
+//!
+//! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
+//! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::framing::Framing;
+
+/// What refused clients are told by default, and what the Go package this one succeeds says.
+pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
+
+const BUFFER_SIZE: usize = 5120;
+const BUFFER_SIZE_MOST: usize = 16 << 20;
+const WRITE_LIMIT: usize = 1 << 20;
+const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+const REAP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How a [`Manager`](crate::Manager) behaves. Start from [`Config::new`] and chain setters.
+///
+/// Durations have no upper bound; what is too far for the clock never comes.
+///
+/// ```
+/// use pool_manager::{Config, Framing};
+/// use std::time::Duration;
+///
+/// let config = Config::new()
+///     .min_workers(5)
+///     .max_workers(10)
+///     .clients_deadline(Duration::from_millis(500))
+///     .framing(Framing::Drained);
+/// assert_eq!(config.max_workers, 10);
+/// assert_eq!(config.buffer_size, 5120);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Log a line per connection event through `log`, at level `debug`. Default: false.
+    pub debug: bool,
+    /// Bytes a worker's buffer holds, and so the longest body. Default, and what 0 means: 5120.
+    /// At most 16 MiB.
+    pub buffer_size: usize,
+    /// Empty buffers kept warm for the next connections. Default: 0.
+    pub min_workers: usize,
+    /// Connections at a time. Default: 0, no maximum but the process's descriptors.
+    pub max_workers: usize,
+    /// Idle deadline: how long a connection may go without moving a byte in either direction.
+    /// Default, and what zero means: 3 s.
+    pub clients_deadline: Duration,
+    /// Total deadline: how long from the first byte of a request to its callback, and how long
+    /// a reply that had to wait may take to go out; no traffic extends it. Default: 30 s. Zero:
+    /// no such deadline.
+    pub request_deadline: Duration,
+    /// When a request is complete. Default: [`Framing::Filled`].
+    pub framing: Framing,
+    /// Bytes of reply a connection may have unsent; one that would have more is closed.
+    /// Default, and what 0 means: 1 MiB.
+    pub write_limit: usize,
+    /// How often buffers above `min_workers` that were not needed since the last time are freed.
+    /// Default, and what zero means: 2 s.
+    pub reap_interval: Duration,
+    /// How long a graceful stop may take. Default: `None`, as long as `clients_deadline`.
+    /// Zero: what is in progress is aborted at once.
+    pub drain_deadline: Option<Duration>,
+    /// What a listener does when all workers are taken. Default: reject with
+    /// [`ERROR_SERVER_BUSY`].
+    pub overload: Overload,
+    /// Warn, at most once a second, of a callback that took longer; costs two clock readings a
+    /// callback. Default: `None`, callbacks are not timed.
+    pub slow_callback: Option<Duration>,
+}
+
+/// What a listener does with new connections when all workers are taken.
+///
+/// ```
+/// use pool_manager::{Config, Overload};
+/// let http = Config::new().overload(Overload::Reject(b"HTTP/1.1 503 Busy\r\n\r\n".into()));
+/// let patient = Config::new().overload(Overload::Pause);
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overload {
+    /// Accept, write this as a last word, and close (lingering, so that it arrives).
+    Reject(Cow<'static, [u8]>),
+    /// Leave it in the kernel's backlog until a worker is free.
+    Pause,
+}
+
+impl fmt::Debug for Overload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reject(last_word) => write!(f, "Reject(\"{}\")", last_word.escape_ascii()),
+            Self::Pause => f.write_str("Pause"),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            debug: false,
+            buffer_size: BUFFER_SIZE,
+            min_workers: 0,
+            max_workers: 0,
+            clients_deadline: CLIENTS_DEADLINE,
+            request_deadline: REQUEST_DEADLINE,
+            framing: Framing::default(),
+            write_limit: WRITE_LIMIT,
+            reap_interval: REAP_INTERVAL,
+            drain_deadline: None,
+            overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
+            slow_callback: None,
+        }
+    }
+}
+
+/// The setters: each returns the configuration with one field changed.
+impl Config {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`debug`](Self::debug).
+    #[must_use]
+    pub fn debug(mut self, debug: bool) -> Self {
+        self.debug = debug;
+        self
+    }
+
+    /// Sets [`buffer_size`](Self::buffer_size), in bytes.
+    #[must_use]
+    pub fn buffer_size(mut self, bytes: usize) -> Self {
+        self.buffer_size = bytes;
+        self
+    }
+
+    /// Sets [`min_workers`](Self::min_workers).
+    #[must_use]
+    pub fn min_workers(mut self, workers: usize) -> Self {
+        self.min_workers = workers;
+        self
+    }
+
+    /// Sets [`max_workers`](Self::max_workers).
+    #[must_use]
+    pub fn max_workers(mut self, workers: usize) -> Self {
+        self.max_workers = workers;
+        self
+    }
+
+    /// Sets [`clients_deadline`](Self::clients_deadline).
+    #[must_use]
+    pub fn clients_deadline(mut self, deadline: Duration) -> Self {
+        self.clients_deadline = deadline;
+        self
+    }
+
+    /// Sets [`request_deadline`](Self::request_deadline).
+    #[must_use]
+    pub fn request_deadline(mut self, deadline: Duration) -> Self {
+        self.request_deadline = deadline;
+        self
+    }
+
+    /// Sets [`framing`](Self::framing).
+    #[must_use]
+    pub fn framing(mut self, framing: Framing) -> Self {
+        self.framing = framing;
+        self
+    }
+
+    /// Sets [`write_limit`](Self::write_limit), in bytes.
+    #[must_use]
+    pub fn write_limit(mut self, bytes: usize) -> Self {
+        self.write_limit = bytes;
+        self
+    }
+
+    /// Sets [`reap_interval`](Self::reap_interval).
+    #[must_use]
+    pub fn reap_interval(mut self, interval: Duration) -> Self {
+        self.reap_interval = interval;
+        self
+    }
+
+    /// Sets [`drain_deadline`](Self::drain_deadline).
+    #[must_use]
+    pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.drain_deadline = deadline.into();
+        self
+    }
+
+    /// Sets [`overload`](Self::overload).
+    #[must_use]
+    pub fn overload(mut self, overload: Overload) -> Self {
+        self.overload = overload;
+        self
+    }
+
+    /// Sets [`slow_callback`](Self::slow_callback).
+    #[must_use]
+    pub fn slow_callback(mut self, longer_than: impl Into<Option<Duration>>) -> Self {
+        self.slow_callback = longer_than.into();
+        self
+    }
+}
+
+impl Config {
+    /// The configuration that takes effect: zeros replaced by the defaults they stand for.
+    pub(crate) fn checked(mut self) -> Result<Self, ConfigError> {
+        let workers = (self.min_workers, self.max_workers);
+        if workers.1 > 0 && workers.0 > workers.1 {
+            return Err(ConfigError::MinAboveMax { min: workers.0, max: workers.1 });
+        }
+        or_default(&mut self.buffer_size, BUFFER_SIZE);
+        or_default(&mut self.write_limit, WRITE_LIMIT);
+        or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
+        or_default(&mut self.reap_interval, REAP_INTERVAL);
+        let most_workers = u32::MAX as usize - 1;
+        for (field, value, most) in [
+            ("buffer_size", self.buffer_size, BUFFER_SIZE_MOST),
+            ("min_workers", self.min_workers, most_workers.min(WARM_BYTES_MOST / self.buffer_size)),
+            ("max_workers", self.max_workers, most_workers),
+            ("write_limit", self.write_limit, u32::MAX as usize),
+        ] {
+            if value > most {
+                return Err(ConfigError::TooLarge { field, value, most });
+            }
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn drain_time(&self) -> Duration {
+        self.drain_deadline.unwrap_or(self.clients_deadline)
+    }
+}
+
+/// Warm workers are allocated at start: a bound on them in bytes turns a slip of the pen into
+/// an error rather than an abort.
+const WARM_BYTES_MOST: usize = 64 << 30;
+
+fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
+    if *value == T::default() {
+        *value = default;
+    }
+}
+
+/// Why a configuration was refused; nothing of it was applied.
+///
+/// ```
+/// use pool_manager::{Config, Manager};
+/// let refused = Manager::new(Config::new().min_workers(9).max_workers(3), |_, _| Ok(()));
+/// assert_eq!(
+///     refused.unwrap_err().to_string(),
+///     "min_workers is 9 but max_workers is 3: lower the one or raise the other",
+/// );
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// More workers are to be kept warm than there may be.
+    MinAboveMax {
+        /// `min_workers` as given.
+        min: usize,
+        /// `max_workers` as given.
+        max: usize,
+    },
+    /// A field is beyond what the pool can serve.
+    TooLarge {
+        /// The field's name.
+        field: &'static str,
+        /// Its value as given.
+        value: usize,
+        /// The most it may be.
+        most: usize,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MinAboveMax { min, max } => write!(
+                f,
+                "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
+            ),
+            Self::TooLarge { field, value, most } => {
+                write!(f, "{field} is {value} but may be at most {most}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl From<ConfigError> for io::Error {
+    fn from(error: ConfigError) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_stand_for_the_documented_defaults() {
+        let zeros = Config::new()
+            .buffer_size(0)
+            .write_limit(0)
+            .clients_deadline(Duration::ZERO)
+            .reap_interval(Duration::ZERO)
+            .request_deadline(Duration::ZERO);
+        let checked = zeros.checked().unwrap();
+        assert_eq!(checked.buffer_size, 5120);
+        assert_eq!(checked.write_limit, 1 << 20);
+        assert_eq!(checked.clients_deadline, Duration::from_secs(3));
+        assert_eq!(checked.reap_interval, Duration::from_secs(2));
+        assert_eq!(checked.request_deadline, Duration::ZERO, "zero turns this one off");
+        assert_eq!(checked.drain_time(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn errors_name_both_numbers() {
+        let error = Config::new().min_workers(7).max_workers(3).checked().unwrap_err();
+        assert_eq!(error, ConfigError::MinAboveMax { min: 7, max: 3 });
+        let error = Config::new().buffer_size(usize::MAX).checked().unwrap_err();
+        assert!(error.to_string().contains(&usize::MAX.to_string()), "{error}");
+        assert!(error.to_string().contains("16777216"), "{error}");
+        let error = Config::new().min_workers(usize::MAX).checked().unwrap_err();
+        assert!(error.to_string().starts_with("min_workers is "), "{error}");
+        assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
+        assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
+    }
+}

@@ -1,0 +1,248 @@
+//! Errors: what failed, and what to do about it. A refused socket comes back inside.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::ConfigError;
+use crate::mailbox::{Command, Mailbox, Refusal};
+use crate::socket::Socket;
+
+/// Why a call on a [`Manager`](crate::Manager) or a [`Handle`](crate::Handle) failed.
+///
+/// ```
+/// use pool_manager::{Config, Error, Manager};
+/// let mut manager = Manager::new(Config::new(), |_conn, _body| Ok(()))?;
+/// assert!(matches!(manager.stop(), Err(Error::NotRunning)));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// `start` of a manager that was started and not stopped.
+    AlreadyRunning,
+    /// The manager is not started, or stopped.
+    NotRunning,
+    /// The manager was dropped.
+    Dropped,
+    /// Too many commands wait for the next turn.
+    QueueFull,
+    /// The configuration is invalid; nothing of it was applied.
+    Config(ConfigError),
+    /// The event loop's descriptors could not be opened.
+    Start(io::Error),
+    /// This address or path could not be listened on.
+    Listen(String, io::Error),
+    /// Waiting for readiness failed, which leaves the loop blind: all connections were closed
+    /// and the manager is stopped.
+    Wait(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyRunning => f.write_str("already running"),
+            Self::NotRunning => f.write_str("not running: call start first"),
+            Self::Dropped => f.write_str("the manager was dropped"),
+            Self::QueueFull => f.write_str("too many commands wait for the loop; try again later"),
+            Self::Config(error) => error.fmt(f),
+            Self::Start(error) => write!(f, "can't start the event loop: {error}"),
+            Self::Listen(name, error) if error.kind() == io::ErrorKind::AddrInUse => {
+                write!(f, "can't listen on {name}: it is in use")
+            }
+            Self::Listen(name, error) => write!(f, "can't listen on {name}: {error}"),
+            Self::Wait(error) => write!(f, "can't wait for readiness, all is closed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Start(error) | Self::Listen(_, error) | Self::Wait(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Config(_) => io::ErrorKind::InvalidInput,
+            Error::Start(error) | Error::Listen(_, error) | Error::Wait(error) => error.kind(),
+            Error::QueueFull => io::ErrorKind::WouldBlock,
+            Error::AlreadyRunning | Error::NotRunning | Error::Dropped => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotRunning => Self::NotRunning,
+            Refusal::Dropped => Self::Dropped,
+            Refusal::QueueFull | Refusal::Busy => Self::QueueFull,
+        }
+    }
+}
+
+/// Why a socket was not put. It is given back, open and with nothing read from it.
+///
+/// ```
+/// use pool_manager::{Config, Manager, ERROR_SERVER_BUSY};
+/// use std::os::unix::net::UnixStream;
+///
+/// let mut manager = Manager::new(Config::new().max_workers(1), |_conn, _body| Ok(()))?;
+/// manager.start()?;
+/// let ((_peer, first), (_other, second)) = (UnixStream::pair()?, UnixStream::pair()?);
+/// manager.put(first)?;
+/// let refused = manager.put(second).unwrap_err();
+/// assert!(refused.is_busy());
+/// assert!(refused.to_string().starts_with("can't put, pool is busy"));
+/// refused.reply(ERROR_SERVER_BUSY.as_bytes())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct PutError {
+    /// Never locked: it makes the error `Sync`, which a boxed transport need not be.
+    socket: Mutex<Socket>,
+    kind: PutErrorKind,
+    mailbox: Arc<Mailbox>,
+}
+
+/// The kinds of [`PutError`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PutErrorKind {
+    /// All workers are taken: as many as this.
+    Busy(usize),
+    /// The manager is not started, or is stopping, or stopped.
+    NotRunning,
+    /// The manager was dropped.
+    Dropped,
+    /// Too many commands wait for the next turn.
+    QueueFull,
+    /// The socket could not be made non-blocking or registered: it is not one that can be waited
+    /// for, or the kernel has no more room for it.
+    Unsuitable(io::Error),
+}
+
+impl PutError {
+    pub(crate) fn new(socket: Socket, kind: PutErrorKind, mailbox: Arc<Mailbox>) -> Self {
+        Self { socket: Mutex::new(socket), kind, mailbox }
+    }
+
+    pub(crate) fn refused(socket: Socket, refusal: Refusal, mailbox: Arc<Mailbox>) -> Self {
+        let kind = match refusal {
+            Refusal::NotRunning => PutErrorKind::NotRunning,
+            Refusal::Dropped => PutErrorKind::Dropped,
+            Refusal::QueueFull => PutErrorKind::QueueFull,
+            Refusal::Busy => PutErrorKind::Busy(mailbox.places.most()),
+        };
+        Self::new(socket, kind, mailbox)
+    }
+
+    /// What kind of error it is.
+    #[must_use]
+    pub fn kind(&self) -> &PutErrorKind {
+        &self.kind
+    }
+
+    /// Whether all workers were taken.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self.kind, PutErrorKind::Busy(_))
+    }
+
+    /// The socket, open and with nothing read from it. It may be in non-blocking mode.
+    #[must_use]
+    pub fn into_inner(self) -> Socket {
+        self.socket.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says a last word to the peer and closes. Never blocks.
+    ///
+    /// Closing a socket with unread input makes TCP reset it, which destroys a reply on its way;
+    /// so a running manager is left to read and discard for a moment. If none is running, what
+    /// is there already is discarded and the rest is left to luck.
+    ///
+    /// # Errors
+    /// Not all of `bytes` could be written at once; the socket is closed all the same.
+    pub fn reply(self, bytes: &[u8]) -> io::Result<()> {
+        let mailbox = self.mailbox.clone();
+        let mut socket = self.into_inner();
+        socket.set_nonblocking()?;
+        let count = socket.write(bytes)?;
+        socket.flush()?;
+        if count < bytes.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        socket.shutdown_write()?;
+        discard(&mut socket);
+        // If no loop is there to take it, the socket is dropped here, which is all that is left.
+        let _ = mailbox.post(Command::Linger(socket));
+        Ok(())
+    }
+}
+
+/// Reads what is there already, within reason.
+fn discard(socket: &mut Socket) {
+    let mut waste = [0; 4096];
+    for _ in 0..64 {
+        match socket.read(&mut waste) {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+impl fmt::Display for PutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            PutErrorKind::Busy(most) => write!(
+                f,
+                "can't put, pool is busy: all {most} workers are taken; \
+                 raise max_workers or shed load"
+            ),
+            PutErrorKind::NotRunning => f.write_str("can't put, not running: call start first"),
+            PutErrorKind::Dropped => f.write_str("can't put, the manager was dropped"),
+            PutErrorKind::QueueFull => {
+                f.write_str("can't put, too many commands wait for the loop; try again later")
+            }
+            PutErrorKind::Unsuitable(error) => write!(f, "can't put this socket: {error}"),
+        }
+    }
+}
+
+impl fmt::Debug for PutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutError").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl std::error::Error for PutError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            PutErrorKind::Unsuitable(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<PutError> for io::Error {
+    fn from(error: PutError) -> Self {
+        let kind = match error.kind {
+            PutErrorKind::Busy(_) | PutErrorKind::QueueFull => io::ErrorKind::WouldBlock,
+            PutErrorKind::Unsuitable(error) => return error,
+            PutErrorKind::NotRunning | PutErrorKind::Dropped => io::ErrorKind::Other,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

@@ -1,0 +1,355 @@
+//! Framing: when a request is complete. Bytes in, the bounds of one frame out; pure.
+//!
+//! It looks at held bytes and at how many a buffer can hold, and knows neither sockets nor
+//! deadlines: what to do at end of file or at a deadline is the worker's decision.
+
+use std::any::Any;
+use std::fmt;
+use std::io::BufRead;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// A function of your own that finds frames, as [`Framing::Custom`] holds it.
+pub type Find = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
+
+/// When a request is complete, so that the callback runs.
+///
+/// Whatever the framing, a body is also delivered at end of file and at a deadline, and never
+/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, must fit in
+/// [`Config::buffer_size`](crate::Config::buffer_size), else it is
+/// [`Cause::Overlong`](crate::Cause::Overlong).
+///
+/// ```
+/// use pool_manager::{Config, Framing, Prefix};
+/// let lines = Config::new().framing(Framing::Delimited(b'\n'));
+/// let frames = Config::new().framing(Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 4096 });
+/// ```
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Framing {
+    /// At `buffer_size` bytes. A peer that sends less and waits is answered at its deadline:
+    /// for uploads, batches, one request per connection.
+    #[default]
+    Filled,
+    /// As `Filled`, and as soon as the socket has no more to read: for request and reply, where
+    /// the peer waits. A body is a chunk of a stream, not a message.
+    Drained,
+    /// At each occurrence of this byte: for lines.
+    Delimited(u8),
+    /// At each complete frame: a length of the given width and order, then that many bytes.
+    LengthPrefixed {
+        /// Width and byte order of the length.
+        prefix: Prefix,
+        /// The longest body accepted, in bytes; 0 means as long as fits in the buffer.
+        limit: usize,
+    },
+    /// Whatever this function makes of the held bytes, all of which it is given each time some
+    /// arrive (never none). The body is the whole frame. A panic in it is treated as one in a
+    /// callback. Build it with [`Framing::custom`].
+    Custom(Find),
+}
+
+impl Framing {
+    /// A framing of your own: `find` is given the held bytes and says whether they begin with a
+    /// complete frame.
+    ///
+    /// ```
+    /// use pool_manager::{Frame, Framing};
+    /// // Records of three bytes each, the first of which is an exclamation mark.
+    /// let records = Framing::custom(|held| match held {
+    ///     [b'!', _, _, ..] => Frame::Complete(3),
+    ///     [b'!', ..] => Frame::Partial,
+    ///     _ => Frame::Invalid,
+    /// });
+    /// ```
+    pub fn custom(find: impl Fn(&[u8]) -> Frame + Send + Sync + 'static) -> Self {
+        Self::Custom(Arc::new(find))
+    }
+}
+
+impl fmt::Debug for Framing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filled => f.write_str("Filled"),
+            Self::Drained => f.write_str("Drained"),
+            Self::Delimited(byte) => write!(f, "Delimited({:?})", char::from(*byte)),
+            Self::LengthPrefixed { prefix, limit } => {
+                write!(f, "LengthPrefixed({prefix:?}, {limit})")
+            }
+            Self::Custom(_) => f.write_str("Custom(..)"),
+        }
+    }
+}
+
+/// Width and byte order of a length prefix; the length counts the body alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Prefix {
+    /// One byte.
+    U8,
+    /// Two bytes, most significant first (network order).
+    U16Be,
+    /// Two bytes, least significant first.
+    U16Le,
+    /// Four bytes, most significant first (network order).
+    U32Be,
+    /// Four bytes, least significant first.
+    U32Le,
+}
+
+impl Prefix {
+    fn width(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::U16Be | Self::U16Le => 2,
+            Self::U32Be | Self::U32Le => 4,
+        }
+    }
+
+    /// The length at the front of `held`, if all of the prefix is there.
+    fn length(self, held: &[u8]) -> Option<usize> {
+        Some(match self {
+            Self::U8 => usize::from(*held.first()?),
+            Self::U16Be => usize::from(u16::from_be_bytes(*held.first_chunk()?)),
+            Self::U16Le => usize::from(u16::from_le_bytes(*held.first_chunk()?)),
+            Self::U32Be => u32::from_be_bytes(*held.first_chunk()?) as usize,
+            Self::U32Le => u32::from_le_bytes(*held.first_chunk()?) as usize,
+        })
+    }
+}
+
+/// What a [`Framing::Custom`] function says of the bytes it was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Frame {
+    /// The first `n` bytes are a complete frame. Zero, or more than was shown, is taken as
+    /// [`Frame::Invalid`].
+    Complete(usize),
+    /// More bytes are needed.
+    Partial,
+    /// No bytes can make this right: the connection is closed.
+    Invalid,
+}
+
+/// The bounds of one frame within the held bytes: `skip` bytes of prefix, then `body` bytes,
+/// and `total` to consume in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) skip: usize,
+    pub(crate) body: usize,
+    pub(crate) total: usize,
+}
+
+/// What the held bytes begin with.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Frame(Bounds),
+    Partial,
+    /// A frame that says of itself that it will not fit.
+    Overlong,
+    Invalid,
+    /// The custom function panicked, with this payload.
+    Panicked(Box<dyn Any + Send>),
+}
+
+impl Framing {
+    /// Looks for a frame at the front of `held`, which a buffer of `capacity` bytes holds.
+    /// `scanned` is where the last look at the same bytes got to, and is moved on.
+    pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
+        if held.is_empty() {
+            return Found::Partial;
+        }
+        match self {
+            Self::Filled | Self::Drained => Found::Partial,
+            Self::Delimited(byte) => find_delimiter(held, scanned, *byte),
+            Self::LengthPrefixed { prefix, limit } => find_length(held, *prefix, *limit, capacity),
+            Self::Custom(find) => match catch_unwind(AssertUnwindSafe(|| find(held))) {
+                Ok(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
+                    Found::Frame(Bounds { skip: 0, body: n, total: n })
+                }
+                Ok(Frame::Partial) => Found::Partial,
+                Ok(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
+                Err(payload) => Found::Panicked(payload),
+            },
+        }
+    }
+
+    /// Whether a buffer full of bytes that are no frame is a body of its own
+    /// ([`Cause::Full`](crate::Cause::Full)) rather than a frame that does not fit.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self, Self::Filled | Self::Drained)
+    }
+
+    /// All of the held bytes as one incomplete frame, less what is there of its prefix.
+    pub(crate) fn remainder(&self, held: usize) -> Bounds {
+        let skip = match self {
+            Self::LengthPrefixed { prefix, .. } => prefix.width().min(held),
+            _ => 0,
+        };
+        Bounds { skip, body: held - skip, total: held }
+    }
+}
+
+/// `BufRead::skip_until` of a byte slice is the standard library's `memchr`.
+fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
+    let mut unseen = &held[*scanned..];
+    let seen = unseen.skip_until(delimiter).unwrap_or(0);
+    let total = *scanned + seen;
+    if seen > 0 && held[total - 1] == delimiter {
+        return Found::Frame(Bounds { skip: 0, body: total - 1, total });
+    }
+    *scanned = total;
+    Found::Partial
+}
+
+fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Found {
+    let skip = prefix.width();
+    let Some(body) = prefix.length(held) else { return Found::Partial };
+    let total = skip.saturating_add(body);
+    if total > capacity || (limit > 0 && body > limit) {
+        Found::Overlong
+    } else if held.len() < total {
+        Found::Partial
+    } else {
+        Found::Frame(Bounds { skip, body, total })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Payloads of panics do not compare; all else does.
+    impl PartialEq for Found {
+        fn eq(&self, other: &Self) -> bool {
+            match (self, other) {
+                (Self::Frame(one), Self::Frame(other)) => one == other,
+                _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+            }
+        }
+    }
+
+    fn find(framing: &Framing, held: &[u8], capacity: usize) -> Found {
+        framing.find(held, &mut 0, capacity)
+    }
+
+    /// All strings of up to six symbols of a three-letter alphabet.
+    fn strings() -> impl Iterator<Item = Vec<u8>> {
+        (0..=6).flat_map(|length| {
+            (0..3_usize.pow(length)).map(move |mut code| {
+                (0..length)
+                    .map(|_| {
+                        let symbol = b"\n\x01a"[code % 3];
+                        code /= 3;
+                        symbol
+                    })
+                    .collect()
+            })
+        })
+    }
+
+    /// Frames `bytes`, shown to the framing in steps of `step` bytes, as a worker would.
+    fn frames(framing: &Framing, bytes: &[u8], step: usize) -> (Vec<Vec<u8>>, usize) {
+        let (mut bodies, mut start, mut scanned) = (Vec::new(), 0, 0);
+        for end in (step..=bytes.len()).step_by(step).chain([bytes.len()]) {
+            while let Found::Frame(bounds) =
+                framing.find(&bytes[start..end], &mut scanned, usize::MAX)
+            {
+                let body = start + bounds.skip..start + bounds.skip + bounds.body;
+                bodies.push(bytes[body].to_vec());
+                start += bounds.total;
+                scanned = 0;
+            }
+        }
+        (bodies, bytes.len() - start)
+    }
+
+    #[test]
+    fn lines_are_what_split_says_whatever_the_fragments() {
+        let framing = Framing::Delimited(b'\n');
+        for bytes in strings() {
+            let mut expected: Vec<Vec<u8>> =
+                bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+            let rest = expected.pop().unwrap_or_default();
+            for step in 1..=bytes.len().max(1) {
+                assert_eq!(frames(&framing, &bytes, step), (expected.clone(), rest.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn length_prefixes_agree_with_a_naive_reader_whatever_the_fragments() {
+        let framing = Framing::LengthPrefixed { prefix: Prefix::U8, limit: 0 };
+        for bytes in strings() {
+            let (mut expected, mut rest) = (Vec::new(), &bytes[..]);
+            while let Some((&length, behind)) = rest.split_first() {
+                let Some(body) = behind.get(..usize::from(length)) else { break };
+                expected.push(body.to_vec());
+                rest = &behind[body.len()..];
+            }
+            for step in 1..=bytes.len().max(1) {
+                assert_eq!(frames(&framing, &bytes, step), (expected.clone(), rest.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_prefix_reads_its_width_and_order() {
+        let cases: [(Prefix, &[u8]); 5] = [
+            (Prefix::U8, &[3]),
+            (Prefix::U16Be, &[0, 3]),
+            (Prefix::U16Le, &[3, 0]),
+            (Prefix::U32Be, &[0, 0, 0, 3]),
+            (Prefix::U32Le, &[3, 0, 0, 0]),
+        ];
+        for (prefix, bytes) in cases {
+            let framing = Framing::LengthPrefixed { prefix, limit: 0 };
+            let skip = bytes.len();
+            for short in 0..bytes.len() {
+                assert_eq!(find(&framing, &bytes[..short], 64), Found::Partial);
+            }
+            let mut frame = bytes.to_vec();
+            frame.extend(b"ab");
+            assert_eq!(find(&framing, &frame, 64), Found::Partial);
+            frame.extend(b"cd");
+            let bounds = Bounds { skip, body: 3, total: skip + 3 };
+            assert_eq!(find(&framing, &frame, 64), Found::Frame(bounds));
+            assert_eq!(find(&framing, &frame, skip + 3), Found::Frame(bounds));
+            assert_eq!(find(&framing, &frame, skip + 2), Found::Overlong);
+            assert_eq!(
+                framing.remainder(2),
+                Bounds { skip: skip.min(2), body: 2 - skip.min(2), total: 2 }
+            );
+        }
+    }
+
+    #[test]
+    fn a_length_over_its_limit_is_overlong_before_its_body_arrives() {
+        let framing = Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: 10 };
+        assert_eq!(find(&framing, &[0, 0, 0, 11], 5120), Found::Overlong);
+        assert_eq!(find(&framing, &[0, 0, 0, 10], 5120), Found::Partial);
+        assert_eq!(find(&framing, &[0xff; 4], 5120), Found::Overlong);
+    }
+
+    #[test]
+    fn a_custom_frame_of_nothing_or_of_more_than_was_shown_is_invalid() {
+        for (answer, expected) in [
+            (Frame::Complete(0), Found::Invalid),
+            (Frame::Complete(4), Found::Invalid),
+            (Frame::Complete(usize::MAX), Found::Invalid),
+            (Frame::Complete(3), Found::Frame(Bounds { skip: 0, body: 3, total: 3 })),
+            (Frame::Partial, Found::Partial),
+            (Frame::Invalid, Found::Invalid),
+        ] {
+            assert_eq!(find(&Framing::custom(move |_| answer), b"abc", 8), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_held_is_never_a_frame_and_never_shown_to_a_custom_framing() {
+        let framing = Framing::custom(|held| {
+            assert!(!held.is_empty());
+            Frame::Complete(1)
+        });
+        assert_eq!(find(&framing, b"", 8), Found::Partial);
+        assert_eq!(find(&Framing::Delimited(b'\n'), b"", 8), Found::Partial);
+    }
+}

@@ -1,0 +1,134 @@
+//! Handle: the remote control of a manager, for other threads.
+//!
+//! Every call queues a command and returns; none waits for the loop, but `stats`. It knows the
+//! mailbox, not the manager behind it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::error::{Error, PutError};
+use crate::id::ConnId;
+use crate::mailbox::{Command, Mailbox};
+use crate::socket::Socket;
+use crate::stats::Stats;
+
+/// Controls a [`Manager`](crate::Manager) from other threads; from
+/// [`Manager::handle`](crate::Manager::handle). Cheap to clone; outlives a stop and a restart.
+///
+/// Commands are carried out in the order they were queued, each at a turn boundary; at most
+/// 65,536 wait at a time. A command for a connection that no longer exists is counted
+/// ([`Stats::stale_commands`]) and does nothing. Queueing takes a lock and allocates, so no call
+/// may be made from a signal handler.
+///
+/// ```
+/// use pool_manager::{Config, Framing, Manager};
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// let mut manager = Manager::new(Config::new().framing(Framing::Drained), |conn, body| {
+///     conn.write_all(body)
+/// })?;
+/// manager.start()?;
+/// let handle = manager.handle();
+/// let client = std::thread::spawn(move || -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+///     let (mut peer, ours) = UnixStream::pair()?;
+///     handle.put(ours)?;
+///     peer.write_all(b"hello")?;
+///     let mut reply = [0; 5];
+///     peer.read_exact(&mut reply)?;
+///     handle.stop()?;
+///     Ok(String::from_utf8(reply.to_vec())?)
+/// });
+/// manager.run()?;
+/// assert_eq!(client.join().unwrap().unwrap(), "hello");
+/// # Ok::<(), pool_manager::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Handle {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Handle {
+    /// How long [`Handle::stats`] waits for a turn.
+    const STATS_PATIENCE: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Puts a socket. The answer "busy" is immediate: a place is taken, in one atomic step,
+    /// before the socket is queued. A socket that then proves unsuitable is closed and logged.
+    ///
+    /// # Errors
+    /// [`PutError`], with the socket inside.
+    pub fn put(&self, socket: impl Into<Socket>) -> Result<(), PutError> {
+        self.mailbox
+            .post_put(socket.into())
+            .map_err(|(socket, refusal)| PutError::refused(socket, refusal, self.mailbox.clone()))
+    }
+
+    /// Sends bytes to a connection, behind what it has been sent already. If more than
+    /// `write_limit` would be unsent, the connection is closed.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`], [`Error::Dropped`], [`Error::QueueFull`].
+    pub fn send(&self, id: ConnId, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
+        self.post(Command::Send(id, bytes.into()))
+    }
+
+    /// Closes a connection after flushing what it has been sent.
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn close(&self, id: ConnId) -> Result<(), Error> {
+        self.post(Command::Close(id))
+    }
+
+    /// Stops reading from and delivering for a connection; its deadlines stand still unless it
+    /// owes a reply.
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn pause(&self, id: ConnId) -> Result<(), Error> {
+        self.post(Command::Pause(id))
+    }
+
+    /// Takes up again what [`Handle::pause`] stopped; the idle deadline starts anew.
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn resume(&self, id: ConnId) -> Result<(), Error> {
+        self.post(Command::Resume(id))
+    }
+
+    /// Changes the configuration at the next turn boundary. What is then in effect,
+    /// [`Manager::config`](crate::Manager::config) tells.
+    ///
+    /// # Errors
+    /// [`Error::Config`] at once if it is invalid; else as [`Handle::send`].
+    pub fn set_config(&self, config: Config) -> Result<(), Error> {
+        self.post(Command::SetConfig(Box::new(config.checked()?)))
+    }
+
+    /// Asks for a graceful stop; the report is what [`Manager::run`](crate::Manager::run) returns.
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn stop(&self) -> Result<(), Error> {
+        self.post(Command::Stop)
+    }
+
+    /// A snapshot of the counters as of the next turn. Waits for it, at most a second; if no turn
+    /// comes by then, or the manager is not running, it is the last one taken.
+    ///
+    /// In a callback there is no next turn to wait for: do not call it there.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.mailbox.stats(Self::STATS_PATIENCE)
+    }
+
+    fn post(&self, command: Command) -> Result<(), Error> {
+        self.mailbox.post(command).map_err(Error::from)
+    }
+}

@@ -1,0 +1,251 @@
+//! Handler: the user's side of the loop, and Conn: a callback's view of its connection.
+//!
+//! A callback runs inline, on the loop's thread, with borrows of exactly one connection; it can
+//! reach nothing else but the desk. This room knows no I/O: what a callback writes is queued.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::command::Desk;
+use crate::id::ConnId;
+use crate::output::Output;
+use crate::socket::Socket;
+use crate::time::Now;
+use crate::vitals::{Cause, CloseReason, Vitals};
+
+/// What is done with connections and their requests. Any
+/// `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is one; implement it for a state per connection
+/// or for the other hooks.
+///
+/// All hooks run inline on the loop's thread: while one runs, nobody else is served. An error
+/// closes that connection after flushing ([`CloseReason::Failed`]). A panic closes that connection
+/// and nothing else ([`CloseReason::Panicked`]), unless the program is built with
+/// `panic = "abort"`; what the panicking callback wrote is not sent.
+///
+/// ```
+/// use pool_manager::{Config, Conn, Framing, Handler, Manager};
+/// use std::io::{self, Write};
+///
+/// struct Counter;
+///
+/// impl Handler for Counter {
+///     type Session = u64;
+///
+///     fn request(&mut self, conn: &mut Conn<'_>, count: &mut u64, _line: &[u8]) -> io::Result<()> {
+///         *count += 1;
+///         writeln!(conn, "{count}")
+///     }
+/// }
+///
+/// let lines = Config::new().framing(Framing::Delimited(b'\n'));
+/// let manager = Manager::with_handler(lines, Counter)?;
+/// # Ok::<(), pool_manager::Error>(())
+/// ```
+pub trait Handler {
+    /// What is kept per connection, next to the worker that serves it.
+    type Session: Default;
+
+    /// A connection is new. What is written here goes out first.
+    ///
+    /// # Errors
+    /// The connection is closed after flushing.
+    fn opened(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
+        let _ = (conn, session);
+        Ok(())
+    }
+
+    /// A request is there: `body` is what the framing made of the stream, and
+    /// [`Conn::cause`] says why it is delivered now.
+    ///
+    /// # Errors
+    /// The connection is closed after flushing.
+    fn request(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        body: &[u8],
+    ) -> io::Result<()>;
+
+    /// A reply that had to wait for the peer has gone out entirely: time to write more of a long
+    /// one. Not called for replies that went out at once.
+    ///
+    /// # Errors
+    /// The connection is closed after flushing.
+    fn flushed(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
+        let _ = (conn, session);
+        Ok(())
+    }
+
+    /// A connection has ended: exactly once for each, and the last that is heard of it.
+    fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
+        let _ = (end, session, desk);
+    }
+}
+
+impl<F> Handler for F
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    type Session = ();
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        self(conn, body)
+    }
+}
+
+/// How a connection ended.
+///
+/// ```
+/// use pool_manager::End;
+/// fn log(end: &End) {
+///     println!("{} closed because {}: {} in, {} out", end.id, end.reason, end.bytes_in, end.bytes_out);
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct End {
+    /// The connection; no callback names it after this.
+    pub id: ConnId,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// How long it lasted, in whole milliseconds.
+    pub age: Duration,
+    /// Bytes read from it.
+    pub bytes_in: u64,
+    /// Bytes written to it.
+    pub bytes_out: u64,
+    /// Bytes read that no callback saw.
+    pub bytes_dropped: u64,
+    /// Bytes of reply that were never sent.
+    pub bytes_unsent: u64,
+}
+
+/// A callback's view of its connection.
+///
+/// Writing to it ([`io::Write`]) queues bytes and never blocks; all that one turn wrote goes out
+/// in one system call, after the callbacks of that turn. A write that would leave more than
+/// [`write_limit`](crate::Config::write_limit) unsent fails, queues nothing and closes the
+/// connection.
+///
+/// ```
+/// use pool_manager::{Config, Manager};
+/// use std::io::Write;
+/// let manager = Manager::new(Config::new(), |conn, body| {
+///     writeln!(conn, "{} sent {} bytes", conn.id(), body.len())?;
+///     conn.close();
+///     Ok(())
+/// });
+/// ```
+pub struct Conn<'a> {
+    pub(crate) vitals: &'a mut Vitals,
+    pub(crate) socket: &'a Socket,
+    pub(crate) output: &'a mut Output,
+    pub(crate) desk: &'a mut Desk,
+    pub(crate) write_limit: usize,
+    pub(crate) now: Now,
+    pub(crate) cause: Cause,
+}
+
+impl Conn<'_> {
+    /// The connection's identity, for commands and for maps.
+    #[must_use]
+    pub fn id(&self) -> ConnId {
+        self.vitals.id
+    }
+
+    /// The peer's address. Asks the kernel each time (`getpeername(2)`, one system call), so keep
+    /// it in the session if every request needs it. `None` for Unix sockets, and after a reset.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.socket.peer_addr()
+    }
+
+    /// The socket, to look at: its options, its peer's credentials. What is read from or written
+    /// to it here is missing from the stream that the pool sees.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        self.socket
+    }
+
+    /// Why this callback runs now.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// Bytes read from this connection so far.
+    #[must_use]
+    pub fn bytes_in(&self) -> u64 {
+        self.vitals.bytes_in
+    }
+
+    /// Bytes written to this connection so far; not those that wait to be sent.
+    #[must_use]
+    pub fn bytes_out(&self) -> u64 {
+        self.vitals.bytes_out
+    }
+
+    /// How long ago it was put, in whole milliseconds, as of the beginning of this turn.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.vitals.opened.until(self.now.tick)
+    }
+
+    /// Closes the connection after this callback: what was written is flushed, what is held is
+    /// not delivered.
+    pub fn close(&mut self) {
+        self.vitals.ending.get_or_insert(CloseReason::Requested);
+    }
+
+    /// Closes the connection after this callback, without flushing or lingering. If input is
+    /// unread the peer sees a reset, else an end of file.
+    pub fn abort(&mut self) {
+        self.vitals.ending = Some(CloseReason::Aborted);
+    }
+
+    /// Stops reading from and delivering for this connection after this callback, until it is
+    /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
+    /// meanwhile, unless it owes a reply.
+    pub fn pause(&mut self) {
+        self.vitals.paused = true;
+    }
+
+    /// Sets this connection's own idle deadline, in place of
+    /// [`clients_deadline`](crate::Config::clients_deadline), counted from the last byte that
+    /// moved. Rounded up to a millisecond, at most 49 days; zero goes back to the configured one.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.vitals.set_patience(deadline);
+    }
+
+    /// Where to leave what should be done to other connections, or to the manager.
+    pub fn desk(&mut self) -> &mut Desk {
+        self.desk
+    }
+}
+
+impl Write for Conn<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.output.push(bytes, self.write_limit) {
+            return Ok(bytes.len());
+        }
+        self.vitals.ending = Some(CloseReason::WriteLimit);
+        Err(io::Error::new(io::ErrorKind::StorageFull, "more reply than write_limit is unsent"))
+    }
+
+    /// Does nothing: everything goes out at the end of the turn.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Conn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.vitals.id)
+            .field("cause", &self.cause)
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,136 @@
+//! Who a readiness event is for: `ConnId` and its packing into a 64-bit token.
+//!
+//! Slab re-issues the last freed index first, so an index alone would hand an event of a dead
+//! worker to its successor. A generation in the upper half tells them apart. This room knows
+//! neither sockets nor workers.
+
+use std::fmt;
+
+/// The identity of a connection: a worker's index and the generation that index is in.
+///
+/// Shown as `7.3`: index 7, third connection there. An id is never reused by the same manager,
+/// so a stale one names nobody rather than somebody else.
+///
+/// ```
+/// use pool_manager::{Config, Manager};
+/// use std::os::unix::net::UnixStream;
+///
+/// let mut manager = Manager::new(Config::new(), |_conn, _body| Ok(()))?;
+/// manager.start()?;
+/// let (_peer, ours) = UnixStream::pair()?;
+/// let id = manager.put(ours)?;
+/// assert_eq!(id.to_string(), "0.1");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId {
+    generation: u32,
+    index: u32,
+}
+
+impl ConnId {
+    /// The last generation an index may be in. The few above it mark tokens of other kinds;
+    /// an index that has used this one up is retired.
+    pub(crate) const LAST_GENERATION: u32 = u32::MAX - 3;
+
+    pub(crate) fn new(index: u32, generation: u32) -> Self {
+        debug_assert!((1..=Self::LAST_GENERATION).contains(&generation));
+        Self { generation, index }
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self.index as usize
+    }
+
+    pub(crate) fn generation(self) -> u32 {
+        self.generation
+    }
+
+    pub(crate) fn token(self) -> u64 {
+        pack(self.generation, self.index)
+    }
+
+    /// The id as one number, unique for the life of the manager: for maps and logs.
+    #[must_use]
+    pub fn as_u64(self) -> u64 {
+        self.token()
+    }
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnId({self})")
+    }
+}
+
+const WAKER: u32 = u32::MAX;
+const LISTENER: u32 = u32::MAX - 1;
+const LINGERER: u32 = u32::MAX - 2;
+
+/// What a token stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    Worker(ConnId),
+    Listener(usize),
+    Lingerer(usize),
+    Waker,
+}
+
+impl Token {
+    pub(crate) fn pack(self) -> u64 {
+        match self {
+            Self::Worker(id) => id.token(),
+            Self::Listener(index) => pack(LISTENER, index as u32),
+            Self::Lingerer(index) => pack(LINGERER, index as u32),
+            Self::Waker => pack(WAKER, 0),
+        }
+    }
+
+    pub(crate) fn unpack(token: u64) -> Self {
+        let (generation, index) = ((token >> 32) as u32, token as u32);
+        match generation {
+            WAKER => Self::Waker,
+            LISTENER => Self::Listener(index as usize),
+            LINGERER => Self::Lingerer(index as usize),
+            _ => Self::Worker(ConnId { generation, index }),
+        }
+    }
+}
+
+fn pack(generation: u32, index: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_unpacks_to_what_was_packed() {
+        let last = ConnId::LAST_GENERATION;
+        for index in [0, 1, 7, u32::MAX] {
+            for generation in [1, 2, last] {
+                let token = Token::Worker(ConnId::new(index, generation));
+                assert_eq!(Token::unpack(token.pack()), token);
+            }
+            for token in [Token::Listener(index as usize), Token::Lingerer(index as usize)] {
+                assert_eq!(Token::unpack(token.pack()), token);
+            }
+        }
+        assert_eq!(Token::unpack(Token::Waker.pack()), Token::Waker);
+    }
+
+    #[test]
+    fn an_id_reads_as_index_and_generation() {
+        let id = ConnId::new(7, 3);
+        assert_eq!(id.to_string(), "7.3");
+        assert_eq!(format!("{id:?}"), "ConnId(7.3)");
+        assert_eq!(id.as_u64(), 3 << 32 | 7);
+    }
+}

@@ -1,0 +1,187 @@
+//! Listeners: when to accept, how much at a time, and why not now.
+//!
+//! Readiness of a listener is edge-triggered as well, so it is remembered until `accept` says
+//! `WouldBlock`. A listener that may not run now is not forgotten either: it runs as soon as the
+//! reason is gone. What is done with an accepted connection is the manager's affair.
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use crate::backend::{Backend, Bound};
+use crate::config::Overload;
+use crate::id::Token;
+use crate::places::Places;
+use crate::socket::Socket;
+use crate::stats::Stats;
+use crate::time::{Now, Tick};
+use crate::unix::Claim;
+
+/// Connections accepted from one listener a turn.
+pub(crate) const ACCEPTS: u32 = 64;
+
+/// How long to pause when descriptors have run out: at most 20 attempts a second, and never
+/// more than 100 ms behind a descriptor that was freed.
+const STARVED_PAUSE: Duration = Duration::from_millis(60);
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+struct Listener<L> {
+    socket: L,
+    /// The kernel said that there is something to accept, and no `WouldBlock` came since.
+    ready: bool,
+    /// The path to remove at the end, for one in the file system.
+    _claim: Option<Claim>,
+}
+
+/// All listeners of a manager. What starves one starves all, so they pause together.
+#[derive(Debug)]
+pub(crate) struct Listeners<L> {
+    all: Vec<Listener<L>>,
+    /// Descriptors or kernel memory ran out: nothing is accepted before this.
+    starved_until: Option<Tick>,
+    warned: Option<Tick>,
+}
+
+/// What one attempt to accept gave.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// A connection that has a place.
+    Placed(Socket),
+    /// A connection for which there is no place.
+    Refused(Socket),
+    /// An error of this one connection: the next may be well.
+    Skip,
+    /// Nothing more now.
+    Nothing,
+}
+
+impl<L> Listeners<L> {
+    pub(crate) fn new() -> Self {
+        Self { all: Vec::new(), starved_until: None, warned: None }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn listen<B: Backend<Listener = L>>(
+        &mut self,
+        backend: &mut B,
+        bound: Bound,
+        claim: Option<Claim>,
+    ) -> io::Result<()> {
+        let token = Token::Listener(self.all.len()).pack();
+        let socket = backend.listen(bound, token)?;
+        self.all.push(Listener { socket, ready: false, _claim: claim });
+        Ok(())
+    }
+
+    /// Notes that there is something to accept. False if there is no such listener.
+    pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
+        let listener = self.all.get_mut(index);
+        listener.map(|listener| listener.ready = true).is_some()
+    }
+
+    /// Whether a listener may run now.
+    pub(crate) fn can_run(&self, places: &Places, overload: &Overload) -> bool {
+        self.starved_until.is_none() && self.any_ready() && !is_paused(places, overload)
+    }
+
+    /// When to try again after descriptors ran out.
+    pub(crate) fn next_due(&self) -> Option<Tick> {
+        self.starved_until.filter(|_| self.any_ready())
+    }
+
+    /// Lets starved listeners try again once their pause is over.
+    pub(crate) fn wake_starved(&mut self, now: Now) {
+        self.starved_until = self.starved_until.filter(|&until| until > now.tick);
+    }
+
+    /// Takes one connection from a listener's queue. Its place is taken before it is accepted,
+    /// so that one left in the queue was never promised anything.
+    pub(crate) fn accept<B: Backend<Listener = L>>(
+        &mut self,
+        index: usize,
+        backend: &mut B,
+        places: &Places,
+        overload: &Overload,
+        stats: &mut Stats,
+        now: Now,
+    ) -> Accepted {
+        if self.starved_until.is_some() || !self.all[index].ready {
+            return Accepted::Nothing;
+        }
+        let promised = places.take();
+        if !promised && is_paused(places, overload) {
+            return Accepted::Nothing;
+        }
+        stats.accepts += 1;
+        let outcome = backend.accept(&mut self.all[index].socket);
+        if outcome.is_err() && promised {
+            places.release();
+        }
+        match outcome {
+            Ok(socket) => {
+                stats.accepted += 1;
+                if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.all[index].ready = false;
+                Accepted::Nothing
+            }
+            Err(error) if concerns_one(&error) => {
+                stats.accept_errors += 1;
+                Accepted::Skip
+            }
+            Err(error) => {
+                stats.starved += 1;
+                self.starve(&error, now);
+                Accepted::Nothing
+            }
+        }
+    }
+
+    /// Stops listening.
+    pub(crate) fn clear<B: Backend<Listener = L>>(&mut self, backend: &mut B) {
+        for listener in self.all.drain(..) {
+            backend.close_listener(listener.socket);
+        }
+        self.starved_until = None;
+    }
+
+    fn any_ready(&self) -> bool {
+        self.all.iter().any(|listener| listener.ready)
+    }
+
+    fn starve(&mut self, error: &io::Error, now: Now) {
+        self.starved_until = Some(now.stamp.after(STARVED_PAUSE));
+        if self.warned.is_none_or(|warned| warned.after(WARN_INTERVAL) <= now.tick) {
+            self.warned = Some(now.stamp);
+            log::warn!(
+                "can't accept, will try again: {error}; raise the descriptor limit or lower max_workers"
+            );
+        }
+    }
+}
+
+fn is_paused(places: &Places, overload: &Overload) -> bool {
+    matches!(overload, Overload::Pause) && !places.any_free()
+}
+
+/// `accept(2)` also reports errors of the connection that it would have returned. What is none of
+/// these and not `WouldBlock` is taken for a shortage (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`).
+fn concerns_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Interrupted
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::PermissionDenied
+            | ErrorKind::TimedOut
+            | ErrorKind::NetworkDown
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::HostUnreachable
+            | ErrorKind::Unsupported
+    )
+}

@@ -1,0 +1,265 @@
+//! Mailbox: the one place where other threads meet the loop.
+//!
+//! It holds the commands that handles queue, the places they take, and the stats they read; the
+//! loop owns everything else. It knows what a command is, not what it does.
+//!
+//! # Why no wake is lost
+//! A sender pushes the command under the lock, *then* sets `pending`, and wakes the loop only if
+//! `pending` was clear. The loop clears `pending`, *then* takes the queue under the lock, and
+//! never waits while `pending` is set. So a command is either in the queue when the loop takes it,
+//! or its sender finds `pending` clear and wakes the loop. The other order would lose the
+//! command that arrives between taking and clearing.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::id::ConnId;
+use crate::places::Places;
+use crate::socket::Socket;
+use crate::stats::Stats;
+
+/// Interrupts the backend's wait, from any thread.
+pub type Wake = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// Commands that may be queued at a time, by handles and by callbacks each.
+pub(crate) const COMMANDS_MOST: usize = 65_536;
+
+/// What callbacks and handles ask for; done at the turn boundary.
+pub(crate) enum Command {
+    /// A connection whose place is taken already.
+    Put(Socket),
+    /// A refused connection whose last word is written.
+    Linger(Socket),
+    Send(ConnId, Vec<u8>),
+    Close(ConnId),
+    Pause(ConnId),
+    Resume(ConnId),
+    SetConfig(Box<Config>),
+    PublishStats,
+    Stop,
+}
+
+/// Why a command was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NotRunning,
+    Dropped,
+    QueueFull,
+    Busy,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Loop {
+    #[default]
+    Stopped,
+    Running,
+    Stopping,
+    Dropped,
+}
+
+#[derive(Default)]
+struct Queue {
+    commands: VecDeque<Command>,
+    wake: Option<Wake>,
+    state: Loop,
+}
+
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    pub(crate) places: Places,
+    pending: AtomicBool,
+    queue: Mutex<Queue>,
+    stats: Mutex<(u64, Stats)>,
+    published: Condvar,
+}
+
+impl Mailbox {
+    /// Queues a command and wakes the loop.
+    pub(crate) fn post(&self, command: Command) -> Result<(), Refusal> {
+        let mut queue = lock(&self.queue);
+        queue.admits()?;
+        queue.commands.push_back(command);
+        self.wake(queue);
+        Ok(())
+    }
+
+    /// Takes a place for `socket` and queues it, or gives it back.
+    pub(crate) fn post_put(&self, socket: Socket) -> Result<(), (Socket, Refusal)> {
+        let mut queue = lock(&self.queue);
+        if let Err(refusal) = queue.admits() {
+            return Err((socket, refusal));
+        }
+        if queue.state == Loop::Stopping {
+            return Err((socket, Refusal::NotRunning));
+        }
+        if !self.places.take() {
+            return Err((socket, Refusal::Busy));
+        }
+        queue.commands.push_back(Command::Put(socket));
+        self.wake(queue);
+        Ok(())
+    }
+
+    /// A wake that fails is not an error: the loop looks at `pending` before it waits, so the
+    /// command is done at the next turn in any case.
+    fn wake(&self, queue: MutexGuard<'_, Queue>) {
+        let wake = queue.wake.clone();
+        drop(queue);
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            if let Some(Err(error)) = wake.map(|wake| wake()) {
+                log::warn!(
+                    "could not wake the loop, which will see to it at its next turn: {error}"
+                );
+            }
+        }
+    }
+
+    /// Whether there is something to take.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// Moves all queued commands to the back of `into`.
+    pub(crate) fn take(&self, into: &mut VecDeque<Command>) {
+        if self.pending.swap(false, Ordering::AcqRel) {
+            into.append(&mut lock(&self.queue).commands);
+        }
+    }
+
+    /// Lets commands in, from a loop that `wake` interrupts.
+    pub(crate) fn open(&self, wake: Wake) {
+        let mut queue = lock(&self.queue);
+        queue.wake = Some(wake);
+        queue.state = Loop::Running;
+    }
+
+    /// Lets no more sockets in.
+    pub(crate) fn refuse_puts(&self) {
+        lock(&self.queue).state = Loop::Stopping;
+    }
+
+    /// Lets no more commands in, until it is opened again, and gives back those that are left.
+    pub(crate) fn close(&self) -> VecDeque<Command> {
+        self.shut(Loop::Stopped)
+    }
+
+    /// As [`Mailbox::close`], for good.
+    pub(crate) fn abandon(&self) -> VecDeque<Command> {
+        self.shut(Loop::Dropped)
+    }
+
+    fn shut(&self, state: Loop) -> VecDeque<Command> {
+        let mut queue = lock(&self.queue);
+        queue.state = state;
+        queue.wake = None;
+        self.pending.store(false, Ordering::Release);
+        std::mem::take(&mut queue.commands)
+    }
+
+    pub(crate) fn publish(&self, stats: &Stats) {
+        let mut latest = lock(&self.stats);
+        *latest = (latest.0 + 1, *stats);
+        self.published.notify_all();
+    }
+
+    /// The stats as of the loop's next turn, or as last published if none comes within `patience`.
+    pub(crate) fn stats(&self, patience: Duration) -> Stats {
+        let latest = lock(&self.stats);
+        let seen = latest.0;
+        drop(latest);
+        let asked = self.post(Command::PublishStats).is_ok();
+        let latest = lock(&self.stats);
+        if !asked {
+            return latest.1;
+        }
+        self.published
+            .wait_timeout_while(latest, patience, |latest| latest.0 == seen)
+            .map_or_else(|poisoned| poisoned.into_inner().0.1, |(latest, _)| latest.1)
+    }
+}
+
+impl Queue {
+    fn admits(&self) -> Result<(), Refusal> {
+        match self.state {
+            Loop::Stopped => Err(Refusal::NotRunning),
+            Loop::Dropped => Err(Refusal::Dropped),
+            Loop::Running | Loop::Stopping if self.commands.len() >= COMMANDS_MOST => {
+                Err(Refusal::QueueFull)
+            }
+            Loop::Running | Loop::Stopping => Ok(()),
+        }
+    }
+}
+
+/// No code that can panic runs under these locks, so a poisoned one is whole all the same.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queue = lock(&self.queue);
+        f.debug_struct("Mailbox")
+            .field("state", &queue.state)
+            .field("commands", &queue.commands.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    fn opened() -> (Mailbox, Arc<AtomicUsize>) {
+        let (mailbox, wakes) = (Mailbox::default(), Arc::new(AtomicUsize::new(0)));
+        let counter = wakes.clone();
+        mailbox.open(Arc::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }));
+        (mailbox, wakes)
+    }
+
+    #[test]
+    fn a_million_posts_between_two_turns_wake_the_loop_once() {
+        let (mailbox, wakes) = opened();
+        let mut taken = VecDeque::new();
+        for turn in 1..=16 {
+            for _ in 0..COMMANDS_MOST {
+                mailbox.post(Command::Stop).unwrap();
+            }
+            assert_eq!(mailbox.post(Command::Stop), Err(Refusal::QueueFull));
+            assert_eq!(wakes.load(Ordering::Relaxed), turn);
+            mailbox.take(&mut taken);
+            assert_eq!(taken.drain(..).count(), COMMANDS_MOST);
+        }
+    }
+
+    #[test]
+    fn a_failed_wake_loses_no_command() {
+        let mailbox = Mailbox::default();
+        mailbox.open(Arc::new(|| Err(io::ErrorKind::Other.into())));
+        mailbox.post(Command::Stop).unwrap();
+        assert!(mailbox.is_pending());
+        let mut taken = VecDeque::new();
+        mailbox.take(&mut taken);
+        assert_eq!(taken.len(), 1);
+        assert!(!mailbox.is_pending());
+    }
+
+    #[test]
+    fn commands_left_at_the_end_are_given_back_once() {
+        let (mailbox, _wakes) = opened();
+        mailbox.post(Command::Stop).unwrap();
+        assert_eq!(mailbox.close().len(), 1);
+        assert_eq!(mailbox.post(Command::Stop), Err(Refusal::NotRunning));
+        assert_eq!(mailbox.abandon().len(), 0);
+        assert_eq!(mailbox.post(Command::Stop), Err(Refusal::Dropped));
+    }
+}

@@ -1,0 +1,369 @@
+//! Manager: the life cycle, and the turn. Read [`Manager::turn`] first; the rest of this file is
+//! its phases, in the order in which they run.
+//!
+//! It owns everything and decides nothing by itself: who is served is the pool's affair, what is
+//! done with a connection the worker's, and the world is behind the backend.
+
+mod connection;
+mod control;
+mod stopping;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Backend, Os};
+use crate::command::Desk;
+use crate::config::Config;
+use crate::error::Error;
+use crate::handler::{Conn, Handler};
+use crate::id::Token;
+use crate::lingering::Lingering;
+use crate::listener::{ACCEPTS, Accepted, Listeners};
+use crate::mailbox::Mailbox;
+use crate::pool::{Due, Pool};
+use crate::report::{StopReport, Turn};
+use crate::spares::Spares;
+use crate::stats::Stats;
+use crate::time::{Now, Tick};
+
+use control::SlowWarning;
+use stopping::Drain;
+
+/// What one turn does at most, so that no phase keeps the others waiting. Connections have a
+/// budget of their own per visit, listeners one per listener.
+const COMMANDS: usize = 1024;
+const TIMERS: usize = 256;
+
+/// No wait is longer, whatever a system's timeout can express.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+
+/// A connection pool on one thread: configuration, life cycle and the loop.
+///
+/// The calls come in this order:
+///
+/// 1. **Make** it: [`new`](Manager::new) with a closure, or
+///    [`with_handler`](Manager::with_handler).
+/// 2. **Start** it: [`start`](Manager::start), then [`listen`](Manager::listen),
+///    [`listen_on`](Manager::listen_on), [`listen_unix`](Manager::listen_unix) or
+///    [`put`](Manager::put) connections that come from elsewhere.
+/// 3. **Turn** it: [`run`](Manager::run) until it is stopped, or call [`turn`](Manager::turn) from
+///    a loop of your own; [`next_deadline`](Manager::next_deadline) and the descriptor
+///    ([`AsFd`](std::os::fd::AsFd)) say when.
+/// 4. **Control** it between turns, or from other threads through a [`handle`](Manager::handle):
+///    [`set_config`](Manager::set_config), [`stats`](Manager::stats).
+/// 5. **Stop** it: [`stop`](Manager::stop), after which it can be started again. Dropping it
+///    closes everything at once.
+///
+/// ```
+/// use pool_manager::{Config, Framing, Manager};
+/// use std::io::{Read, Write};
+/// use std::net::TcpStream;
+/// use std::time::Duration;
+///
+/// let config = Config::new().framing(Framing::Drained);
+/// let mut echo = Manager::new(config, |conn, body| conn.write_all(body))?;
+/// echo.start()?;
+/// let addr = echo.listen("127.0.0.1:0")?;
+///
+/// let mut client = TcpStream::connect(addr)?;
+/// client.write_all(b"hello")?;
+/// while echo.stats().bytes_out < 5 {
+///     echo.turn(Some(Duration::from_secs(1)))?;
+/// }
+/// let mut reply = [0; 5];
+/// client.read_exact(&mut reply)?;
+/// assert_eq!(&reply, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Manager<H: Handler, B: Backend = Os> {
+    config: Config,
+    handler: H,
+    backend: B,
+    pool: Pool<H::Session>,
+    listeners: Listeners<B::Listener>,
+    lingering: Lingering,
+    desk: Desk,
+    mailbox: Arc<Mailbox>,
+    spares: Spares,
+    stats: Stats,
+    now: Now,
+    reap_at: Tick,
+    slow_warning: SlowWarning,
+    phase: Phase,
+}
+
+/// Where a manager is in its life.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Stopped,
+    Running,
+    Stopping(Drain),
+}
+
+/// A closure as the handler: no state per connection, no hooks.
+impl<F> Manager<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    /// A manager that runs `request` on each request.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is invalid.
+    pub fn new(config: Config, request: F) -> Result<Self, Error> {
+        Self::with_handler(config, request)
+    }
+}
+
+impl<H: Handler> Manager<H> {
+    /// A manager with a handler that keeps a session per connection.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is invalid.
+    pub fn with_handler(config: Config, handler: H) -> Result<Self, Error> {
+        Self::with_backend(config, handler, Os::new())
+    }
+}
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// A manager over another world than the operating system's.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is invalid.
+    pub fn with_backend(config: Config, handler: H, mut backend: B) -> Result<Self, Error> {
+        let config = config.checked()?;
+        let mailbox = Arc::new(Mailbox::default());
+        Ok(Self {
+            now: Now::new(backend.now()),
+            config,
+            handler,
+            backend,
+            pool: Pool::new(),
+            listeners: Listeners::new(),
+            lingering: Lingering::new(),
+            desk: Desk::new(mailbox.clone()),
+            mailbox,
+            spares: Spares::default(),
+            stats: Stats::default(),
+            reap_at: Tick(0),
+            slow_warning: SlowWarning::default(),
+            phase: Phase::Stopped,
+        })
+    }
+
+    /// Opens the event loop and warms `min_workers`. From here on sockets can be put.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRunning`]; [`Error::Start`] if descriptors have run out, in which case
+    /// none stays open and a later start may succeed.
+    pub fn start(&mut self) -> Result<(), Error> {
+        if !matches!(self.phase, Phase::Stopped) {
+            return Err(Error::AlreadyRunning);
+        }
+        let wake = self.backend.start().map_err(Error::Start)?;
+        self.phase = Phase::Running;
+        self.mailbox.places.set_most(self.config.max_workers);
+        self.spares.configure(self.config.min_workers, self.config.buffer_size);
+        self.pool.reserve(self.config.min_workers);
+        self.desk.set_open(true);
+        self.mailbox.open(wake);
+        self.read_clock();
+        self.reap_at = self.now.stamp.after(self.config.reap_interval);
+        log::info!("started: {:?}", self.config);
+        Ok(())
+    }
+
+    /// Runs turns until a callback or a [`Handle`](crate::Handle) asks for a stop and it is done.
+    ///
+    /// # Errors
+    /// As [`Manager::turn`].
+    pub fn run(&mut self) -> Result<StopReport, Error> {
+        loop {
+            if let Some(report) = self.turn(None)?.stopped {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// One pass of the loop. Waits until something is ready or due, but not longer than
+    /// `timeout` (`None`: as long as it takes), and does a bounded amount of work.
+    ///
+    /// Called too early it does nothing and returns; called too late, what was due happens late,
+    /// but peers that spoke in time are not punished: reads go before deadlines. A signal ends
+    /// the wait early, and is no error.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Wait`] if readiness cannot be waited for, after which all
+    /// connections are closed and the manager is stopped.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
+        if matches!(self.phase, Phase::Stopped) {
+            return Err(Error::NotRunning);
+        }
+        self.wait(timeout)?;
+        self.read_clock();
+        self.run_commands();
+        let events = self.mark_ready();
+        let served = self.serve_ready();
+        let expired = self.expire_due();
+        let accepted = self.accept_new();
+        self.reap_spares();
+        self.warn_if_slow();
+        let stopped = self.finish_if_drained();
+        let next = self.due().map(|due| due.away(self.now.at));
+        Ok(Turn { events, served, expired, accepted, next, stopped })
+    }
+
+    /// 1. Wait. The clock is read before a wait that may block: time spent in callbacks, or
+    ///    outside, would make it oversleep.
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        let timeout = match self.due() {
+            _ if timeout == Some(Duration::ZERO) => timeout,
+            Some(due) if due <= self.now.tick => Some(Duration::ZERO),
+            Some(due) => {
+                let left = due.away(self.backend.now()).min(LONGEST_WAIT);
+                Some(timeout.map_or(left, |timeout| timeout.min(left)))
+            }
+            None => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
+        };
+        self.stats.waits += 1;
+        match self.backend.wait(timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                log::error!("can't wait for readiness, closing everything: {error}");
+                self.abort_all();
+                Err(Error::Wait(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// 2. Read the clock, once: everything in a turn sees the same time.
+    fn read_clock(&mut self) {
+        self.now = Now::new(self.backend.now());
+    }
+
+    /// 3. Commands of callbacks and handles, at most a batch.
+    fn run_commands(&mut self) {
+        self.stats.turns += 1;
+        self.desk.collect();
+        for _ in 0..COMMANDS {
+            let Some(command) = self.desk.next() else { break };
+            self.obey(command);
+        }
+    }
+
+    /// 4. Events go to the ready lists. Those for who is gone are counted and dropped.
+    fn mark_ready(&mut self) -> usize {
+        let (pool, lingering, listeners) =
+            (&mut self.pool, &mut self.lingering, &mut self.listeners);
+        let (mut events, mut stale) = (0, 0);
+        self.backend.events(|event| {
+            events += 1;
+            let known = match Token::unpack(event.token) {
+                Token::Worker(id) => pool.mark_ready(id, event),
+                Token::Lingerer(key) => lingering.mark_ready(key, event),
+                Token::Listener(index) => listeners.mark_ready(index),
+                Token::Waker => true,
+            };
+            stale += u64::from(!known);
+        });
+        self.stats.events += events as u64;
+        self.stats.stale_events += stale;
+        events
+    }
+
+    /// 5. Serve those that were ready when the phase began, once each.
+    fn serve_ready(&mut self) -> usize {
+        let ready = self.pool.ready();
+        for _ in 0..ready {
+            if let Some(id) = self.pool.pop_ready() {
+                self.serve(id);
+            }
+        }
+        let waste = self.spares.input.spare(usize::MAX);
+        self.lingering.serve(&mut self.backend, waste, &mut self.stats, self.now);
+        ready
+    }
+
+    /// 6. Deadlines, at most a batch, and after the reads.
+    fn expire_due(&mut self) -> usize {
+        let before = self.stats.timers;
+        for _ in 0..TIMERS {
+            match self.pool.pop_due(self.now, &self.config) {
+                Some(Due::Expired(id)) => self.expire(id),
+                Some(Due::Early) => {}
+                None => break,
+            }
+        }
+        (self.stats.timers - before) as usize
+    }
+
+    /// 7. Accept, at most a batch a listener, and after those who are here were served.
+    fn accept_new(&mut self) -> usize {
+        let before = self.stats.accepted;
+        self.listeners.wake_starved(self.now);
+        for index in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS {
+                let (places, overload) = (&self.mailbox.places, &self.config.overload);
+                let (backend, stats) = (&mut self.backend, &mut self.stats);
+                match self.listeners.accept(index, backend, places, overload, stats, self.now) {
+                    Accepted::Placed(socket) => self.admit_accepted(socket),
+                    Accepted::Refused(socket) => self.refuse(socket),
+                    Accepted::Skip => {}
+                    Accepted::Nothing => break,
+                }
+            }
+        }
+        (self.stats.accepted - before) as usize
+    }
+
+    /// 8. Free warm buffers that were not needed.
+    fn reap_spares(&mut self) {
+        if self.spares.can_reap() && self.reap_at <= self.now.tick {
+            self.spares.reap();
+            self.reap_at = self.now.stamp.after(self.config.reap_interval);
+        }
+    }
+
+    /// When the next turn is due even if nothing becomes ready; a tick that has come if work is
+    /// left.
+    fn due(&self) -> Option<Tick> {
+        let work_left = self.pool.ready() > 0
+            || self.desk.has_work()
+            || self.lingering.has_work()
+            || self.listeners.can_run(&self.mailbox.places, &self.config.overload);
+        if work_left {
+            return Some(self.now.tick);
+        }
+        let reap = self.spares.can_reap().then_some(self.reap_at);
+        let drain = if let Phase::Stopping(drain) = self.phase { Some(drain.until) } else { None };
+        let timers = [
+            self.pool.next_due(),
+            self.lingering.next_due(),
+            self.listeners.next_due(),
+            reap,
+            drain,
+        ];
+        timers.into_iter().flatten().min()
+    }
+}
+
+impl<H: Handler, B: Backend> Drop for Manager<H, B> {
+    /// Closes everything once, and waits for nothing.
+    fn drop(&mut self) {
+        if !matches!(self.phase, Phase::Stopped) {
+            self.abort_all();
+        }
+        self.mailbox.abandon();
+    }
+}
+
+impl<H: Handler, B: Backend> fmt::Debug for Manager<H, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("phase", &self.phase)
+            .field("live", &self.pool.live())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,211 @@
+//! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Manager, Phase};
+use crate::backend::Backend;
+use crate::config::Overload;
+use crate::error::{PutError, PutErrorKind};
+use crate::handler::{End, Handler};
+use crate::id::ConnId;
+use crate::lingering;
+use crate::mailbox::Refusal;
+use crate::socket::Socket;
+use crate::vitals::{CloseReason, Vitals};
+use crate::worker::{Verdict, Visit, Worker};
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// Gives a connected socket to a worker; it is served from the next turn on. It is made
+    /// non-blocking; one with a linger time set (`SO_LINGER`) may block when it is closed.
+    ///
+    /// # Errors
+    /// [`PutError`], with the socket inside: the pool is busy or not running, or the socket
+    /// cannot be waited for.
+    pub fn put(&mut self, socket: impl Into<Socket>) -> Result<ConnId, PutError> {
+        let socket = socket.into();
+        let mailbox = self.mailbox.clone();
+        if !matches!(self.phase, Phase::Running) {
+            return Err(PutError::refused(socket, Refusal::NotRunning, mailbox));
+        }
+        if !mailbox.places.take() {
+            self.stats.busy += 1;
+            return Err(PutError::refused(socket, Refusal::Busy, mailbox));
+        }
+        self.read_clock();
+        self.adopt(socket).map_err(|(socket, error)| {
+            PutError::new(socket, PutErrorKind::Unsuitable(error), mailbox)
+        })
+    }
+
+    /// Admits a socket that may still be in blocking mode.
+    pub(super) fn adopt(&mut self, socket: Socket) -> Result<ConnId, (Socket, io::Error)> {
+        if let Err(error) = socket.set_nonblocking() {
+            self.mailbox.places.release();
+            return Err((socket, error));
+        }
+        self.admit(socket)
+    }
+
+    /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
+    /// free again.
+    fn admit(&mut self, socket: Socket) -> Result<ConnId, (Socket, io::Error)> {
+        let id = self.pool.next_id();
+        if let Err(error) = self.backend.register(&socket, id.token()) {
+            self.mailbox.places.release();
+            return Err((socket, error));
+        }
+        let worker = Worker::new(Vitals::new(id, self.now), socket, H::Session::default());
+        self.pool.insert(worker, &self.config);
+        self.stats.put += 1;
+        self.stats.peak = self.stats.peak.max(self.pool.live() as u64);
+        if self.config.debug {
+            log::debug!("{id}: put");
+        }
+        if let Some((worker, mut visit)) = self.visit(id) {
+            worker.open(&mut visit);
+            if worker.owes() || worker.vitals.ending.is_some() {
+                self.pool.list(id);
+            }
+            self.pool.file(id, &self.config);
+        }
+        Ok(id)
+    }
+
+    /// Admits a connection that a listener accepted: nobody is there to give it back to.
+    pub(super) fn admit_accepted(&mut self, socket: Socket) {
+        let outcome = self.admit(socket);
+        warn_if_lost(outcome);
+    }
+
+    /// Tells a connection that the pool is busy, and closes it.
+    pub(super) fn refuse(&mut self, mut socket: Socket) {
+        self.stats.busy += 1;
+        if let Overload::Reject(last_word) = &self.config.overload {
+            self.stats.writes += 1;
+            // Best effort: a socket just accepted has room, or has been reset.
+            let _ = self.backend.write(&mut socket, last_word);
+        }
+        self.linger(socket);
+    }
+
+    /// Keeps a socket that is not registered until its last reply has arrived, within bounds.
+    pub(super) fn linger(&mut self, socket: Socket) {
+        let waste = self.spares.input.spare(usize::MAX);
+        self.lingering.add(&mut self.backend, socket, waste, &mut self.stats, self.now);
+    }
+
+    /// Serves a worker, if it is still there.
+    pub(super) fn serve(&mut self, id: ConnId) {
+        if let Some((worker, mut visit)) = self.visit(id) {
+            let verdict = worker.serve(&mut visit);
+            self.settle(id, verdict);
+        }
+    }
+
+    /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a
+    /// process that was suspended, or had more events than one wait returns, is itself late.
+    pub(super) fn expire(&mut self, id: ConnId) {
+        if let Some(worker) = self.pool.get_mut(id) {
+            worker.vitals.readable |= !worker.vitals.eof;
+        }
+        self.serve(id);
+        let (now, config) = (self.now.tick, &self.config);
+        let late = |worker: &mut Worker<_>| worker.vitals.deadline(config) <= now;
+        if !self.pool.get_mut(id).is_some_and(late) {
+            return;
+        }
+        self.stats.timers += 1;
+        if let Some((worker, mut visit)) = self.visit(id) {
+            let verdict = worker.expire(&mut visit);
+            self.settle(id, verdict);
+        }
+    }
+
+    /// The one place where a verdict is carried out.
+    pub(super) fn settle(&mut self, id: ConnId, verdict: Verdict) {
+        match verdict {
+            Verdict::Close(reason) => return self.close(id, reason),
+            Verdict::Again => self.pool.list(id),
+            Verdict::Wait if matches!(self.phase, Phase::Stopping(_)) => {
+                if self.pool.get_mut(id).is_some_and(|worker| worker.is_idle()) {
+                    return self.close(id, CloseReason::Stopped);
+                }
+            }
+            Verdict::Wait => {}
+        }
+        self.pool.file(id, &self.config);
+    }
+
+    /// The one place where a connection is closed. What is owed was flushed before, or is not
+    /// worth it.
+    pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(worker) = self.pool.remove(id) else { return };
+        let Worker { vitals, socket, input, output, session } = worker;
+        let end = End {
+            id,
+            reason,
+            age: vitals.opened.until(self.now.tick),
+            bytes_in: vitals.bytes_in,
+            bytes_out: vitals.bytes_out,
+            bytes_dropped: input.len() as u64,
+            bytes_unsent: output.len() as u64,
+        };
+        self.stats.count_closed(reason);
+        self.stats.bytes_dropped += end.bytes_dropped;
+        self.stats.bytes_unsent += end.bytes_unsent;
+        self.spares.give_back(input);
+        self.backend.deregister(&socket);
+        if self.lingers(&vitals, reason) {
+            self.linger(socket);
+        } else {
+            drop(socket);
+        }
+        self.mailbox.places.release();
+        if self.config.debug {
+            log::debug!("{id}: closed after {:?}: {reason}", end.age);
+        }
+        let (handler, desk) = (&mut self.handler, &mut self.desk);
+        let told = catch_unwind(AssertUnwindSafe(|| handler.closed(&end, session, desk)));
+        if let Err(payload) = told {
+            log::warn!("{id}: the closed hook panicked");
+            std::mem::forget(payload);
+        }
+    }
+
+    /// Whether a reply may be on its way that unread input would destroy. A connection that is
+    /// idle when a stop begins, or is cut off by one, is not waited for.
+    fn lingers(&self, vitals: &Vitals, reason: CloseReason) -> bool {
+        let wanted = match reason {
+            CloseReason::Stopped => matches!(self.phase, Phase::Stopping(_)),
+            _ => reason.is_polite(),
+        };
+        let recent = vitals.moved.after(lingering::TIME) > self.now.tick;
+        wanted && recent && vitals.bytes_out > 0 && !vitals.eof
+    }
+
+    /// A worker, and everything around it.
+    fn visit(&mut self, id: ConnId) -> Option<Call<'_, H, B>> {
+        let worker = self.pool.get_mut(id)?;
+        let visit = Visit {
+            backend: &mut self.backend,
+            handler: &mut self.handler,
+            desk: &mut self.desk,
+            spares: &mut self.spares,
+            stats: &mut self.stats,
+            config: &self.config,
+            now: self.now,
+        };
+        Some((worker, visit))
+    }
+}
+
+/// A worker, and what it is visited with.
+type Call<'a, H, B> = (&'a mut Worker<<H as Handler>::Session>, Visit<'a, H, B>);
+
+/// Says why a connection was closed that nobody is there to be given back to.
+pub(super) fn warn_if_lost(outcome: Result<ConnId, (Socket, io::Error)>) {
+    if let Err((_, error)) = outcome {
+        log::warn!("closed a connection that can't be put: {error}");
+    }
+}

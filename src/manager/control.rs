@@ -1,0 +1,236 @@
+//! Control: configuration, commands, stats, and when to call again. The manager between turns.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+use std::time::Duration;
+
+use super::connection::warn_if_lost;
+use super::{Manager, Phase};
+use crate::backend::{Backend, Bound};
+use crate::config::Config;
+use crate::error::Error;
+use crate::handle::Handle;
+use crate::handler::Handler;
+use crate::id::ConnId;
+use crate::mailbox::Command;
+use crate::stats::Stats;
+use crate::time::Tick;
+use crate::unix::{self, Claim};
+use crate::vitals::CloseReason;
+use crate::worker::Worker;
+
+/// At most one warning of slow callbacks in this time.
+const SLOW_WARNING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What was last warned of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SlowWarning {
+    seen: u64,
+    not_before: Option<Tick>,
+}
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// Listens on a TCP address and returns the one bound, with the port the system chose for
+    /// port 0. The address can be used again right after a stop. The backlog is the standard
+    /// library's (128 on most systems); [`Manager::listen_on`] takes a listener with any.
+    ///
+    /// `TCP_NODELAY` is set, and inherited by what is accepted.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Listen`] if none of the addresses can be bound.
+    pub fn listen(&mut self, addr: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
+        self.check_running()?;
+        let failed = |name: String| move |error| Error::Listen(name, error);
+        let addrs: Vec<SocketAddr> =
+            addr.to_socket_addrs().map_err(failed("that address".into()))?.collect();
+        let names: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
+        let name = names.join(" or ");
+        let listener = TcpListener::bind(&addrs[..]).map_err(failed(name.clone()))?;
+        let bound = listener.local_addr().map_err(failed(name))?;
+        self.listen_to(listener.into(), None, &bound.to_string())?;
+        Ok(bound)
+    }
+
+    /// Listens on a TCP or Unix listener that was bound elsewhere, by `socket2` with a backlog
+    /// or options of your own, or by a parent process.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
+    pub fn listen_on(&mut self, listener: impl Into<Bound>) -> Result<(), Error> {
+        self.check_running()?;
+        let bound = listener.into();
+        let name = bound.addr().map_or_else(|| "a Unix socket".into(), |addr| addr.to_string());
+        self.listen_to(bound, None, &name)
+    }
+
+    /// Listens on a Unix domain socket at `path`, with mode 0600 from the first moment on. A
+    /// stale socket there is replaced, a live one is not. The path is removed at stop.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is no socket, is longer
+    /// than 107 bytes, or cannot be written.
+    pub fn listen_unix(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.check_running()?;
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let (listener, claim) =
+            unix::bind(path).map_err(|error| Error::Listen(name.clone(), error))?;
+        self.listen_to(listener.into(), Some(claim), &name)
+    }
+
+    fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
+        self.listeners
+            .listen(&mut self.backend, bound, claim)
+            .map_err(|error| Error::Listen(name.into(), error))?;
+        log::info!("listening on {name}");
+        Ok(())
+    }
+
+    fn check_running(&self) -> Result<(), Error> {
+        match self.phase {
+            Phase::Running => Ok(()),
+            Phase::Stopped | Phase::Stopping(_) => Err(Error::NotRunning),
+        }
+    }
+
+    /// A remote control for other threads.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.mailbox.clone())
+    }
+
+    /// The configuration in effect: zeros are replaced by the defaults they stand for.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Changes the configuration, as a whole or not at all, and returns the one now in effect.
+    ///
+    /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
+    /// smaller `buffer_size` holds for a connection once it has let go of what it holds. Held
+    /// bytes are framed anew, and deadlines counted anew from when bytes last moved.
+    ///
+    /// # Errors
+    /// [`Error::Config`]; the configuration is as before.
+    pub fn set_config(&mut self, config: Config) -> Result<&Config, Error> {
+        self.apply(config.checked()?);
+        Ok(&self.config)
+    }
+
+    fn apply(&mut self, config: Config) {
+        self.config = config;
+        if matches!(self.phase, Phase::Stopped) {
+            return;
+        }
+        self.mailbox.places.set_most(self.config.max_workers);
+        self.spares.configure(self.config.min_workers, self.config.buffer_size);
+        self.pool.reserve(self.config.min_workers);
+        self.reap_at = self.now.stamp.after(self.config.reap_interval);
+        for id in self.pool.ids() {
+            let Some(worker) = self.pool.get_mut(id) else { continue };
+            worker.input.set_scanned(0);
+            if !worker.input.is_empty() {
+                self.pool.list(id);
+            }
+            self.pool.file(id, &self.config);
+        }
+        log::info!("configured: {:?}", self.config);
+    }
+
+    /// A snapshot of the counters.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        stats.live = self.pool.live() as u64;
+        stats.spare = self.spares.len() as u64;
+        stats.lingering = self.lingering.len() as u64;
+        stats.buffers = self.spares.allocated();
+        stats
+    }
+
+    /// How long from now until [`Manager::turn`] has something to do even if the descriptor does
+    /// not become readable: zero if it has now, `None` if nothing is planned. For a loop of your
+    /// own; reads the clock.
+    pub fn next_deadline(&mut self) -> Option<Duration> {
+        if matches!(self.phase, Phase::Stopped) {
+            return None;
+        }
+        self.due().map(|due| due.away(self.backend.now()))
+    }
+
+    /// Carries out one command.
+    pub(super) fn obey(&mut self, command: Command) {
+        self.stats.commands += 1;
+        match command {
+            Command::Put(socket) if matches!(self.phase, Phase::Running) => {
+                let outcome = self.adopt(socket);
+                warn_if_lost(outcome);
+            }
+            Command::Put(_) => self.mailbox.places.release(),
+            Command::Linger(socket) => self.linger(socket),
+            Command::SetConfig(config) => self.apply(*config),
+            Command::PublishStats => self.mailbox.publish(&self.stats()),
+            Command::Stop => self.begin_stop(),
+            Command::Send(id, bytes) => self.send(id, &bytes),
+            Command::Close(id) => self.change(id, |worker| {
+                worker.vitals.ending.get_or_insert(CloseReason::Requested);
+            }),
+            Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
+            Command::Resume(id) => {
+                let stamp = self.now.stamp;
+                self.change(id, |worker| {
+                    worker.vitals.paused = false;
+                    worker.vitals.moved = stamp;
+                });
+            }
+        }
+    }
+
+    fn send(&mut self, id: ConnId, bytes: &[u8]) {
+        let limit = self.config.write_limit;
+        let mut fits = true;
+        self.change(id, |worker| {
+            fits = worker.vitals.ending.is_some() || worker.output.push(bytes, limit);
+        });
+        if !fits {
+            self.close(id, CloseReason::WriteLimit);
+        }
+    }
+
+    /// Changes a worker and has it served; a stale id is counted.
+    fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H::Session>)) {
+        match self.pool.get_mut(id) {
+            Some(worker) => {
+                change(worker);
+                self.pool.list(id);
+            }
+            None => self.stats.stale_commands += 1,
+        }
+    }
+
+    /// Warns of callbacks that were slow since it last looked.
+    pub(super) fn warn_if_slow(&mut self) {
+        let warning = &mut self.slow_warning;
+        let slow = self.stats.slow_callbacks - warning.seen;
+        if slow == 0 || warning.not_before.is_some_and(|until| until > self.now.tick) {
+            return;
+        }
+        warning.seen = self.stats.slow_callbacks;
+        warning.not_before = Some(self.now.stamp.after(SLOW_WARNING_INTERVAL));
+        let longest = self.stats.longest_callback;
+        log::warn!("{slow} slow callbacks held up everybody; the longest ever took {longest:?}");
+    }
+}
+
+#[cfg(not(mio_unsupported_force_poll_poll))]
+impl<H: Handler> std::os::fd::AsFd for Manager<H> {
+    /// The descriptor of the event loop: readable when a turn has something to do, so that
+    /// another loop can wait for it, along with [`Manager::next_deadline`].
+    ///
+    /// # Panics
+    /// If the manager is not running: there is no such descriptor then.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.backend.descriptor().expect("as_fd: the manager is not running")
+    }
+}

@@ -1,0 +1,130 @@
+//! Stopping: who is idle goes at once, who is busy may finish, and at the deadline the rest goes.
+
+use super::{Manager, Phase};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::handler::Handler;
+use crate::mailbox::Command;
+use crate::report::StopReport;
+use crate::time::Tick;
+use crate::vitals::CloseReason;
+use crate::worker::Verdict;
+
+/// A stop in progress: its deadline, and what there was when it began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    pub(super) until: Tick,
+    live: usize,
+    idle: usize,
+    unsent_before: u64,
+    dropped_before: u64,
+}
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// Stops gracefully: refuses new connections, closes idle ones at once, lets requests in
+    /// progress finish and replies go out, and aborts what is left at
+    /// [`drain_deadline`](crate::Config::drain_deadline). Runs turns until then; afterwards no
+    /// descriptor is open, and it can be started again.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; as [`Manager::turn`].
+    pub fn stop(&mut self) -> Result<StopReport, Error> {
+        if matches!(self.phase, Phase::Stopped) {
+            return Err(Error::NotRunning);
+        }
+        self.read_clock();
+        self.begin_stop();
+        match self.finish_if_drained() {
+            Some(report) => Ok(report),
+            None => self.run(),
+        }
+    }
+
+    /// Begins a stop; one that has begun already is not prolonged.
+    pub(super) fn begin_stop(&mut self) {
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        self.desk.set_open(false);
+        self.mailbox.refuse_puts();
+        self.listeners.clear(&mut self.backend);
+        let patience = self.config.drain_time();
+        let mut drain = Drain {
+            until: if patience.is_zero() { self.now.tick } else { self.now.stamp.after(patience) },
+            live: self.pool.live(),
+            idle: 0,
+            unsent_before: self.stats.bytes_unsent,
+            dropped_before: self.stats.bytes_dropped,
+        };
+        log::info!("stopping: {} connections, at most {patience:?}", drain.live);
+        drain.idle = self.close_idle();
+        self.phase = Phase::Stopping(drain);
+        // Those that were served a last time and are idle now have finished.
+        for id in self.pool.ids() {
+            if !self.pool.get_mut(id).is_some_and(|worker| worker.vitals.listed) {
+                self.settle(id, Verdict::Wait);
+            }
+        }
+    }
+
+    /// Reads a last time from every idle connection, and closes those that have nothing to say.
+    fn close_idle(&mut self) -> usize {
+        let mut closed = 0;
+        for id in self.pool.ids() {
+            let Some(worker) = self.pool.get_mut(id) else { continue };
+            if !worker.is_idle() || worker.vitals.ending.is_some() {
+                continue;
+            }
+            let before = worker.vitals.bytes_in;
+            worker.vitals.readable |= !worker.vitals.eof;
+            self.serve(id);
+            let silent = |worker: &&mut crate::worker::Worker<_>| worker.vitals.bytes_in == before;
+            if self.pool.get_mut(id).filter(silent).is_some_and(|worker| worker.is_idle()) {
+                self.close(id, CloseReason::Stopped);
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    /// Completes a stop once nothing is left to wait for, or its deadline has passed.
+    pub(super) fn finish_if_drained(&mut self) -> Option<StopReport> {
+        let Phase::Stopping(drain) = self.phase else { return None };
+        let over = drain.until <= self.now.tick;
+        if !over && (self.pool.live() > 0 || self.lingering.len() > 0) {
+            return None;
+        }
+        let aborted = self.pool.live();
+        self.abort_all();
+        let report = StopReport {
+            idle: drain.idle,
+            finished: drain.live - drain.idle - aborted,
+            aborted,
+            unsent_bytes: self.stats.bytes_unsent - drain.unsent_before,
+            dropped_bytes: self.stats.bytes_dropped - drain.dropped_before,
+        };
+        log::info!("stopped: {report}");
+        Some(report)
+    }
+
+    /// Closes everything without ceremony; the manager is stopped then.
+    pub(super) fn abort_all(&mut self) {
+        self.phase = Phase::Stopped;
+        self.desk.set_open(false);
+        for id in self.pool.ids() {
+            self.close(id, CloseReason::Stopped);
+        }
+        self.listeners.clear(&mut self.backend);
+        self.lingering.clear(&mut self.backend);
+        let mut left = self.mailbox.close();
+        left.extend(std::iter::from_fn(|| self.desk.next()));
+        for command in left {
+            if let Command::Put(_) = command {
+                self.mailbox.places.release();
+            }
+        }
+        self.backend.stop();
+        self.spares.clear();
+        self.mailbox.publish(&self.stats());
+    }
+}

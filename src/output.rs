@@ -1,0 +1,97 @@
+//! Output: the bytes of reply that the kernel has not taken yet.
+//!
+//! Replies are appended at the back and sent from the front; a mark taken before a callback lets
+//! what a panicking one wrote be taken back. It knows no socket.
+
+use std::fmt;
+
+/// Invariant: `sent <= bytes.len()`, and `sent == bytes.len()` implies both are 0.
+#[derive(Default)]
+pub(crate) struct Output {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Output {
+    /// Bytes still to be sent.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    pub(crate) fn unsent(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Appends all of `bytes`, or none of them if more than `limit` would then be unsent.
+    pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
+        let fits = bytes.len() <= limit.saturating_sub(self.len());
+        if fits {
+            self.bytes.extend_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// Lets go of the first `count` unsent bytes.
+    pub(crate) fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "sent more than there was");
+        self.sent += count;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
+    }
+
+    /// Where the next byte will go, for [`Output::rewind`].
+    pub(crate) fn mark(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes back what was appended since `mark`.
+    pub(crate) fn rewind(&mut self, mark: usize) {
+        self.bytes.truncate(mark);
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Output({} unsent)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_beyond_the_limit_queues_nothing() {
+        let mut output = Output::default();
+        assert!(output.push(b"abc", 5));
+        assert!(!output.push(b"def", 5));
+        assert_eq!(output.unsent(), b"abc");
+        output.advance(2);
+        assert!(output.push(b"def", 5), "only unsent bytes count");
+        assert_eq!(output.unsent(), b"cdef");
+        assert!(!output.push(b"xy", 1), "a lowered limit");
+    }
+
+    #[test]
+    fn rewinding_takes_back_what_came_after_the_mark() {
+        let mut output = Output::default();
+        assert!(output.push(b"kept", 99));
+        let mark = output.mark();
+        assert!(output.push(b" lost", 99));
+        output.rewind(mark);
+        assert_eq!(output.unsent(), b"kept");
+        output.advance(4);
+        assert!(output.is_empty());
+        assert_eq!(output.mark(), 0, "sent bytes are let go of");
+    }
+}

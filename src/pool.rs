@@ -1,0 +1,262 @@
+//! Pool: the slab of workers with its wheel and its ready list; who is served, and when.
+//!
+//! All policy and no I/O: it hands out workers by `ConnId`, refuses stale ones, and remembers
+//! which have work left and whose time is up. What is done with them is the manager's affair.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use crate::backend::Event;
+use crate::config::Config;
+use crate::id::ConnId;
+use crate::time::{Now, Tick};
+use crate::wheel::Wheel;
+use crate::worker::Worker;
+
+/// Invariant: a worker is on the ready list iff its `listed` is set, and armed in the wheel iff
+/// its `filed` is not `NEVER`. The ready list may hold ids of workers that are gone; they name
+/// nobody.
+#[derive(Debug)]
+pub(crate) struct Pool<S> {
+    /// By index; `None` marks an index that is retired because its generations are used up.
+    workers: Slab<Option<Worker<S>>>,
+    /// By index, the generation used last.
+    generations: Vec<u32>,
+    ready: VecDeque<ConnId>,
+    wheel: Wheel,
+    live: usize,
+}
+
+/// What a timer turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Its deadline had moved; it is armed again.
+    Early,
+    /// Its deadline has passed, and it is no longer armed.
+    Expired(ConnId),
+}
+
+impl<S> Pool<S> {
+    pub(crate) fn new() -> Self {
+        Self {
+            workers: Slab::new(),
+            generations: Vec::new(),
+            ready: VecDeque::new(),
+            wheel: Wheel::new(Tick(0)),
+            live: 0,
+        }
+    }
+
+    /// Makes room for `workers` at a time, so that serving that many allocates nothing.
+    pub(crate) fn reserve(&mut self, workers: usize) {
+        self.workers.reserve(workers.saturating_sub(self.workers.len()));
+        self.generations.reserve(workers.saturating_sub(self.generations.len()));
+        self.ready.reserve(workers.saturating_sub(self.ready.len()));
+        self.wheel.reserve(workers);
+    }
+
+    /// How many workers are busy.
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// The id that the next worker inserted will have.
+    pub(crate) fn next_id(&self) -> ConnId {
+        let index = self.workers.vacant_key();
+        let used = self.generations.get(index).copied().unwrap_or(0);
+        ConnId::new(index as u32, used + 1)
+    }
+
+    /// Inserts a worker that was made for [`Pool::next_id`] and arms its deadline.
+    pub(crate) fn insert(&mut self, worker: Worker<S>, config: &Config) {
+        let id = worker.vitals.id;
+        let index = self.workers.insert(Some(worker));
+        assert_eq!(index, id.index(), "a worker goes where its id says");
+        if index == self.generations.len() {
+            self.generations.push(0);
+        }
+        self.generations[index] = id.generation();
+        self.live += 1;
+        self.file(id, config);
+    }
+
+    /// Takes a worker out, with its timer; its id names nobody from now on.
+    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Worker<S>> {
+        let slot = self.workers.get_mut(id.index())?;
+        let worker = slot.take_if(|worker| worker.vitals.id == id)?;
+        if id.generation() < ConnId::LAST_GENERATION {
+            self.workers.remove(id.index());
+        }
+        self.wheel.cancel(id.index());
+        self.live -= 1;
+        Some(worker)
+    }
+
+    /// The worker with this id, and no other that has its index now.
+    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Worker<S>> {
+        self.workers.get_mut(id.index())?.as_mut().filter(|worker| worker.vitals.id == id)
+    }
+
+    /// The ids of all workers.
+    pub(crate) fn ids(&self) -> Vec<ConnId> {
+        self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.vitals.id)).collect()
+    }
+
+    /// Notes an edge of readiness. False if it is for a worker that is gone.
+    pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
+        let Some(worker) = self.get_mut(id) else { return false };
+        let (owes, boxed) = (worker.owes(), worker.socket.is_boxed());
+        let vitals = &mut worker.vitals;
+        let readable = event.readable || event.closed || event.priority || boxed;
+        vitals.readable |= readable;
+        vitals.insistent |= event.closed || event.priority;
+        let wanted =
+            if owes { event.writable || event.closed || boxed } else { readable && !vitals.paused };
+        if wanted {
+            self.list(id);
+        }
+        true
+    }
+
+    /// Puts a worker at the end of the ready list, unless it is there already.
+    pub(crate) fn list(&mut self, id: ConnId) {
+        let Some(worker) = self.get_mut(id) else { return };
+        if !std::mem::replace(&mut worker.vitals.listed, true) {
+            self.ready.push_back(id);
+        }
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Takes the first worker off the ready list; the id may be stale.
+    pub(crate) fn pop_ready(&mut self) -> Option<ConnId> {
+        let id = self.ready.pop_front()?;
+        if let Some(worker) = self.get_mut(id) {
+            worker.vitals.listed = false;
+        }
+        Some(id)
+    }
+
+    /// Makes sure that a worker is armed not later than its deadline. Traffic moves deadlines
+    /// away, which costs nothing here: the timer comes early and is armed again then.
+    pub(crate) fn file(&mut self, id: ConnId, config: &Config) {
+        let Some(worker) = self.get_mut(id) else { return };
+        let deadline = worker.vitals.deadline(config);
+        if deadline < worker.vitals.filed {
+            worker.vitals.filed = deadline;
+            self.wheel.arm(id.index(), deadline);
+        }
+    }
+
+    /// The tick at which [`Pool::pop_due`] has something to do.
+    pub(crate) fn next_due(&self) -> Option<Tick> {
+        self.wheel.next()
+    }
+
+    /// Takes one timer that has come, if there is one.
+    pub(crate) fn pop_due(&mut self, now: Now, config: &Config) -> Option<Due> {
+        let (index, at) = self.wheel.pop(now.tick)?;
+        let worker = self.workers.get_mut(index)?.as_mut()?;
+        let (id, deadline) = (worker.vitals.id, worker.vitals.deadline(config));
+        worker.vitals.filed = Tick::NEVER;
+        if deadline <= at {
+            return Some(Due::Expired(id));
+        }
+        self.file(id, config);
+        Some(Due::Early)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::Socket;
+    use crate::vitals::Vitals;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    fn now(millis: u64) -> Now {
+        Now::new(Duration::from_millis(millis))
+    }
+
+    fn insert(pool: &mut Pool<()>) -> ConnId {
+        let id = pool.next_id();
+        let socket = Socket::from(UnixStream::pair().unwrap().0);
+        pool.insert(Worker::new(Vitals::new(id, now(0)), socket, ()), &Config::new());
+        id
+    }
+
+    fn event(readable: bool, writable: bool) -> Event {
+        Event { token: 0, readable, writable, closed: false, priority: false }
+    }
+
+    #[test]
+    fn an_event_of_a_dead_worker_does_not_reach_its_successor() {
+        let mut pool = Pool::new();
+        let first = insert(&mut pool);
+        assert!(pool.remove(first).is_some());
+        let second = insert(&mut pool);
+        assert_eq!(first.index(), second.index(), "slab hands out the index again");
+        assert!(!pool.mark_ready(first, event(true, true)));
+        assert_eq!(pool.ready(), 0);
+        assert!(pool.remove(first).is_none());
+        assert_eq!(pool.live(), 1);
+    }
+
+    #[test]
+    fn an_index_whose_generations_are_used_up_is_retired() {
+        let mut pool = Pool::new();
+        let id = insert(&mut pool);
+        pool.remove(id);
+        pool.generations[0] = ConnId::LAST_GENERATION - 1;
+        let last = insert(&mut pool);
+        assert_eq!((last.index(), last.generation()), (0, ConnId::LAST_GENERATION));
+        assert!(pool.remove(last).is_some());
+        let next = insert(&mut pool);
+        assert_eq!((next.index(), next.generation()), (1, 1), "index 0 is not used again");
+        assert!(pool.get_mut(last).is_none());
+        assert_eq!(pool.ids(), [next]);
+        assert_eq!(pool.live(), 1);
+    }
+
+    #[test]
+    fn a_worker_is_listed_once_however_many_events_come() {
+        let mut pool = Pool::new();
+        let id = insert(&mut pool);
+        assert!(pool.mark_ready(id, event(true, false)) && pool.mark_ready(id, event(true, true)));
+        assert_eq!(pool.ready(), 1);
+        assert_eq!(pool.pop_ready(), Some(id));
+        pool.list(id);
+        assert_eq!(pool.ready(), 1, "served, it can be listed again");
+    }
+
+    #[test]
+    fn a_writable_event_lists_only_who_owes() {
+        let mut pool = Pool::new();
+        let id = insert(&mut pool);
+        pool.mark_ready(id, event(false, true));
+        assert_eq!(pool.ready(), 0);
+        assert!(pool.get_mut(id).unwrap().output.push(b"owed", 9));
+        pool.mark_ready(id, event(true, false));
+        assert_eq!(pool.ready(), 0, "one that owes is not read");
+        pool.mark_ready(id, event(false, true));
+        assert_eq!(pool.ready(), 1);
+        assert!(pool.get_mut(id).unwrap().vitals.readable, "what is there to read is remembered");
+    }
+
+    #[test]
+    fn traffic_moves_a_deadline_without_touching_the_wheel() {
+        let (mut pool, config) = (Pool::new(), Config::new());
+        let id = insert(&mut pool);
+        pool.get_mut(id).unwrap().vitals.moved = Tick(2_000);
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), &config)).collect();
+        assert!(due.iter().all(|&due| due == Due::Early), "{due:?}");
+        assert!(pool.next_due().is_some_and(|next| next <= Tick(5_000)));
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(5_000), &config)).collect();
+        assert_eq!(due.last(), Some(&Due::Expired(id)));
+        assert_eq!(pool.next_due(), None);
+    }
+}

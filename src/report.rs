@@ -1,0 +1,68 @@
+//! Reports: what a turn did, and what a stop came to. Plain values.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What one [`Manager::turn`](crate::Manager::turn) did, and when the next one is due.
+///
+/// ```
+/// use pool_manager::{Config, Manager};
+/// use std::time::Duration;
+///
+/// let mut manager = Manager::new(Config::new(), |_conn, _body| Ok(()))?;
+/// manager.start()?;
+/// let turn = manager.turn(Some(Duration::ZERO))?;
+/// assert_eq!((turn.events, turn.served, turn.next), (0, 0, None));
+/// # Ok::<(), pool_manager::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Turn {
+    /// Readiness events taken.
+    pub events: usize,
+    /// Visits to workers on the ready list.
+    pub served: usize,
+    /// Deadlines that passed.
+    pub expired: usize,
+    /// Connections accepted.
+    pub accepted: usize,
+    /// How long from this turn's clock reading until the next is due even if nothing becomes
+    /// ready: zero if work is left, `None` if nothing is planned.
+    pub next: Option<Duration>,
+    /// Set by the turn that completed a stop; the manager is now stopped.
+    pub stopped: Option<StopReport>,
+}
+
+/// What a graceful stop came to.
+///
+/// ```
+/// use pool_manager::{Config, Manager};
+/// let mut manager = Manager::new(Config::new(), |_conn, _body| Ok(()))?;
+/// manager.start()?;
+/// assert_eq!(manager.stop()?.to_string(), "0 idle, 0 finished, 0 aborted, 0 bytes unsent");
+/// # Ok::<(), pool_manager::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Connections that were idle, and closed at once.
+    pub idle: usize,
+    /// Connections that finished what they were at.
+    pub finished: usize,
+    /// Connections that were cut off at the drain deadline.
+    pub aborted: usize,
+    /// Bytes of reply that were never sent.
+    pub unsent_bytes: u64,
+    /// Bytes read that no callback saw.
+    pub dropped_bytes: u64,
+}
+
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} idle, {} finished, {} aborted, {} bytes unsent",
+            self.idle, self.finished, self.aborted, self.unsent_bytes
+        )
+    }
+}

@@ -1,0 +1,193 @@
+//! Socket: what can be put into the pool.
+//!
+//! TCP and Unix streams are dispatched statically; anything else that has a descriptor, such as
+//! a TLS session, comes boxed behind [`Transport`]. This room knows neither readiness nor the
+//! loop; `backend` does.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// A stream of bytes over a descriptor, other than plain TCP or Unix: TLS, a pty, a test double.
+///
+/// The loop registers the descriptor for edge-triggered readiness and treats any readiness of it
+/// alike: it calls `flush`, then `read` until [`WouldBlock`](io::ErrorKind::WouldBlock), then
+/// `write` and `flush`. So:
+///
+/// - `read`, `write` and `flush` must not block. The descriptor is made non-blocking by
+///   [`Manager::put`](crate::Manager::put).
+/// - `read` returns `WouldBlock` only when the descriptor did, and 0 only at end of stream.
+/// - `flush` returns `WouldBlock` while bytes taken by `write` (or made by a handshake) are still
+///   to go out; it is called again when the descriptor is ready.
+///
+/// ```
+/// use pool_manager::{Socket, Transport};
+/// use std::io::{self, Read, Write};
+/// use std::os::fd::{AsFd, BorrowedFd};
+/// use std::os::unix::net::UnixStream;
+///
+/// struct Shout(UnixStream);
+///
+/// impl Read for Shout {
+///     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+///         let count = self.0.read(into)?;
+///         into[..count].make_ascii_uppercase();
+///         Ok(count)
+///     }
+/// }
+/// impl Write for Shout {
+///     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> { self.0.write(bytes) }
+///     fn flush(&mut self) -> io::Result<()> { self.0.flush() }
+/// }
+/// impl AsFd for Shout {
+///     fn as_fd(&self) -> BorrowedFd<'_> { self.0.as_fd() }
+/// }
+/// impl Transport for Shout {}
+///
+/// let (_peer, ours) = UnixStream::pair()?;
+/// let socket = Socket::Boxed(Box::new(Shout(ours)));
+/// # Ok::<(), io::Error>(())
+/// ```
+pub trait Transport: Read + Write + AsFd + Send {
+    /// Says to the peer that nothing more will be written. The default shuts down the
+    /// descriptor's sending side.
+    ///
+    /// # Errors
+    /// What `shutdown(2)` says; the loop then closes without lingering.
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        as_stream(self.as_fd())?.shutdown(Shutdown::Write)
+    }
+
+    /// The peer's address, if it has one. The default knows none.
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+}
+
+/// A connected stream socket, as [`Manager::put`](crate::Manager::put) takes it.
+///
+/// ```
+/// use pool_manager::Socket;
+/// let (_peer, ours) = std::os::unix::net::UnixStream::pair()?;
+/// let socket = Socket::from(ours);
+/// assert_eq!(socket.peer_addr(), None);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[non_exhaustive]
+pub enum Socket {
+    /// A TCP connection.
+    Tcp(TcpStream),
+    /// A Unix domain stream.
+    Unix(UnixStream),
+    /// Anything else with a descriptor.
+    Boxed(Box<dyn Transport>),
+}
+
+impl Socket {
+    /// The peer's address: of TCP from `getpeername(2)`, one system call; of a Unix socket
+    /// `None`. `None` also once the peer has reset the connection.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+            Self::Boxed(transport) => transport.peer_addr(),
+        }
+    }
+
+    pub(crate) fn is_boxed(&self) -> bool {
+        matches!(self, Self::Boxed(_))
+    }
+
+    /// `O_NONBLOCK` is a property of the open file, so setting it on a duplicate sets it on a
+    /// boxed transport's descriptor too.
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nonblocking(true),
+            Self::Unix(stream) => stream.set_nonblocking(true),
+            Self::Boxed(transport) => as_stream(transport.as_fd())?.set_nonblocking(true),
+        }
+    }
+
+    pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Boxed(transport) => transport.shutdown_write(),
+        }
+    }
+}
+
+/// A duplicate of any descriptor dressed as a stream, for the operations that std offers only
+/// there and that act on the open file rather than on the descriptor.
+pub(crate) fn as_stream(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
+    Ok(TcpStream::from(fd.try_clone_to_owned()?))
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(into),
+            Self::Unix(stream) => stream.read(into),
+            Self::Boxed(transport) => transport.read(into),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Boxed(transport) => transport.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
+            Self::Boxed(transport) => transport.flush(),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Boxed(transport) => transport.as_fd(),
+        }
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl From<UnixStream> for Socket {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
+impl From<Box<dyn Transport>> for Socket {
+    fn from(transport: Box<dyn Transport>) -> Self {
+        Self::Boxed(transport)
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Tcp(_) => "Tcp",
+            Self::Unix(_) => "Unix",
+            Self::Boxed(_) => "Boxed",
+        };
+        write!(f, "{kind}(fd {})", self.as_fd().as_raw_fd())
+    }
+}

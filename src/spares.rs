@@ -1,0 +1,160 @@
+//! Spares: the hot buffers that every visit uses, and the warm ones for bytes that stay behind.
+//!
+//! A worker reads into the hot input buffer and its replies gather in the hot output buffer.
+//! Only when bytes stay behind does it keep the buffer, and a spare becomes the hot one; so an
+//! idle connection holds none. It knows neither workers nor time.
+
+use crate::buffer::Buffer;
+use crate::output::Output;
+
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    /// Empty between visits.
+    pub(crate) input: Buffer,
+    /// Empty between visits.
+    pub(crate) output: Output,
+    warm: Vec<Buffer>,
+    /// How many must stay warm.
+    keep: usize,
+    /// The fewest there were since the last reaping: that many were not needed.
+    low_water: usize,
+    buffer_size: usize,
+    allocated: u64,
+}
+
+impl Spares {
+    /// Sets how many to keep warm and how many bytes each holds, and allocates what is missing.
+    /// Buffers of another size go as they are let go of.
+    pub(crate) fn configure(&mut self, keep: usize, buffer_size: usize) {
+        if buffer_size != self.buffer_size {
+            self.buffer_size = buffer_size;
+            self.warm.clear();
+            self.input = self.allocate();
+        }
+        self.keep = keep;
+        self.warm.reserve(keep.saturating_sub(self.warm.len()));
+        while self.warm.len() < keep {
+            let buffer = self.allocate();
+            self.warm.push(buffer);
+        }
+        self.low_water = self.warm.len();
+    }
+
+    /// The hot input buffer, with what it holds, for a worker to keep; a spare takes its place.
+    pub(crate) fn part_with_input(&mut self) -> Buffer {
+        let spare = self.warm.pop().unwrap_or_else(|| self.allocate());
+        self.low_water = self.low_water.min(self.warm.len());
+        std::mem::replace(&mut self.input, spare)
+    }
+
+    /// Takes back a buffer that a worker kept; what it held is forgotten.
+    pub(crate) fn give_back(&mut self, mut buffer: Buffer) {
+        if buffer.capacity() == self.buffer_size {
+            buffer.consume(buffer.len());
+            self.warm.push(buffer);
+        }
+    }
+
+    /// Takes back an output that a worker kept and has sent, if it is worth having.
+    pub(crate) fn give_back_output(&mut self, output: Output) {
+        if self.output.is_empty() && output.capacity() > self.output.capacity() {
+            self.output = output;
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.warm.len()
+    }
+
+    /// How many buffers were ever allocated.
+    pub(crate) fn allocated(&self) -> u64 {
+        self.allocated
+    }
+
+    /// Whether there are more than must be kept.
+    pub(crate) fn can_reap(&self) -> bool {
+        self.warm.len() > self.keep
+    }
+
+    /// Frees the spares above what must be kept that were not needed since the last call.
+    pub(crate) fn reap(&mut self) {
+        let idle = self.low_water.min(self.warm.len().saturating_sub(self.keep));
+        self.warm.truncate(self.warm.len() - idle);
+        self.low_water = self.warm.len();
+    }
+
+    /// Frees everything.
+    pub(crate) fn clear(&mut self) {
+        *self = Self { allocated: self.allocated, ..Self::default() };
+    }
+
+    fn allocate(&mut self) -> Buffer {
+        self.allocated += 1;
+        Buffer::with_capacity(self.buffer_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(spares: &mut Spares) -> Buffer {
+        spares.input.commit(1);
+        spares.part_with_input()
+    }
+
+    #[test]
+    fn reaping_frees_only_what_was_not_needed() {
+        let mut spares = Spares::default();
+        spares.configure(1, 8);
+        let busy: Vec<Buffer> = (0..4).map(|_| part(&mut spares)).collect();
+        assert_eq!(spares.allocated(), 5, "one hot, one warm, three more");
+        for buffer in busy {
+            spares.give_back(buffer);
+        }
+        assert_eq!(spares.len(), 4);
+        spares.reap();
+        assert_eq!(spares.len(), 4, "all were needed since the last reaping");
+        let buffer = part(&mut spares);
+        spares.give_back(buffer);
+        spares.reap();
+        assert_eq!(spares.len(), 1, "three were not needed, and one is to be kept");
+        assert!(!spares.can_reap());
+    }
+
+    #[test]
+    fn with_none_to_keep_a_steady_need_allocates_nothing() {
+        let mut spares = Spares::default();
+        spares.configure(0, 8);
+        for _ in 0..10 {
+            let buffer = part(&mut spares);
+            spares.give_back(buffer);
+            spares.reap();
+        }
+        assert_eq!(spares.allocated(), 2);
+        spares.reap();
+        assert_eq!(spares.len(), 0, "not needed for a whole interval");
+    }
+
+    #[test]
+    fn buffers_of_another_size_are_not_taken_back() {
+        let mut spares = Spares::default();
+        spares.configure(2, 8);
+        let buffer = part(&mut spares);
+        spares.configure(2, 16);
+        assert_eq!((spares.len(), spares.input.capacity()), (2, 16));
+        spares.give_back(buffer);
+        assert_eq!(spares.len(), 2);
+    }
+
+    #[test]
+    fn a_buffer_given_back_is_empty() {
+        let mut spares = Spares::default();
+        spares.configure(0, 8);
+        let buffer = part(&mut spares);
+        assert_eq!(buffer.len(), 1);
+        spares.give_back(buffer);
+        assert!(spares.part_with_input().is_empty(), "the hot one");
+        assert!(spares.part_with_input().is_empty(), "the one that was given back");
+    }
+}

@@ -1,0 +1,240 @@
+//! Stats: what the loop did, as plain counters that its own thread bumps.
+//!
+//! No atomics and no clock: a snapshot is a copy. It knows only the words for causes and reasons.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::Add;
+use std::time::Duration;
+
+use crate::vitals::{Cause, CloseReason};
+
+/// A snapshot of a manager's counters, from its creation on; they survive a stop and a restart.
+///
+/// `Display` is one line for people. Snapshots of several managers add up.
+///
+/// ```
+/// use pool_manager::{CloseReason, Stats};
+/// let shards = [Stats::default(), Stats::default()];
+/// let all: Stats = shards.into_iter().sum();
+/// assert_eq!(all.closed(CloseReason::Eof), 0);
+/// assert!(all.to_string().starts_with("0 live, 0 spare, 0 peak"));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections now: busy workers.
+    pub live: u64,
+    /// Warm, empty buffers now: spare workers.
+    pub spare: u64,
+    /// Closed connections now kept a moment longer so that their last reply arrives.
+    pub lingering: u64,
+    /// The most connections at a time.
+    pub peak: u64,
+    /// Connections that listeners accepted, also those that were then refused as busy.
+    pub accepted: u64,
+    /// Connections given to a worker, by `put` or by a listener.
+    pub put: u64,
+    /// Connections refused because all workers were taken.
+    pub busy: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// Bytes read that no callback saw, because the connection ended.
+    pub bytes_dropped: u64,
+    /// Bytes of reply that were never sent, because the connection ended.
+    pub bytes_unsent: u64,
+    /// Waits for readiness (`epoll_wait`, `kevent`).
+    pub waits: u64,
+    /// Reads from connections, of those that linger too.
+    pub reads: u64,
+    /// Writes to connections, last words to refused ones too.
+    pub writes: u64,
+    /// Calls of `accept`, successful or not.
+    pub accepts: u64,
+    /// Calls of `accept` that failed for one connection; the next was tried.
+    pub accept_errors: u64,
+    /// Times that accepting paused because descriptors or kernel memory had run out.
+    pub starved: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Readiness events.
+    pub events: u64,
+    /// Events for connections that no longer exist; dropped.
+    pub stale_events: u64,
+    /// Commands from callbacks and handles.
+    pub commands: u64,
+    /// Commands for connections that no longer exist; dropped.
+    pub stale_commands: u64,
+    /// Deadlines that passed.
+    pub timers: u64,
+    /// Buffers allocated.
+    pub buffers: u64,
+    /// The longest callback; measured only with
+    /// [`Config::slow_callback`](crate::Config::slow_callback), else zero.
+    pub longest_callback: Duration,
+    /// Callbacks slower than that.
+    pub slow_callbacks: u64,
+    requests: [u64; Cause::REQUESTS.len()],
+    closed: [u64; CloseReason::CLASSES],
+}
+
+impl Stats {
+    /// Callbacks of this cause; 0 for the causes that deliver no body.
+    #[must_use]
+    pub fn requests(&self, cause: Cause) -> u64 {
+        self.requests.get(cause as usize).copied().unwrap_or(0)
+    }
+
+    /// Callbacks of all causes.
+    #[must_use]
+    pub fn requests_total(&self) -> u64 {
+        self.requests.iter().sum()
+    }
+
+    /// Connections that ended for this reason; the kinds of [`CloseReason::Io`] count as one.
+    #[must_use]
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed[reason.class()]
+    }
+
+    /// Connections that ended.
+    #[must_use]
+    pub fn closed_total(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    pub(crate) fn count_request(&mut self, cause: Cause) {
+        if let Some(count) = self.requests.get_mut(cause as usize) {
+            *count += 1;
+        }
+    }
+
+    pub(crate) fn count_callback(&mut self, took: Duration, limit: Duration) {
+        self.longest_callback = self.longest_callback.max(took);
+        self.slow_callbacks += u64::from(took > limit);
+    }
+
+    pub(crate) fn count_closed(&mut self, reason: CloseReason) {
+        self.closed[reason.class()] += 1;
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} live, {} spare, {} peak; {} accepted, {} put, {} busy, {} closed; \
+             {} requests, {} bytes in, {} bytes out; \
+             {} turns, {} waits, {} reads, {} writes, {} accepts; {} stale events, {} timers",
+            self.live,
+            self.spare,
+            self.peak,
+            self.accepted,
+            self.put,
+            self.busy,
+            self.closed_total(),
+            self.requests_total(),
+            self.bytes_in,
+            self.bytes_out,
+            self.turns,
+            self.waits,
+            self.reads,
+            self.writes,
+            self.accepts,
+            self.stale_events,
+            self.timers,
+        )
+    }
+}
+
+/// Counters add up; the longest callback is the longer; the sum of peaks is an upper bound.
+impl Add for Stats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            live: self.live + other.live,
+            spare: self.spare + other.spare,
+            lingering: self.lingering + other.lingering,
+            peak: self.peak + other.peak,
+            accepted: self.accepted + other.accepted,
+            put: self.put + other.put,
+            busy: self.busy + other.busy,
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+            bytes_dropped: self.bytes_dropped + other.bytes_dropped,
+            bytes_unsent: self.bytes_unsent + other.bytes_unsent,
+            waits: self.waits + other.waits,
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+            accepts: self.accepts + other.accepts,
+            accept_errors: self.accept_errors + other.accept_errors,
+            starved: self.starved + other.starved,
+            turns: self.turns + other.turns,
+            events: self.events + other.events,
+            stale_events: self.stale_events + other.stale_events,
+            commands: self.commands + other.commands,
+            stale_commands: self.stale_commands + other.stale_commands,
+            timers: self.timers + other.timers,
+            buffers: self.buffers + other.buffers,
+            longest_callback: self.longest_callback.max(other.longest_callback),
+            slow_callbacks: self.slow_callbacks + other.slow_callbacks,
+            requests: add_each(self.requests, other.requests),
+            closed: add_each(self.closed, other.closed),
+        }
+    }
+}
+
+impl Sum for Stats {
+    fn sum<I: Iterator<Item = Self>>(snapshots: I) -> Self {
+        snapshots.fold(Self::default(), Add::add)
+    }
+}
+
+fn add_each<const N: usize>(mut to: [u64; N], from: [u64; N]) -> [u64; N] {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
+    to
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_of_a_request_has_a_counter_of_its_own() {
+        let mut stats = Stats::default();
+        for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
+            assert_eq!(stats.requests(cause), 0);
+            (0..=count).for_each(|_| stats.count_request(cause));
+        }
+        for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
+            assert_eq!(stats.requests(cause), count as u64 + 1);
+        }
+        assert_eq!(stats.requests_total(), 21);
+        stats.count_request(Cause::Opened);
+        assert_eq!(stats.requests_total(), 21, "not a request");
+    }
+
+    #[test]
+    fn snapshots_add_up() {
+        let mut one =
+            Stats { live: 2, longest_callback: Duration::from_millis(5), ..Stats::default() };
+        one.count_closed(CloseReason::Eof);
+        one.count_request(Cause::Full);
+        let other = Stats { live: 3, longest_callback: Duration::from_millis(4), ..one };
+        let sum: Stats = [one, other].into_iter().sum();
+        assert_eq!(sum.live, 5);
+        assert_eq!(sum.closed(CloseReason::Eof), 2);
+        assert_eq!(sum.requests(Cause::Full), 2);
+        assert_eq!(sum.longest_callback, Duration::from_millis(5));
+    }
+
+    #[test]
+    fn it_reads_as_one_line() {
+        assert_eq!(Stats::default().to_string().lines().count(), 1);
+    }
+}

@@ -1,0 +1,307 @@
+//! The vital signs of one connection: who it is, what it did, and what is decided about it.
+//!
+//! Both the worker that serves a connection and the callback's view of it need these; the room
+//! lies below both. `Cause` and `CloseReason` are the two words it has for its users.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::id::ConnId;
+use crate::time::{Now, Tick};
+
+/// Why the callback runs now.
+///
+/// ```
+/// use pool_manager::{Cause, Config, Manager};
+/// use std::io::Write;
+/// // The Go package's own program: silence until the deadline is an error.
+/// let manager = Manager::new(Config::new(), |conn, body| match conn.cause() {
+///     Cause::Expired if body.is_empty() => conn.write_all(b"ERROR"),
+///     _ => conn.write_all(b"OK"),
+/// });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The socket has no more to read ([`Framing::Drained`](crate::Framing::Drained)).
+    Drained,
+    /// The framing says that this is a complete frame.
+    Framed,
+    /// `buffer_size` bytes are held.
+    Full,
+    /// The peer will send no more; this is what it left. The connection closes after the reply.
+    Eof,
+    /// A deadline passed; this is what was there, nothing if the peer never sent a byte. The
+    /// connection closes after the reply.
+    Expired,
+    /// The frame does not fit in the buffer; this is as much as was there. The connection closes
+    /// after the reply.
+    Overlong,
+    /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
+    Opened,
+    /// In [`Handler::flushed`](crate::Handler::flushed): a reply that had to wait has gone out.
+    Flushed,
+}
+
+impl Cause {
+    /// The causes a request can have.
+    pub(crate) const REQUESTS: [Self; 6] =
+        [Self::Drained, Self::Framed, Self::Full, Self::Eof, Self::Expired, Self::Overlong];
+
+    /// Why the connection closes after a callback of this cause, if it does.
+    pub(crate) fn ends(self) -> Option<CloseReason> {
+        match self {
+            Self::Eof => Some(CloseReason::Eof),
+            Self::Expired => Some(CloseReason::Expired),
+            Self::Overlong => Some(CloseReason::Overlong),
+            _ => None,
+        }
+    }
+}
+
+/// Why a connection was closed: the last thing said about it.
+///
+/// ```
+/// use pool_manager::CloseReason;
+/// assert_eq!(CloseReason::WriteStalled.to_string(), "the peer took no reply until its deadline");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The peer closed its side, and was answered.
+    Eof,
+    /// A deadline passed with no reply owed.
+    Expired,
+    /// A deadline passed with a reply still unsent.
+    WriteStalled,
+    /// More reply than `write_limit` would have been unsent.
+    WriteLimit,
+    /// A frame did not fit in the buffer.
+    Overlong,
+    /// A custom framing found the bytes invalid.
+    Invalid,
+    /// A callback or a handle asked for it.
+    Requested,
+    /// A callback asked for it, without flushing.
+    Aborted,
+    /// A callback returned an error.
+    Failed,
+    /// A callback panicked.
+    Panicked,
+    /// The peer reset the connection.
+    Reset,
+    /// The socket failed in another way.
+    Io(io::ErrorKind),
+    /// The manager was stopped or dropped.
+    Stopped,
+}
+
+impl CloseReason {
+    /// How many classes [`CloseReason::class`] tells apart.
+    pub(crate) const CLASSES: usize = 13;
+
+    /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
+    pub(crate) fn class(self) -> usize {
+        match self {
+            Self::Eof => 0,
+            Self::Expired => 1,
+            Self::WriteStalled => 2,
+            Self::WriteLimit => 3,
+            Self::Overlong => 4,
+            Self::Invalid => 5,
+            Self::Requested => 6,
+            Self::Aborted => 7,
+            Self::Failed => 8,
+            Self::Panicked => 9,
+            Self::Reset => 10,
+            Self::Io(_) => 11,
+            Self::Stopped => 12,
+        }
+    }
+
+    pub(crate) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => Self::Reset,
+            kind => Self::Io(kind),
+        }
+    }
+
+    /// Whether what is owed is worth sending first, and worth lingering for.
+    pub(crate) fn is_polite(self) -> bool {
+        !matches!(
+            self,
+            Self::WriteStalled | Self::WriteLimit | Self::Aborted | Self::Reset | Self::Io(_)
+        )
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eof => "the peer closed",
+            Self::Expired => "its deadline passed",
+            Self::WriteStalled => "the peer took no reply until its deadline",
+            Self::WriteLimit => "more reply than write_limit was unsent",
+            Self::Overlong => "a frame did not fit in the buffer",
+            Self::Invalid => "the framing found its bytes invalid",
+            Self::Requested => "it was asked for",
+            Self::Aborted => "it was aborted",
+            Self::Failed => "its callback failed",
+            Self::Panicked => "its callback panicked",
+            Self::Reset => "the peer reset it",
+            Self::Io(kind) => return write!(f, "its socket failed: {kind}"),
+            Self::Stopped => "the manager stopped",
+        })
+    }
+}
+
+/// Invariant: `filed` is not later than [`Vitals::deadline`].
+#[derive(Debug)]
+pub(crate) struct Vitals {
+    pub(crate) id: ConnId,
+    pub(crate) opened: Tick,
+    /// When a byte last moved, in either direction.
+    pub(crate) moved: Tick,
+    /// When the first byte of the request that is being collected came, or when the reply that
+    /// is being flushed first had to wait; `NEVER` if there is neither.
+    pub(crate) since: Tick,
+    /// What the wheel has it armed to; `NEVER` if it is not armed.
+    pub(crate) filed: Tick,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// This connection's own idle deadline, in milliseconds; 0 for the configured one.
+    pub(crate) patience: u32,
+    /// Once set, nothing more is read or delivered: what is owed is flushed, then it closes.
+    pub(crate) ending: Option<CloseReason>,
+    /// It is on the ready list.
+    pub(crate) listed: bool,
+    /// The kernel said that there is something to read, and no read has come to its end since.
+    pub(crate) readable: bool,
+    /// The kernel will not say again: read to the end of file or `WouldBlock`, whatever a short
+    /// read suggests.
+    pub(crate) insistent: bool,
+    /// The peer will send no more.
+    pub(crate) eof: bool,
+    /// A write found the socket full, and no writable event was served since.
+    pub(crate) blocked: bool,
+    /// Nothing is read or delivered until it is resumed.
+    pub(crate) paused: bool,
+}
+
+impl Vitals {
+    pub(crate) fn new(id: ConnId, now: Now) -> Self {
+        Self {
+            id,
+            opened: now.tick,
+            moved: now.stamp,
+            since: Tick::NEVER,
+            filed: Tick::NEVER,
+            bytes_in: 0,
+            bytes_out: 0,
+            patience: 0,
+            ending: None,
+            listed: false,
+            readable: false,
+            insistent: false,
+            eof: false,
+            blocked: false,
+            paused: false,
+        }
+    }
+
+    /// When this connection's time is up: the idle or the total deadline, whichever is sooner.
+    /// A paused one's clocks stand still, unless it owes a reply.
+    pub(crate) fn deadline(&self, config: &Config) -> Tick {
+        if self.paused && !self.blocked {
+            return Tick::NEVER;
+        }
+        let idle = match self.patience {
+            0 => self.moved.after(config.clients_deadline),
+            own => Tick(self.moved.0.saturating_add(u64::from(own))),
+        };
+        if config.request_deadline.is_zero() {
+            return idle;
+        }
+        idle.min(self.since.after(config.request_deadline))
+    }
+
+    /// Sets this connection's own idle deadline, rounded up to a millisecond; zero goes back to
+    /// the configured one.
+    pub(crate) fn set_patience(&mut self, deadline: Duration) {
+        let millis = deadline.as_nanos().div_ceil(1_000_000);
+        self.patience = u32::try_from(millis).unwrap_or(u32::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vitals() -> Vitals {
+        Vitals::new(ConnId::new(0, 1), Now::new(Duration::from_millis(100)))
+    }
+
+    #[test]
+    fn the_sooner_of_the_two_deadlines_counts() {
+        let config = Config::new()
+            .clients_deadline(Duration::from_millis(50))
+            .request_deadline(Duration::from_millis(80));
+        let mut vitals = vitals();
+        assert_eq!(vitals.deadline(&config), Tick(150));
+        vitals.since = Tick(110);
+        vitals.moved = Tick(130);
+        assert_eq!(vitals.deadline(&config), Tick(180));
+        vitals.moved = Tick(170);
+        assert_eq!(vitals.deadline(&config), Tick(190), "traffic does not move the total deadline");
+        assert_eq!(vitals.deadline(&config.request_deadline(Duration::ZERO)), Tick(220));
+    }
+
+    #[test]
+    fn a_paused_connection_waits_unless_it_owes_a_reply() {
+        let config = Config::new();
+        let mut vitals = vitals();
+        vitals.paused = true;
+        assert_eq!(vitals.deadline(&config), Tick::NEVER);
+        vitals.blocked = true;
+        assert_eq!(vitals.deadline(&config), Tick(3_100));
+    }
+
+    #[test]
+    fn a_deadline_of_its_own_replaces_the_configured_one() {
+        let (config, mut vitals) = (Config::new(), vitals());
+        vitals.set_patience(Duration::from_micros(1_500));
+        assert_eq!(vitals.deadline(&config), Tick(102), "rounded up");
+        vitals.set_patience(Duration::MAX);
+        assert_eq!(vitals.deadline(&config), Tick(100 + u64::from(u32::MAX)));
+        vitals.set_patience(Duration::ZERO);
+        assert_eq!(vitals.deadline(&config), Tick(3_100));
+    }
+
+    #[test]
+    fn every_class_of_reason_is_distinct() {
+        let reasons = [
+            CloseReason::Eof,
+            CloseReason::Expired,
+            CloseReason::WriteStalled,
+            CloseReason::WriteLimit,
+            CloseReason::Overlong,
+            CloseReason::Invalid,
+            CloseReason::Requested,
+            CloseReason::Aborted,
+            CloseReason::Failed,
+            CloseReason::Panicked,
+            CloseReason::Reset,
+            CloseReason::Io(io::ErrorKind::Other),
+            CloseReason::Stopped,
+        ];
+        let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        assert_eq!(classes.len(), CloseReason::CLASSES);
+        assert_eq!(classes.last(), Some(&(CloseReason::CLASSES - 1)));
+    }
+}

@@ -1,0 +1,229 @@
+//! What the tests share: a manager whose handler writes down what it sees, driven turn by turn
+//! on the test's own thread, and the other end of its connections.
+//!
+//! Nothing here sleeps and hopes: [`Rig::until`] turns the loop until something holds, and fails
+//! the test with the record so far if it does not within [`PATIENCE`].
+
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Desk, End, Handler, Manager, Turn};
+
+/// How long anything may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a handler saw, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Opened(ConnId),
+    Request(ConnId, Cause, Vec<u8>),
+    Flushed(ConnId),
+    Closed(ConnId, CloseReason),
+}
+
+/// The record of a rig's handler, shared with the test.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>);
+
+impl Record {
+    pub(crate) fn all(&self) -> Vec<Seen> {
+        self.0.borrow().clone()
+    }
+
+    /// The bodies delivered so far, with why.
+    pub(crate) fn requests(&self) -> Vec<(Cause, Vec<u8>)> {
+        let request = |seen: &Seen| match seen {
+            Seen::Request(_, cause, body) => Some((*cause, body.clone())),
+            _ => None,
+        };
+        self.0.borrow().iter().filter_map(request).collect()
+    }
+
+    /// Why connections ended so far, in order.
+    pub(crate) fn closed(&self) -> Vec<CloseReason> {
+        let closed = |seen: &Seen| match seen {
+            Seen::Closed(_, reason) => Some(*reason),
+            _ => None,
+        };
+        self.0.borrow().iter().filter_map(closed).collect()
+    }
+
+    pub(crate) fn closed_with(&self, reason: CloseReason) -> bool {
+        self.closed().contains(&reason)
+    }
+}
+
+/// A handler that records everything and leaves the reply to a closure.
+pub(crate) struct Recorder<F> {
+    record: Record,
+    reply: F,
+}
+
+impl<F> Handler for Recorder<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    type Session = ();
+
+    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.record.0.borrow_mut().push(Seen::Opened(conn.id()));
+        Ok(())
+    }
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        let seen = Seen::Request(conn.id(), conn.cause(), body.to_vec());
+        self.record.0.borrow_mut().push(seen);
+        (self.reply)(conn, body)
+    }
+
+    fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.record.0.borrow_mut().push(Seen::Flushed(conn.id()));
+        Ok(())
+    }
+
+    fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
+        self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
+    }
+}
+
+/// A running manager under test.
+pub(crate) struct Rig<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    pub(crate) manager: Manager<Recorder<F>>,
+    pub(crate) record: Record,
+}
+
+/// A rig that echoes every body.
+pub(crate) fn echo(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+    rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body))
+}
+
+/// A rig that answers as `reply` says; started.
+pub(crate) fn rig<F>(config: Config, reply: F) -> Rig<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    let record = Record::default();
+    let recorder = Recorder { record: record.clone(), reply };
+    let mut manager = Manager::with_handler(config, recorder).expect("a valid configuration");
+    manager.start().expect("the manager starts");
+    Rig { manager, record }
+}
+
+impl<F> Rig<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    /// A TCP connection: the client's end, and the id of the one that was put.
+    pub(crate) fn connect(&mut self) -> (TcpStream, ConnId) {
+        let (client, ours) = pair();
+        (client, self.manager.put(ours).expect("put"))
+    }
+
+    /// One turn that waits for nothing.
+    pub(crate) fn turn(&mut self) -> Turn {
+        self.manager.turn(Some(Duration::ZERO)).expect("turn")
+    }
+
+    /// Turns until `done` says so.
+    #[track_caller]
+    pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < deadline, "it never came: {:#?}", self.record.all());
+            self.manager.turn(Some(Duration::from_millis(10))).expect("turn");
+        }
+    }
+
+    /// Turns until `count` bodies were delivered, and returns them all.
+    #[track_caller]
+    pub(crate) fn requests(&mut self, count: usize) -> Vec<(Cause, Vec<u8>)> {
+        self.until(|rig| rig.record.requests().len() >= count);
+        self.record.requests()
+    }
+
+    /// Turns until a connection has closed, and returns why the first one did.
+    #[track_caller]
+    pub(crate) fn first_close(&mut self) -> CloseReason {
+        self.until(|rig| !rig.record.closed().is_empty());
+        self.record.closed()[0]
+    }
+
+    /// Turns until the client has read exactly `count` bytes.
+    #[track_caller]
+    pub(crate) fn read_exact(&mut self, client: &mut TcpStream, count: usize) -> Vec<u8> {
+        client.set_nonblocking(true).expect("non-blocking");
+        let (mut got, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        self.until(|_| {
+            let room = (count - got.len()).min(chunk.len());
+            match client.read(&mut chunk[..room]) {
+                Ok(0) => panic!("end of file after {} of {count} bytes", got.len()),
+                Ok(n) => got.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => panic!("{error} after {} of {count} bytes", got.len()),
+            }
+            got.len() == count
+        });
+        got
+    }
+
+    /// Turns until the client has read to the end of file, and returns what came before it.
+    #[track_caller]
+    pub(crate) fn read_to_end(&mut self, client: &mut TcpStream) -> io::Result<Vec<u8>> {
+        client.set_nonblocking(true)?;
+        let (mut got, mut chunk, mut outcome) = (Vec::new(), vec![0; 64 << 10], None);
+        self.until(|_| {
+            match client.read(&mut chunk) {
+                Ok(0) => outcome = Some(Ok(())),
+                Ok(n) => got.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => outcome = Some(Err(error)),
+            }
+            outcome.is_some()
+        });
+        outcome.expect("an outcome").map(|()| got)
+    }
+}
+
+/// Two ends of a TCP connection over loopback: the client's, which sends at once what it is
+/// told to, and the other.
+pub(crate) fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    client.set_nodelay(true).expect("no delay");
+    (client, listener.accept().expect("accept").0)
+}
+
+/// Closes a connection so that its peer sees a reset.
+pub(crate) fn reset(client: TcpStream) {
+    let socket = socket2::Socket::from(client);
+    socket.set_linger(Some(Duration::ZERO)).expect("linger");
+}
+
+/// Makes the kernel's buffers of both ends as small as it lets them be.
+pub(crate) fn shrink_buffers(client: &TcpStream, ours: &TcpStream) {
+    socket2::SockRef::from(client).set_recv_buffer_size(1).expect("receive buffer");
+    socket2::SockRef::from(ours).set_send_buffer_size(1).expect("send buffer");
+}
+
+/// How many descriptors this process has open.
+pub(crate) fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// Writes all of `bytes` from another thread, for input larger than the kernel's buffers.
+pub(crate) fn write_behind(
+    client: &TcpStream,
+    bytes: Vec<u8>,
+) -> std::thread::JoinHandle<io::Result<()>> {
+    let mut client = client.try_clone().expect("clone");
+    std::thread::spawn(move || client.write_all(&bytes))
+}
