@@ -63,7 +63,7 @@ impl Desk {
             Refusal::NotRunning
         } else if self.waiting.0.len() >= COMMANDS_MOST {
             Refusal::QueueFull
-        } else if !self.mailbox.places.take() {
+        } else if !self.mailbox.places.take_or_count() {
             Refusal::Busy
         } else {
             self.waiting.0.push_back(Command::Put(socket));
@@ -138,9 +138,10 @@ impl Desk {
         !self.waiting.0.is_empty() || self.mailbox.is_pending()
     }
 
-    /// Gathers what handles asked for behind what callbacks did.
-    pub(crate) fn collect(&mut self) {
-        if self.mailbox.is_pending() {
+    /// Gathers what handles asked for behind what callbacks did, unless there are more than
+    /// `batch` already: then the mailbox fills up, and its limit holds.
+    pub(crate) fn collect(&mut self, batch: usize) {
+        if self.waiting.0.len() <= batch && self.mailbox.is_pending() {
             self.mailbox.take(&mut self.waiting.0);
         }
     }

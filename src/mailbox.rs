@@ -97,7 +97,7 @@ impl Mailbox {
         if queue.state == Loop::Stopping {
             return Err((socket, Refusal::NotRunning));
         }
-        if !self.places.take() {
+        if !self.places.take_or_count() {
             return Err((socket, Refusal::Busy));
         }
         queue.commands.push_back(Command::Put(socket));

@@ -245,7 +245,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// 3. Commands of callbacks and handles, at most a batch.
     fn run_commands(&mut self) {
         self.stats.turns += 1;
-        self.desk.collect();
+        self.desk.collect(COMMANDS);
         for _ in 0..COMMANDS {
             let Some(command) = self.desk.next() else { break };
             self.obey(command);

@@ -4,13 +4,15 @@
 //! "busy" is immediate on every thread and the count never passes the maximum. It knows nothing
 //! of what takes the place.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     taken: AtomicUsize,
     /// 0 for no maximum.
     most: AtomicUsize,
+    /// How many connections were refused for want of a place, on any thread.
+    refused: AtomicU64,
 }
 
 impl Places {
@@ -22,6 +24,23 @@ impl Places {
                 (most == 0 || taken < most).then_some(taken + 1)
             })
             .is_ok()
+    }
+
+    /// Takes a place if one is free, and counts a refusal if none is.
+    pub(crate) fn take_or_count(&self) -> bool {
+        let taken = self.take();
+        if !taken {
+            self.count_refused();
+        }
+        taken
+    }
+
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Gives a place back.

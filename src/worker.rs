@@ -3,10 +3,11 @@
 //! A worker is visited with borrows of everything around it and answers with a [`Verdict`]; it
 //! knows neither the pool it lives in nor the other workers.
 
-use std::any::Any;
-use std::io::{self, ErrorKind};
+mod calling;
+mod sending;
+
+use std::io::ErrorKind;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::backend::Backend;
 use crate::buffer::Buffer;
@@ -25,7 +26,6 @@ use crate::vitals::{Cause, CloseReason, Vitals};
 const READS: u32 = 16;
 const READ_BYTES: usize = 64 << 10;
 const CALLBACKS: u32 = 256;
-const WRITES: u32 = 16;
 
 /// Replies of several frames go out in one write, but not more than this waits for it.
 const FLUSH_AT: usize = 64 << 10;
@@ -45,17 +45,6 @@ enum Step {
     Deliver(Bounds, Cause),
     Fill,
     Rest(Verdict),
-}
-
-/// How an attempt to write ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    All,
-    /// The socket is full; it will say when it is not.
-    Blocked,
-    /// The budget is used up.
-    Some,
-    Failed(CloseReason),
 }
 
 /// What remains of the budget of one visit.
@@ -154,81 +143,6 @@ impl<S> Worker<S> {
         let verdict = self.conclude(visit, Verdict::Close(reason));
         self.detach(visit.spares);
         verdict
-    }
-
-    /// Writes what is owed from earlier turns; a verdict if there is no more to do until it is out.
-    fn pay<H, B: Backend>(&mut self, visit: &mut Visit<'_, H, B>) -> Option<Verdict> {
-        if !self.owes() && !self.socket.is_boxed() {
-            return None;
-        }
-        let mut output = mem::take(&mut self.output);
-        match self.write(&mut output, visit) {
-            Sent::All => {
-                visit.spares.give_back_output(output);
-                if mem::take(&mut self.vitals.blocked) {
-                    let held = !self.input.is_empty();
-                    self.vitals.since = if held { visit.now.stamp } else { Tick::NEVER };
-                }
-                None
-            }
-            short => Some(self.owe(output, short, visit.now)),
-        }
-    }
-
-    /// Sends the replies that have gathered; a verdict if not all went out.
-    fn send<H, B: Backend>(&mut self, visit: &mut Visit<'_, H, B>) -> Option<Verdict> {
-        if visit.spares.output.is_empty() && !self.socket.is_boxed() {
-            return None;
-        }
-        let mut output = mem::take(&mut visit.spares.output);
-        let sent = self.write(&mut output, visit);
-        if sent == Sent::All {
-            visit.spares.output = output;
-            return None;
-        }
-        Some(self.owe(output, sent, visit.now))
-    }
-
-    /// Keeps what could not be sent. From now on the total deadline is for the reply.
-    fn owe(&mut self, output: Output, sent: Sent, now: Now) -> Verdict {
-        self.output = output;
-        match sent {
-            Sent::Failed(reason) => Verdict::Close(reason),
-            Sent::All | Sent::Blocked | Sent::Some => {
-                if !mem::replace(&mut self.vitals.blocked, true) {
-                    self.vitals.since = now.stamp;
-                }
-                if sent == Sent::Blocked { Verdict::Wait } else { Verdict::Again }
-            }
-        }
-    }
-
-    fn write<H, B: Backend>(&mut self, output: &mut Output, visit: &mut Visit<'_, H, B>) -> Sent {
-        for _ in 0..WRITES {
-            let outcome = if output.is_empty() {
-                if !self.socket.is_boxed() {
-                    return Sent::All;
-                }
-                visit.backend.flush(&mut self.socket).map(|()| 0)
-            } else {
-                visit.stats.writes += 1;
-                visit.backend.write(&mut self.socket, output.unsent())
-            };
-            match outcome {
-                Ok(0) if output.is_empty() => return Sent::All,
-                Ok(0) => return Sent::Failed(CloseReason::Io(ErrorKind::WriteZero)),
-                Ok(count) => {
-                    output.advance(count);
-                    self.vitals.bytes_out += count as u64;
-                    self.vitals.moved = visit.now.stamp;
-                    visit.stats.bytes_out += count as u64;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Sent::Failed(CloseReason::of(&error)),
-            }
-        }
-        Sent::Some
     }
 
     /// The hot input buffer becomes the one this worker kept, if it kept one.
@@ -384,78 +298,5 @@ impl<S> Worker<S> {
         input.consume(bounds.total);
         self.vitals.since = if input.is_empty() { Tick::NEVER } else { visit.now.stamp };
         self.vitals.ending = self.vitals.ending.or(cause.ends());
-    }
-
-    /// Runs one hook. Its error or panic ends the connection; what a panicking one wrote is
-    /// taken back.
-    fn call<H, B, F>(&mut self, visit: &mut Visit<'_, H, B>, cause: Cause, hook: F)
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-        F: FnOnce(&mut H, &mut Conn<'_>, &mut S, &[u8]) -> io::Result<()>,
-    {
-        let limit = visit.config.slow_callback;
-        let began = limit.map(|_| visit.backend.now());
-        let mark = visit.spares.output.mark();
-        let held = visit.spares.input.held();
-        let mut conn = Conn {
-            vitals: &mut self.vitals,
-            socket: &self.socket,
-            output: &mut visit.spares.output,
-            desk: visit.desk,
-            write_limit: visit.config.write_limit,
-            now: visit.now,
-            cause,
-        };
-        let (handler, session) = (&mut *visit.handler, &mut self.session);
-        let outcome = catch_unwind(AssertUnwindSafe(|| hook(handler, &mut conn, session, held)));
-        if let (Some(limit), Some(began)) = (limit, began) {
-            visit.stats.count_callback(visit.backend.now().saturating_sub(began), limit);
-        }
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                log::debug!("{}: {cause:?} callback failed: {error}", self.vitals.id);
-                self.vitals.ending.get_or_insert(CloseReason::Failed);
-            }
-            Err(payload) => {
-                visit.spares.output.rewind(mark);
-                self.log_panic(payload);
-                self.vitals.ending = Some(CloseReason::Panicked);
-            }
-        }
-    }
-
-    /// Sends what has gathered before a visit ends. A polite end waits until it is out.
-    fn conclude<H, B: Backend>(
-        &mut self,
-        visit: &mut Visit<'_, H, B>,
-        verdict: Verdict,
-    ) -> Verdict {
-        match verdict {
-            Verdict::Close(reason) if !reason.is_polite() => {
-                if !visit.spares.output.is_empty() {
-                    self.output = mem::take(&mut visit.spares.output);
-                }
-                verdict
-            }
-            Verdict::Close(reason) => match self.send(visit) {
-                None => verdict,
-                Some(failed @ Verdict::Close(_)) => failed,
-                Some(waiting) => {
-                    self.vitals.ending = Some(reason);
-                    waiting
-                }
-            },
-            Verdict::Again | Verdict::Wait => self.send(visit).unwrap_or(verdict),
-        }
-    }
-
-    fn log_panic(&self, payload: Box<dyn Any + Send>) {
-        log::warn!("{}: a callback panicked; this connection is closed", self.vitals.id);
-        // The payload is the user's, and may panic again when it is dropped.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            mem::forget(again);
-        }
     }
 }

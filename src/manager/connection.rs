@@ -28,8 +28,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !matches!(self.phase, Phase::Running) {
             return Err(PutError::refused(socket, Refusal::NotRunning, mailbox));
         }
-        if !mailbox.places.take() {
-            self.stats.busy += 1;
+        if !mailbox.places.take_or_count() {
             return Err(PutError::refused(socket, Refusal::Busy, mailbox));
         }
         self.read_clock();
@@ -80,7 +79,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Tells a connection that the pool is busy, and closes it.
     pub(super) fn refuse(&mut self, mut socket: Socket) {
-        self.stats.busy += 1;
+        self.mailbox.places.count_refused();
         if let Overload::Reject(last_word) = &self.config.overload {
             self.stats.writes += 1;
             // Best effort: a socket just accepted has room, or has been reset.

@@ -144,6 +144,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let mut stats = self.stats;
         stats.live = self.pool.live() as u64;
         stats.spare = self.spares.len() as u64;
+        stats.busy = self.mailbox.places.refused();
         stats.lingering = self.lingering.len() as u64;
         stats.buffers = self.spares.allocated();
         stats

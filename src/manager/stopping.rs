@@ -98,7 +98,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.abort_all();
         let report = StopReport {
             idle: drain.idle,
-            finished: drain.live - drain.idle - aborted,
+            finished: drain.live.saturating_sub(drain.idle + aborted),
             aborted,
             unsent_bytes: self.stats.bytes_unsent - drain.unsent_before,
             dropped_bytes: self.stats.bytes_dropped - drain.dropped_before,

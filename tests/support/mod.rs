@@ -29,7 +29,7 @@ pub(crate) enum Seen {
 
 /// The record of a rig's handler, shared with the test.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>);
+pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>, pub(crate) Rc<RefCell<Vec<End>>>);
 
 impl Record {
     pub(crate) fn all(&self) -> Vec<Seen> {
@@ -52,6 +52,11 @@ impl Record {
             _ => None,
         };
         self.0.borrow().iter().filter_map(closed).collect()
+    }
+
+    /// How connections ended so far, in order.
+    pub(crate) fn ends(&self) -> Vec<End> {
+        self.1.borrow().clone()
     }
 
     pub(crate) fn closed_with(&self, reason: CloseReason) -> bool {
@@ -89,6 +94,7 @@ where
 
     fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
+        self.record.1.borrow_mut().push(*end);
     }
 }
 
@@ -141,6 +147,34 @@ where
             assert!(Instant::now() < deadline, "it never came: {:#?}", self.record.all());
             self.manager.turn(Some(Duration::from_millis(10))).expect("turn");
         }
+    }
+
+    /// Turns until nothing is left to do and nothing more comes for a moment.
+    #[track_caller]
+    pub(crate) fn quiet(&mut self) {
+        let mut last = None;
+        self.until(|rig| {
+            let turn = rig.manager.turn(Some(Duration::from_millis(5))).expect("turn");
+            let stats = rig.manager.stats();
+            let moved = last.replace((stats.bytes_in, stats.bytes_out, stats.closed_total()));
+            turn.events == 0 && turn.served == 0 && turn.accepted == 0 && moved == last
+        });
+    }
+
+    /// Turns until this much time has passed.
+    #[track_caller]
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            let left = time.saturating_sub(began.elapsed());
+            self.manager.turn(Some(left)).expect("turn");
+        }
+    }
+
+    /// Turns until `count` bytes were read in all.
+    #[track_caller]
+    pub(crate) fn bytes_in(&mut self, count: u64) {
+        self.until(|rig| rig.manager.stats().bytes_in >= count);
     }
 
     /// Turns until `count` bodies were delivered, and returns them all.

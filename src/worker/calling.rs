@@ -1,0 +1,61 @@
+//! Calling: the one place where user code runs, timed if asked for, and caught if it panics.
+
+use std::any::Any;
+use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Visit, Worker};
+use crate::backend::Backend;
+use crate::handler::{Conn, Handler};
+use crate::vitals::{Cause, CloseReason};
+
+impl<S> Worker<S> {
+    /// Runs one hook. Its error or panic ends the connection; what a panicking one wrote is
+    /// taken back.
+    pub(super) fn call<H, B, F>(&mut self, visit: &mut Visit<'_, H, B>, cause: Cause, hook: F)
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+        F: FnOnce(&mut H, &mut Conn<'_>, &mut S, &[u8]) -> io::Result<()>,
+    {
+        let limit = visit.config.slow_callback;
+        let began = limit.map(|_| visit.backend.now());
+        let mark = visit.spares.output.mark();
+        let held = visit.spares.input.held();
+        let mut conn = Conn {
+            vitals: &mut self.vitals,
+            socket: &self.socket,
+            output: &mut visit.spares.output,
+            desk: visit.desk,
+            write_limit: visit.config.write_limit,
+            now: visit.now,
+            cause,
+        };
+        let (handler, session) = (&mut *visit.handler, &mut self.session);
+        let outcome = catch_unwind(AssertUnwindSafe(|| hook(handler, &mut conn, session, held)));
+        if let (Some(limit), Some(began)) = (limit, began) {
+            visit.stats.count_callback(visit.backend.now().saturating_sub(began), limit);
+        }
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                log::debug!("{}: {cause:?} callback failed: {error}", self.vitals.id);
+                self.vitals.ending.get_or_insert(CloseReason::Failed);
+            }
+            Err(payload) => {
+                visit.spares.output.rewind(mark);
+                self.log_panic(payload);
+                self.vitals.ending = Some(CloseReason::Panicked);
+            }
+        }
+    }
+
+    pub(super) fn log_panic(&self, payload: Box<dyn Any + Send>) {
+        log::warn!("{}: a callback panicked; this connection is closed", self.vitals.id);
+        // The payload is the user's, and may panic again when it is dropped.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            mem::forget(again);
+        }
+    }
+}

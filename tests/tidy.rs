@@ -1,0 +1,210 @@
+//! The architecture, stated as absences and run as tests: what no room may do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The rooms from the ground up. A room may name only those before it in this list: so imports
+/// point down and have no circle.
+const ROOMS: [&str; 27] = [
+    "time",
+    "links",
+    "id",
+    "wheel",
+    "buffer",
+    "output",
+    "places",
+    "framing",
+    "socket",
+    "config",
+    "vitals",
+    "stats",
+    "mailbox",
+    "error",
+    "command",
+    "handle",
+    "handler",
+    "backend",
+    "spares",
+    "worker",
+    "pool",
+    "lingering",
+    "unix",
+    "listener",
+    "report",
+    "manager",
+    "lib",
+];
+
+/// Rooms that know no world: no I/O, no clock, no threads.
+const PURE: [&str; 7] = ["time", "links", "wheel", "buffer", "output", "id", "spares"];
+
+const LONGEST_FILE: usize = 400;
+const LONGEST_FUNCTION: usize = 60;
+
+/// One file of `src`, without its tests.
+struct Source {
+    path: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Source {
+    /// The room it belongs to; a child is part of its parent.
+    fn room(&self) -> &str {
+        let inside = self.path.strip_prefix("src").expect("below src");
+        let name = inside.iter().next().and_then(|name| name.to_str()).expect("a name");
+        name.trim_end_matches(".rs")
+    }
+
+    /// Numbered lines, comments left out.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let numbered = self.lines.iter().enumerate();
+        let code = numbered.filter(|(_, line)| !line.trim_start().starts_with("//"));
+        code.map(|(index, line)| (index + 1, line.as_str()))
+    }
+
+    /// Where `word` stands in the code.
+    fn places_of(&self, word: &str) -> Vec<String> {
+        let hits = self.code().filter(|(_, line)| contains_word(line, word));
+        hits.map(|(number, _)| format!("{}:{number}", self.path.display())).collect()
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(folder: &Path, found: &mut Vec<Source>) {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source file");
+                let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+                found.push(Source { path, lines: lines.map(str::to_owned).collect() });
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("src"), &mut found);
+    assert!(found.len() > 20, "the tests run in the package's folder");
+    found
+}
+
+/// Whether `word` is in `line`, with no letter, digit or underscore around it.
+fn contains_word(line: &str, word: &str) -> bool {
+    let joins = |letter: char| letter.is_alphanumeric() || letter == '_';
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(joins) && !line[at + word.len()..].starts_with(joins))
+}
+
+fn places_of(word: &str) -> Vec<String> {
+    sources().iter().flat_map(|source| source.places_of(word)).collect()
+}
+
+#[test]
+fn imports_point_down_and_have_no_circle() {
+    for source in sources() {
+        let rank = |room: &str| ROOMS.iter().position(|&known| known == room);
+        let room = source.room();
+        let own = rank(room).unwrap_or_else(|| panic!("{room} has no place in the order"));
+        for (number, line) in source.code() {
+            for (at, prefix) in line.match_indices("crate::") {
+                let named: String = line[at + prefix.len()..]
+                    .chars()
+                    .take_while(|&letter| letter.is_alphanumeric() || letter == '_')
+                    .collect();
+                let place = format!("{}:{number}", source.path.display());
+                let other = rank(&named).unwrap_or_else(|| panic!("{place} names {named}"));
+                assert!(other < own || named == room, "{place}: {room} looks up to {named}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_names_mio() {
+    for place in places_of("mio") {
+        assert!(place.starts_with("src/backend/os.rs"), "{place} names mio");
+    }
+}
+
+#[test]
+fn one_place_reads_the_clock() {
+    for place in [places_of("Instant"), places_of("SystemTime")].concat() {
+        assert!(place.starts_with("src/backend/os.rs"), "{place} knows a clock");
+    }
+    assert_eq!(places_of("Instant::now").len(), 2, "once for the epoch, once for the time");
+}
+
+#[test]
+fn one_function_closes_and_one_place_calls_back() {
+    assert_eq!(places_of("pool.remove").len(), 1, "who removes a worker closes it");
+    assert_eq!(places_of("Verdict::Close(reason) => return self.close").len(), 1);
+    let caught = places_of("catch_unwind(AssertUnwindSafe");
+    let allowed = ["src/worker/calling.rs", "src/manager/connection.rs", "src/framing.rs"];
+    for place in caught {
+        assert!(allowed.iter().any(|file| place.starts_with(file)), "{place} runs user code");
+    }
+}
+
+#[test]
+fn pure_rooms_know_no_world() {
+    for source in sources().iter().filter(|source| PURE.contains(&source.room())) {
+        for word in ["std::io", "std::net", "std::os", "std::sync", "std::thread", "std::fs"] {
+            assert!(source.places_of(word).is_empty(), "{} uses {word}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_unwraps_shares_or_is_left_to_do() {
+    let forbidden =
+        ["unwrap", "RefCell", "Rc", "unsafe", "todo", "unimplemented", "dbg", "println"];
+    for word in forbidden {
+        assert_eq!(places_of(word), [""; 0], "{word}");
+    }
+    let expects = places_of("expect");
+    assert_eq!(expects.len(), 1, "only as_fd may panic, which its docs say: {expects:?}");
+}
+
+#[test]
+fn no_file_and_no_function_is_long() {
+    for source in sources() {
+        let path = source.path.display();
+        let length = source.lines.len();
+        assert!(length <= LONGEST_FILE, "{path} has {length} lines");
+        for (start, line) in source.lines.iter().enumerate() {
+            let code = line.trim_start();
+            if !code.starts_with("//") && contains_word(code, "fn") && !code.ends_with(';') {
+                let end = format!("{}}}", &line[..line.len() - code.len()]);
+                let rest = source.lines[start..].iter();
+                let length = rest.take_while(|line| **line != end).count() + 1;
+                let one_line = line.ends_with('}');
+                assert!(one_line || length <= LONGEST_FUNCTION, "{path}:{}: {length}", start + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_room_has_a_head() {
+    for source in sources() {
+        let head = source.lines.iter().take_while(|line| line.starts_with("//!")).count();
+        assert!(head >= 1, "{} does not say what it is", source.path.display());
+    }
+}
+
+#[test]
+fn every_public_item_is_documented() {
+    let items = ["fn", "struct", "enum", "trait", "const", "type"];
+    for source in sources() {
+        for (number, line) in source.code() {
+            let code = line.trim_start();
+            if !items.iter().any(|item| code.starts_with(&format!("pub {item} "))) {
+                continue;
+            }
+            let above = source.lines[..number - 1].iter().rev();
+            let mut above = above.skip_while(|line| line.trim_start().starts_with("#["));
+            let documented = above.next().is_some_and(|line| line.trim_start().starts_with("///"));
+            assert!(documented, "{}:{number}: {code}", source.path.display());
+        }
+    }
+}
