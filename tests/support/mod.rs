@@ -8,8 +8,10 @@
 #![allow(dead_code)]
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,15 @@ impl Record {
             _ => None,
         };
         self.0.borrow().iter().filter_map(request).collect()
+    }
+
+    /// What was delivered for all connections but this one, as one stream.
+    pub(crate) fn of_others(&self, id: ConnId) -> Vec<u8> {
+        let body = |seen: &Seen| match seen {
+            Seen::Request(of, _, body) if *of != id => Some(body.clone()),
+            _ => None,
+        };
+        self.0.borrow().iter().filter_map(body).flatten().collect()
     }
 
     /// Why connections ended so far, in order.
@@ -260,4 +271,80 @@ pub(crate) fn write_behind(
 ) -> std::thread::JoinHandle<io::Result<()>> {
     let mut client = client.try_clone().expect("clone");
     std::thread::spawn(move || client.write_all(&bytes))
+}
+
+impl Record {
+    /// Fails if a connection was closed twice, or was heard of after it was closed or before it
+    /// was opened. Returns how many are open still.
+    #[track_caller]
+    pub(crate) fn open_lives(&self) -> usize {
+        let (mut open, mut ended) = (HashSet::new(), HashSet::new());
+        for seen in self.all() {
+            match seen {
+                Seen::Opened(id) => {
+                    assert!(open.insert(id) && !ended.contains(&id), "{id} opened twice");
+                }
+                Seen::Closed(id, _) => {
+                    assert!(open.remove(&id), "{id} closed twice, or never opened");
+                    ended.insert(id);
+                }
+                Seen::Request(id, ..) | Seen::Flushed(id) => {
+                    assert!(open.contains(&id), "{id} was heard of though it is not open");
+                }
+            }
+        }
+        open.len()
+    }
+}
+
+/// Runs `test` in a process of its own, where nobody else opens descriptors, with at most
+/// `descriptors` of them. `name` is the calling test's, with its module.
+#[track_caller]
+pub(crate) fn alone(name: &str, descriptors: u32, test: impl FnOnce()) {
+    const ALONE: &str = "POOL_MANAGER_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some_and(|alone| alone == name) {
+        return test();
+    }
+    let output = Command::new("sh")
+        .args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")])
+        .arg(std::env::current_exe().expect("this program"))
+        .args([name, "--exact", "--test-threads", "1"])
+        .env(ALONE, name)
+        .output()
+        .expect("a shell");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{name} on its own: {text}");
+}
+
+/// Remembers what each thread logs; nothing is printed.
+struct Log;
+
+thread_local! {
+    static LOGGED: RefCell<Vec<(log::Level, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.with_borrow_mut(|lines| lines.push((record.level(), record.args().to_string())));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Begins to remember what is logged; what this thread logged before is forgotten.
+pub(crate) fn remember_log() {
+    // Another test of this process may have done it already.
+    let _ = log::set_logger(&Log);
+    log::set_max_level(log::LevelFilter::Trace);
+    LOGGED.with_borrow_mut(Vec::clear);
+}
+
+/// What this thread logged at `level`.
+pub(crate) fn logged(level: log::Level) -> Vec<String> {
+    let at = |(of, line): &(log::Level, String)| (*of == level).then(|| line.clone());
+    LOGGED.with_borrow(|lines| lines.iter().filter_map(at).collect())
 }
