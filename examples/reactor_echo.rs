@@ -134,15 +134,12 @@ fn serve(options: Options) -> Result<(), Failure> {
     if let Some(path) = &options.unix {
         manager.listen_unix(path).map_err(run_error)?;
     }
-    let patience = manager.config().clients_deadline;
-    say(format_args!(
-        "listening on {addr}; try: nc {} {} (who is silent for {patience:?} is closed)",
-        addr.ip(),
-        addr.port()
-    ));
+    say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     if let Some(path) = &options.unix {
         say(format_args!("listening on {0}; try: nc -U {0}", path.display()));
     }
+    let patience = manager.config().clients_deadline;
+    log::info!("a peer that is silent for {patience:?} is closed; --deadline-ms changes that");
     let mut told = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         manager.turn(Some(TURN)).map_err(run_error)?;

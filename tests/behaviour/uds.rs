@@ -332,6 +332,21 @@ fn a_peer_that_closes_with_our_reply_unread_is_nothing_to_warn_of() {
     assert_eq!(logged(log::Level::Warn), Vec::<String>::new());
 }
 
+#[test]
+fn a_write_to_a_peer_that_is_gone_finds_a_reset() {
+    let mut rig = echo(drained());
+    let (client, ours) = UnixStream::pair().unwrap();
+    let id = rig.manager.put(ours).unwrap();
+    let handle = rig.manager.handle();
+    // Paused, it is not read, so the write is the first to notice.
+    handle.pause(id).unwrap();
+    rig.turn();
+    drop(client);
+    handle.send(id, b"anybody?").unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Reset);
+    assert_eq!(rig.manager.stats().bytes_unsent, 8);
+}
+
 /// Sends bytes with a descriptor beside them.
 fn pass(client: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
     const SOL_SOCKET: i32 = 1;
