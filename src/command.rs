@@ -138,11 +138,12 @@ impl Desk {
         !self.waiting.0.is_empty() || self.mailbox.is_pending()
     }
 
-    /// Gathers what handles asked for behind what callbacks did, unless there are more than
-    /// `batch` already: then the mailbox fills up, and its limit holds.
+    /// Gathers what handles asked for behind what callbacks did, up to `batch` in all: the rest
+    /// stays in the mailbox, where its limit holds.
     pub(crate) fn collect(&mut self, batch: usize) {
-        if self.waiting.0.len() <= batch && self.mailbox.is_pending() {
-            self.mailbox.take(&mut self.waiting.0);
+        let room = batch.saturating_sub(self.waiting.0.len());
+        if room > 0 && self.mailbox.is_pending() {
+            self.mailbox.take(&mut self.waiting.0, room);
         }
     }
 

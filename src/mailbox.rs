@@ -5,10 +5,10 @@
 //!
 //! # Why no wake is lost
 //! A sender pushes the command under the lock, *then* sets `pending`, and wakes the loop only if
-//! `pending` was clear. The loop clears `pending`, *then* takes the queue under the lock, and
-//! never waits while `pending` is set. So a command is either in the queue when the loop takes it,
-//! or its sender finds `pending` clear and wakes the loop. The other order would lose the
-//! command that arrives between taking and clearing.
+//! `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
+//! sets `pending` again if it leaves some, and never waits while `pending` is set. So a command is
+//! either in the queue when the loop takes from it, or its sender finds `pending` clear and wakes
+//! the loop. The other order would lose the command that arrives between taking and clearing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -124,10 +124,14 @@ impl Mailbox {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Moves all queued commands to the back of `into`.
-    pub(crate) fn take(&self, into: &mut VecDeque<Command>) {
+    /// Moves at most `most` queued commands to the back of `into`; what is left stays pending.
+    pub(crate) fn take(&self, into: &mut VecDeque<Command>, most: usize) {
         if self.pending.swap(false, Ordering::AcqRel) {
-            into.append(&mut lock(&self.queue).commands);
+            let commands = &mut lock(&self.queue).commands;
+            into.extend(commands.drain(..most.min(commands.len())));
+            if !commands.is_empty() {
+                self.pending.store(true, Ordering::Release);
+            }
         }
     }
 
@@ -236,8 +240,12 @@ mod tests {
             }
             assert_eq!(mailbox.post(Command::Stop), Err(Refusal::QueueFull));
             assert_eq!(wakes.load(Ordering::Relaxed), turn);
-            mailbox.take(&mut taken);
-            assert_eq!(taken.drain(..).count(), COMMANDS_MOST);
+            mailbox.take(&mut taken, COMMANDS_MOST - 1);
+            assert_eq!(taken.drain(..).count(), COMMANDS_MOST - 1);
+            assert!(mailbox.is_pending(), "one is left");
+            mailbox.take(&mut taken, COMMANDS_MOST);
+            assert_eq!(taken.drain(..).count(), 1);
+            assert!(!mailbox.is_pending());
         }
     }
 
@@ -248,7 +256,7 @@ mod tests {
         mailbox.post(Command::Stop).unwrap();
         assert!(mailbox.is_pending());
         let mut taken = VecDeque::new();
-        mailbox.take(&mut taken);
+        mailbox.take(&mut taken, 8);
         assert_eq!(taken.len(), 1);
         assert!(!mailbox.is_pending());
     }
