@@ -68,6 +68,8 @@ pub mod backend;
 mod buffer;
 mod command;
 mod config;
+#[cfg(feature = "sim")]
+mod dice;
 mod error;
 mod framing;
 mod handle;
@@ -78,6 +80,8 @@ mod links;
 mod listener;
 mod mailbox;
 mod manager;
+#[cfg(feature = "sim")]
+mod network;
 mod output;
 mod places;
 mod pool;
@@ -91,6 +95,8 @@ mod vitals;
 mod wheel;
 mod worker;
 
+#[cfg(feature = "sim")]
+pub use backend::sim;
 pub use command::Desk;
 pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload};
 pub use error::{Error, PutError, PutErrorKind};

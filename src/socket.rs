@@ -10,6 +10,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "sim")]
+use crate::network::Stream;
+
 /// A stream of bytes over a descriptor, other than plain TCP or Unix: TLS, a pty, a test double.
 ///
 /// The loop registers the descriptor for edge-triggered readiness and treats any readiness of it
@@ -83,6 +86,9 @@ pub enum Socket {
     Unix(UnixStream),
     /// Anything else with a descriptor.
     Boxed(Box<dyn Transport>),
+    /// A simulated connection.
+    #[cfg(feature = "sim")]
+    Sim(Stream),
 }
 
 impl Socket {
@@ -94,6 +100,19 @@ impl Socket {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(_) => None,
             Self::Boxed(transport) => transport.peer_addr(),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
+        }
+    }
+
+    /// The descriptor; a simulated connection has none.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Unix(stream) => Some(stream.as_fd()),
+            Self::Boxed(transport) => Some(transport.as_fd()),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
         }
     }
 
@@ -108,6 +127,8 @@ impl Socket {
             Self::Tcp(stream) => stream.set_nonblocking(true),
             Self::Unix(stream) => stream.set_nonblocking(true),
             Self::Boxed(transport) => as_stream(transport.as_fd())?.set_nonblocking(true),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Ok(()),
         }
     }
 
@@ -116,6 +137,8 @@ impl Socket {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
             Self::Boxed(transport) => transport.shutdown_write(),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.shutdown_write(),
         }
     }
 }
@@ -132,6 +155,8 @@ impl Read for Socket {
             Self::Tcp(stream) => stream.read(into),
             Self::Unix(stream) => stream.read(into),
             Self::Boxed(transport) => transport.read(into),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.read(into),
         }
     }
 }
@@ -142,23 +167,15 @@ impl Write for Socket {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
             Self::Boxed(transport) => transport.write(bytes),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Ok(()),
             Self::Boxed(transport) => transport.flush(),
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Boxed(transport) => transport.as_fd(),
+            _ => Ok(()),
         }
     }
 }
@@ -175,6 +192,13 @@ impl From<UnixStream> for Socket {
     }
 }
 
+#[cfg(feature = "sim")]
+impl From<Stream> for Socket {
+    fn from(stream: Stream) -> Self {
+        Self::Sim(stream)
+    }
+}
+
 impl From<Box<dyn Transport>> for Socket {
     fn from(transport: Box<dyn Transport>) -> Self {
         Self::Boxed(transport)
@@ -187,7 +211,12 @@ impl fmt::Debug for Socket {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
             Self::Boxed(_) => "Boxed",
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => "Sim",
         };
-        write!(f, "{kind}(fd {})", self.as_fd().as_raw_fd())
+        match self.fd() {
+            Some(fd) => write!(f, "{kind}(fd {})", fd.as_raw_fd()),
+            None => f.write_str(kind),
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up. A room may name only those before it in this list: so imports
 /// point down and have no circle.
-const ROOMS: [&str; 27] = [
+const ROOMS: [&str; 29] = [
     "time",
+    "dice",
     "links",
     "id",
     "wheel",
@@ -14,6 +15,7 @@ const ROOMS: [&str; 27] = [
     "output",
     "places",
     "framing",
+    "network",
     "socket",
     "config",
     "vitals",

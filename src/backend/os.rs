@@ -63,7 +63,7 @@ impl Os {
         if !REARM || !blocked {
             return;
         }
-        let fd = socket.as_fd().as_raw_fd();
+        let Ok(fd) = raw(socket) else { return };
         if let (Ok(registry), Some(&token)) = (self.registry(), self.armed.get(&fd)) {
             // It fails for a socket that has hung up, which reports nothing more in any case.
             let _ = SourceFd(&fd).reregister(registry, token, interests());
@@ -113,7 +113,7 @@ impl Backend for Os {
     }
 
     fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
-        let fd = socket.as_fd().as_raw_fd();
+        let fd = raw(socket)?;
         SourceFd(&fd).register(self.registry()?, mio_token(token), interests())?;
         if REARM {
             self.armed.insert(fd, mio_token(token));
@@ -122,7 +122,7 @@ impl Backend for Os {
     }
 
     fn deregister(&mut self, socket: &Socket) {
-        let fd = socket.as_fd().as_raw_fd();
+        let Ok(fd) = raw(socket) else { return };
         if REARM {
             self.armed.remove(&fd);
         }
@@ -171,10 +171,6 @@ impl Backend for Os {
         outcome
     }
 
-    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
-        socket.shutdown_write()
-    }
-
     /// On Linux, TCP alone: a Unix read also stops at passed descriptors, and a transport may
     /// hold bytes that the kernel no longer knows of. Other systems stop at urgent data without
     /// an event that says so.
@@ -208,6 +204,8 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Kind::Unix(UnixListener::from_std(listener))
             }
+            #[cfg(feature = "sim")]
+            Bound::Sim(_) => return Err(ErrorKind::Unsupported.into()),
         }))
     }
 
@@ -232,6 +230,10 @@ fn interests() -> Interest {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let both = both | Interest::PRIORITY;
     both
+}
+
+fn raw(socket: &Socket) -> io::Result<RawFd> {
+    socket.fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| ErrorKind::Unsupported.into())
 }
 
 /// Lossless: `lib.rs` refuses to compile where a pointer has fewer than 64 bits.
