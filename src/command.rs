@@ -105,7 +105,7 @@ impl Desk {
         self.push(Command::Resume(id))
     }
 
-    /// Changes the configuration. An invalid one is logged at `warn` and changes nothing.
+    /// Changes the configuration; an invalid one changes nothing.
     ///
     /// # Errors
     /// [`Error::Config`] at once if it is invalid; [`Error::QueueFull`].

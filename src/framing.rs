@@ -3,11 +3,11 @@
 //! It looks at held bytes and at how many a buffer can hold, and knows neither sockets nor
 //! deadlines: what to do at end of file or at a deadline is the worker's decision.
 
-use std::any::Any;
 use std::fmt;
 use std::io::BufRead;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+
+use crate::guard::contain;
 
 /// A function of your own that finds frames, as [`Framing::Custom`] holds it.
 pub type Find = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
@@ -139,15 +139,15 @@ pub(crate) struct Bounds {
 }
 
 /// What the held bytes begin with.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Frame(Bounds),
     Partial,
     /// A frame that says of itself that it will not fit.
     Overlong,
     Invalid,
-    /// The custom function panicked, with this payload.
-    Panicked(Box<dyn Any + Send>),
+    /// The custom function panicked.
+    Panicked,
 }
 
 impl Framing {
@@ -161,13 +161,13 @@ impl Framing {
             Self::Filled | Self::Drained => Found::Partial,
             Self::Delimited(byte) => find_delimiter(held, scanned, *byte),
             Self::LengthPrefixed { prefix, limit } => find_length(held, *prefix, *limit, capacity),
-            Self::Custom(find) => match catch_unwind(AssertUnwindSafe(|| find(held))) {
-                Ok(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
+            Self::Custom(find) => match contain(|| find(held)) {
+                Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
                     Found::Frame(Bounds { skip: 0, body: n, total: n })
                 }
-                Ok(Frame::Partial) => Found::Partial,
-                Ok(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
-                Err(payload) => Found::Panicked(payload),
+                Some(Frame::Partial) => Found::Partial,
+                Some(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
+                None => Found::Panicked,
             },
         }
     }
@@ -216,16 +216,6 @@ fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Fo
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Payloads of panics do not compare; all else does.
-    impl PartialEq for Found {
-        fn eq(&self, other: &Self) -> bool {
-            match (self, other) {
-                (Self::Frame(one), Self::Frame(other)) => one == other,
-                _ => std::mem::discriminant(self) == std::mem::discriminant(other),
-            }
-        }
-    }
 
     fn find(framing: &Framing, held: &[u8], capacity: usize) -> Found {
         framing.find(held, &mut 0, capacity)

@@ -122,7 +122,8 @@ impl Handle {
     /// A snapshot of the counters as of the next turn. Waits for it, at most a second; if no turn
     /// comes by then, or the manager is not running, it is the last one taken.
     ///
-    /// In a callback there is no next turn to wait for: do not call it there.
+    /// On the loop's own thread, in a callback or outside, there is no turn to wait for: ask
+    /// [`Manager::stats`](crate::Manager::stats) there.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats(Self::STATS_PATIENCE)

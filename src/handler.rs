@@ -68,8 +68,8 @@ pub trait Handler {
         body: &[u8],
     ) -> io::Result<()>;
 
-    /// A reply that had to wait for the peer has gone out entirely: time to write more of a long
-    /// one. Not called for replies that went out at once.
+    /// A reply that had to wait for the peer has gone out entirely: the peer keeps up again. Not
+    /// called for what went out at once, neither in a request nor here.
     ///
     /// # Errors
     /// The connection is closed after flushing.
@@ -207,7 +207,8 @@ impl Conn<'_> {
 
     /// Stops reading from and delivering for this connection after this callback, until it is
     /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
-    /// meanwhile, unless it owes a reply.
+    /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
+    /// [`Cause::Overlong`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
         self.vitals.paused = true;
     }

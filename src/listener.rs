@@ -133,6 +133,12 @@ impl<L> Listeners<L> {
                 stats.accept_errors += 1;
                 Accepted::Skip
             }
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                // Somebody who shares it has shut it down: it will never accept again.
+                log::warn!("a listener no longer listens: {error}");
+                self.all[index].ready = false;
+                Accepted::Nothing
+            }
             Err(error) => {
                 stats.starved += 1;
                 self.starve(&error, now);

@@ -28,7 +28,7 @@ use crate::spares::Spares;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
 
-use control::SlowWarning;
+use control::Alarms;
 use stopping::Drain;
 
 /// What one turn does at most, so that no phase keeps the others waiting. Connections have a
@@ -90,7 +90,7 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     stats: Stats,
     now: Now,
     reap_at: Tick,
-    slow_warning: SlowWarning,
+    alarms: Alarms,
     phase: Phase,
 }
 
@@ -147,7 +147,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             spares: Spares::default(),
             stats: Stats::default(),
             reap_at: Tick(0),
-            slow_warning: SlowWarning::default(),
+            alarms: Alarms::default(),
             phase: Phase::Stopped,
         })
     }
@@ -200,6 +200,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if matches!(self.phase, Phase::Stopped) {
             return Err(Error::NotRunning);
         }
+        self.stats.turns += 1;
         self.wait(timeout)?;
         self.read_clock();
         self.run_commands();
@@ -208,7 +209,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let expired = self.expire_due();
         let accepted = self.accept_new();
         self.reap_spares();
-        self.warn_if_slow();
+        self.raise_alarms();
         let stopped = self.finish_if_drained();
         let next = self.due().map(|due| due.away(self.now.at));
         Ok(Turn { events, served, expired, accepted, next, stopped })
@@ -244,7 +245,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// 3. Commands of callbacks and handles, at most a batch.
     fn run_commands(&mut self) {
-        self.stats.turns += 1;
         self.desk.collect(COMMANDS);
         for _ in 0..COMMANDS {
             let Some(command) = self.desk.next() else { break };

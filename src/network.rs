@@ -5,83 +5,17 @@
 //! registration; they are lost once taken. Everything random comes from one seed. This room
 //! knows neither the loop nor its backend.
 
+mod faults;
+mod stream;
+
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::dice::Dice;
-
-/// How often things go wrong, in thousandths of the occasions.
-///
-/// ```
-/// use pool_manager::sim::Faults;
-/// assert_eq!(Faults::none().short_reads, 0);
-/// assert_ne!(Faults::swarm(1), Faults::swarm(2));
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Faults {
-    /// Reads give less than there is.
-    pub short_reads: u16,
-    /// Writes take less than there is room for.
-    pub short_writes: u16,
-    /// Reads, writes and waits are interrupted by a signal.
-    pub interrupts: u16,
-    /// Events are reported of sockets that are not ready.
-    pub spurious_events: u16,
-    /// Events are reported of sockets that are gone.
-    pub stale_events: u16,
-    /// A wait hands out only some of the events; the others keep.
-    pub truncated_waits: u16,
-    /// Registering fails.
-    pub failed_registers: u16,
-    /// Accepting fails for the connection.
-    pub aborted_accepts: u16,
-    /// Accepting fails for want of descriptors.
-    pub starved_accepts: u16,
-    /// A reset destroys what was not yet read.
-    pub destructive_resets: u16,
-    /// The clock jumps ahead by up to ten minutes: the process was suspended.
-    pub clock_jumps: u16,
-    /// Read and write readiness are reported apart, as kqueue does, rather than merged as epoll
-    /// does: all of the time or never.
-    pub split_events: bool,
-}
-
-impl Faults {
-    /// Nothing goes wrong.
-    #[must_use]
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// A random subset of the faults with very different weights (Groce et al., "Swarm
-    /// testing", ISSTA 2012): what never happens together with everything else is found, too.
-    #[must_use]
-    pub fn swarm(seed: u64) -> Self {
-        let mut dice = Dice::new(seed ^ 0x5157_4152_4d21);
-        let mut weight = |most: usize| match dice.below(4) {
-            0 | 1 => 0,
-            2 => 1 + dice.below(most / 8 + 1) as u16,
-            _ => dice.below(most + 1) as u16,
-        };
-        Self {
-            short_reads: weight(900),
-            short_writes: weight(900),
-            interrupts: weight(300),
-            spurious_events: weight(500),
-            stale_events: weight(500),
-            truncated_waits: weight(800),
-            failed_registers: weight(200),
-            aborted_accepts: weight(300),
-            starved_accepts: weight(300),
-            destructive_resets: weight(1000),
-            clock_jumps: weight(20),
-            split_events: weight(1) > 0,
-        }
-    }
-}
+pub use faults::Faults;
+pub use stream::Stream;
 
 /// What the network knows of one of the pool's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -469,76 +403,4 @@ impl Network {
 enum Source {
     Listener(usize),
     End(usize),
-}
-
-/// One end of a simulated connection. Never blocks; dropping it closes it.
-///
-/// Both the peer that a test plays and the socket that the pool serves are one of these.
-///
-/// ```
-/// use pool_manager::sim::Sim;
-/// use std::io::{Read, Write};
-///
-/// let sim = Sim::new(1);
-/// let (mut here, mut there) = sim.pair();
-/// here.write_all(b"hello")?;
-/// let mut bytes = [0; 8];
-/// assert_eq!(there.read(&mut bytes)?, 5);
-/// # Ok::<(), std::io::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Stream {
-    net: Shared,
-    end: usize,
-}
-
-impl Stream {
-    pub(crate) fn new(net: Shared, end: usize) -> Self {
-        Self { net, end }
-    }
-
-    pub(crate) fn end(&self) -> usize {
-        self.end
-    }
-
-    /// A number that the two ends of this connection share with no other.
-    #[must_use]
-    pub fn connection(&self) -> usize {
-        self.end / 2
-    }
-
-    /// Says that nothing more will be written.
-    ///
-    /// # Errors
-    /// `NotConnected` once the connection was reset.
-    pub fn shutdown_write(&self) -> io::Result<()> {
-        lock(&self.net).shutdown_write(self.end)
-    }
-
-    /// Closes the connection so that the other end sees a reset.
-    pub fn reset(self) {
-        lock(&self.net).reset_peer_of(self.end);
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        lock(&self.net).read(self.end, into)
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.net).write(self.end, bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        lock(&self.net).close(self.end);
-    }
 }

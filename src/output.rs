@@ -33,6 +33,12 @@ impl Output {
     /// Appends all of `bytes`, or none of them if more than `limit` would then be unsent.
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
+        if self.sent > self.len() {
+            // What is sent goes once it is most of it, or a peer that always stays a little
+            // behind would let it grow without end. Each byte is moved at most once a byte sent.
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
         if fits {
             self.bytes.extend_from_slice(bytes);
         }
@@ -80,6 +86,16 @@ mod tests {
         assert!(output.push(b"def", 5), "only unsent bytes count");
         assert_eq!(output.unsent(), b"cdef");
         assert!(!output.push(b"xy", 1), "a lowered limit");
+    }
+
+    #[test]
+    fn a_peer_that_is_always_behind_does_not_make_it_grow() {
+        let mut output = Output::default();
+        for _ in 0..10_000 {
+            assert!(output.push(&[7; 100], 150));
+            output.advance(output.len() - 50);
+        }
+        assert!(output.capacity() < 1_000, "{} bytes for 50 unsent", output.capacity());
     }
 
     #[test]

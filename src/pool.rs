@@ -56,6 +56,11 @@ impl<S> Pool<S> {
         self.wheel.reserve(workers);
     }
 
+    /// Forgets who was ready, when nobody is left.
+    pub(crate) fn clear_ready(&mut self) {
+        self.ready.clear();
+    }
+
     /// How many workers are busy.
     pub(crate) fn live(&self) -> usize {
         self.live

@@ -47,7 +47,8 @@ pub struct Turn {
 pub struct StopReport {
     /// Connections that were idle, and closed at once.
     pub idle: usize,
-    /// Connections that finished what they were at.
+    /// Connections that ended by themselves: finished what they were at, were closed by the peer
+    /// or ran into a deadline.
     pub finished: usize,
     /// Connections that were cut off at the drain deadline.
     pub aborted: usize,

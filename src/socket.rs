@@ -10,6 +10,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use crate::guard::contain;
 #[cfg(feature = "sim")]
 use crate::network::Stream;
 
@@ -24,6 +25,8 @@ use crate::network::Stream;
 /// - `read` returns `WouldBlock` only when the descriptor did, and 0 only at end of stream.
 /// - `flush` returns `WouldBlock` while bytes taken by `write` (or made by a handshake) are still
 ///   to go out; it is called again when the descriptor is ready.
+///
+/// A transport that panics or miscounts ends its own connection, as one whose socket failed.
 ///
 /// ```
 /// use pool_manager::{Socket, Transport};
@@ -54,7 +57,7 @@ use crate::network::Stream;
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Transport: Read + Write + AsFd + Send {
-    /// Says to the peer that nothing more will be written. The default shuts down the
+    /// Says to the peer that nothing more will be written; may be called twice. The default shuts down the
     /// descriptor's sending side.
     ///
     /// # Errors
@@ -149,12 +152,25 @@ pub(crate) fn as_stream(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
     Ok(TcpStream::from(fd.try_clone_to_owned()?))
 }
 
+/// What a transport answered, if it kept to its contract: a panic in it, or a count beyond what
+/// it was given, is an error of this connection alone.
+fn checked(answer: Option<io::Result<usize>>, most: usize) -> io::Result<usize> {
+    match answer {
+        Some(Ok(count)) if count > most => Err(io::Error::other("the transport miscounted")),
+        Some(answer) => answer,
+        None => Err(io::Error::other("the transport panicked")),
+    }
+}
+
 impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(into),
             Self::Unix(stream) => stream.read(into),
-            Self::Boxed(transport) => transport.read(into),
+            Self::Boxed(transport) => {
+                let room = into.len();
+                checked(contain(|| transport.read(into)), room)
+            }
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.read(into),
         }
@@ -166,7 +182,7 @@ impl Write for Socket {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
-            Self::Boxed(transport) => transport.write(bytes),
+            Self::Boxed(transport) => checked(contain(|| transport.write(bytes)), bytes.len()),
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.write(bytes),
         }
@@ -174,7 +190,10 @@ impl Write for Socket {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Boxed(transport) => transport.flush(),
+            Self::Boxed(transport) => {
+                let flushed = contain(|| transport.flush().map(|()| 0));
+                checked(flushed, 0).map(|_| ())
+            }
             _ => Ok(()),
         }
     }

@@ -76,6 +76,11 @@ pub struct Stats {
     pub longest_callback: Duration,
     /// Callbacks slower than that.
     pub slow_callbacks: u64,
+    /// Panics of callbacks, in any hook.
+    pub panics: u64,
+    /// Connections closed at once because they could not be registered, with nobody to give them
+    /// back to.
+    pub lost: u64,
     requests: [u64; Cause::REQUESTS.len()],
     closed: [u64; CloseReason::CLASSES],
 }
@@ -181,6 +186,8 @@ impl Add for Stats {
             buffers: self.buffers + other.buffers,
             longest_callback: self.longest_callback.max(other.longest_callback),
             slow_callbacks: self.slow_callbacks + other.slow_callbacks,
+            panics: self.panics + other.panics,
+            lost: self.lost + other.lost,
             requests: add_each(self.requests, other.requests),
             closed: add_each(self.closed, other.closed),
         }

@@ -3,10 +3,11 @@
 //!
 //! It knows paths and permissions, and nothing of the loop.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 /// How many names for a temporary directory are tried.
@@ -31,44 +32,69 @@ impl Drop for Claim {
 /// Binds `path` with mode 0600.
 ///
 /// The socket is bound in a fresh directory that only we may enter, given its mode there, and
-/// then renamed to its place: at no moment can others connect. A umask would do the same for
-/// every file that other threads create meanwhile.
+/// then linked to its place: at no moment can others connect, and what is there already is never
+/// replaced unseen. A umask would do the first for every file that other threads create meanwhile.
 pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
     // The bound name is another one, so the length of this one is not checked there.
     SocketAddr::from_pathname(path)?;
-    refuse_if_taken(path)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let room = Room::create(parent)?;
     let inside = room.0.join("s");
-    let listener = UnixListener::bind(&inside)?;
-    let moved = fs::set_permissions(&inside, Permissions::from_mode(0o600))
-        .and_then(|()| fs::rename(&inside, path))
+    let listener = bind_inside(&room.0, &inside)?;
+    let placed = fs::set_permissions(&inside, Permissions::from_mode(0o600))
+        .and_then(|()| place(&inside, path, &room.0.join("t")))
         .and_then(|()| identity(path));
-    if moved.is_err() {
-        let _ = fs::remove_file(&inside);
-    }
-    Ok((listener, Claim { path: path.to_path_buf(), identity: moved? }))
+    // Linked to its place, or of no use any more.
+    let _ = fs::remove_file(&inside);
+    Ok((listener, Claim { path: path.to_path_buf(), identity: placed? }))
 }
 
-/// A path is free if nothing is there, or a socket that nobody listens on. Links are not followed.
-fn refuse_if_taken(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(io::Error::new(
-                ErrorKind::AlreadyExists,
-                "there is a file that is no socket",
-            ));
+/// A name that is too long to be bound may still be short enough by way of its directory.
+fn bind_inside(room: &Path, inside: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(inside) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            let directory = File::open(room)?;
+            UnixListener::bind(format!("/proc/self/fd/{}/s", directory.as_raw_fd()))
         }
-        Ok(_) => {}
+        bound => bound,
     }
-    match UnixStream::connect(path) {
+}
+
+/// Links the socket `inside` to `path`, in place of a stale socket but of nothing else. A stale
+/// one is first moved to `aside`, where a second look shows that it was not somebody's who came
+/// between.
+fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
+    match fs::hard_link(inside, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        placed => return placed,
+    }
+    refuse_if_taken(path)?;
+    fs::rename(path, aside)?;
+    let placed = refuse_if_taken(aside).and_then(|()| fs::hard_link(inside, path));
+    if placed.is_err() {
+        // Back to where it was, unless somebody else is there by now.
+        let _ = fs::hard_link(aside, path);
+    }
+    fs::remove_file(aside)?;
+    placed.map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => ErrorKind::AddrInUse.into(),
+        _ => error,
+    })
+}
+
+/// A path may be taken if a socket is there that nobody listens on. Links are not followed.
+///
+/// A datagram socket cannot connect to a stream listener, and the error tells the two cases
+/// apart: so a live one is neither bothered by a connection nor waited for if its backlog is full.
+fn refuse_if_taken(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file is there that is no socket"));
+    }
+    match UnixDatagram::unbound()?.connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error),
         _ => Err(ErrorKind::AddrInUse.into()),
     }

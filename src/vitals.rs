@@ -130,6 +130,11 @@ impl CloseReason {
         }
     }
 
+    /// Whether it is the way of things, rather than anybody's wish or fault.
+    pub(crate) fn is_natural(self) -> bool {
+        matches!(self, Self::Eof | Self::Expired | Self::Overlong)
+    }
+
     /// Whether what is owed is worth sending first, and worth lingering for.
     pub(crate) fn is_polite(self) -> bool {
         !matches!(
@@ -229,6 +234,14 @@ impl Vitals {
         idle.min(self.since.after(config.request_deadline))
     }
 
+    /// Ends a pause: both clocks go on from `stamp`.
+    pub(crate) fn resume(&mut self, stamp: Tick) {
+        if std::mem::take(&mut self.paused) {
+            self.moved = stamp;
+            self.since = if self.since == Tick::NEVER { Tick::NEVER } else { stamp };
+        }
+    }
+
     /// Sets this connection's own idle deadline, rounded up to a millisecond; zero goes back to
     /// the configured one.
     pub(crate) fn set_patience(&mut self, deadline: Duration) {
@@ -268,6 +281,18 @@ mod tests {
         assert_eq!(vitals.deadline(&config), Tick::NEVER);
         vitals.blocked = true;
         assert_eq!(vitals.deadline(&config), Tick(3_100));
+    }
+
+    #[test]
+    fn resuming_restarts_both_clocks_and_only_after_a_pause() {
+        let (config, mut vitals) = (Config::new(), vitals());
+        vitals.resume(Tick(9_000));
+        assert_eq!(vitals.deadline(&config), Tick(3_100), "it was not paused");
+        vitals.since = Tick(100);
+        vitals.paused = true;
+        vitals.resume(Tick(50_000));
+        assert_eq!(vitals.deadline(&config), Tick(53_000));
+        assert_eq!(vitals.since, Tick(50_000));
     }
 
     #[test]

@@ -108,6 +108,9 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
+        if let Some(reason) = self.vitals.ending.filter(|reason| !reason.is_polite()) {
+            return Verdict::Close(reason);
+        }
         let waited = self.vitals.blocked;
         if let Some(verdict) = self.pay(visit) {
             return verdict;
@@ -140,9 +143,17 @@ impl<S> Worker<S> {
             self.deliver(visit, visit.config.framing.remainder(held), Cause::Expired);
         }
         let reason = self.vitals.ending.unwrap_or(CloseReason::Expired);
-        let verdict = self.conclude(visit, Verdict::Close(reason));
+        let verdict = self.conclude(visit, self.end(reason));
         self.detach(visit.spares);
         verdict
+    }
+
+    /// An end that is natural waits while the connection is paused: somebody is still to answer.
+    fn end(&self, reason: CloseReason) -> Verdict {
+        if self.vitals.paused && reason.is_natural() {
+            return Verdict::Wait;
+        }
+        Verdict::Close(reason)
     }
 
     /// The hot input buffer becomes the one this worker kept, if it kept one.
@@ -173,7 +184,7 @@ impl<S> Worker<S> {
         let mut budget = Budget { reads: READS, bytes: READ_BYTES, callbacks: CALLBACKS };
         loop {
             if let Some(reason) = self.vitals.ending {
-                return Verdict::Close(reason);
+                return self.end(reason);
             }
             if visit.spares.output.len() >= FLUSH_AT {
                 if let Some(verdict) = self.send(visit) {
@@ -210,10 +221,7 @@ impl<S> Worker<S> {
             Found::Frame(bounds) => Step::Deliver(bounds, Cause::Framed),
             Found::Overlong => Step::Deliver(framing.remainder(input.len()), Cause::Overlong),
             Found::Invalid => Step::Rest(Verdict::Close(CloseReason::Invalid)),
-            Found::Panicked(payload) => {
-                self.log_panic(payload);
-                Step::Rest(Verdict::Close(CloseReason::Panicked))
-            }
+            Found::Panicked => Step::Rest(Verdict::Close(CloseReason::Panicked)),
             Found::Partial => self.step_without_frame(input, framing, budget),
         }
     }
@@ -296,7 +304,12 @@ impl<S> Worker<S> {
         });
         let input = &mut visit.spares.input;
         input.consume(bounds.total);
-        self.vitals.since = if input.is_empty() { Tick::NEVER } else { visit.now.stamp };
+        self.vitals.since = Tick::NEVER;
+        if !input.is_empty() {
+            // What is left came with this request: if it waits, it waits for us.
+            self.vitals.since = visit.now.stamp;
+            self.vitals.moved = visit.now.stamp;
+        }
         self.vitals.ending = self.vitals.ending.or(cause.ends());
     }
 }

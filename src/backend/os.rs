@@ -28,17 +28,31 @@ const EVENTS: usize = 1024;
 /// until the source is registered again.
 const REARM: bool = cfg!(mio_unsupported_force_poll_poll);
 
+/// A registered socket, and in which directions it has blocked.
+struct Armed {
+    token: mio::Token,
+    blocked: Option<Interest>,
+}
+
 /// The operating system as a [`Backend`].
 pub struct Os {
     poll: Option<Poll>,
     events: Events,
     epoch: Instant,
-    /// What to arm again under which token, where that is needed.
-    armed: HashMap<RawFd, mio::Token>,
+    /// What to arm again, where that is needed.
+    armed: HashMap<RawFd, Armed>,
+}
+
+impl Default for Os {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Os {
-    pub(crate) fn new() -> Self {
+    /// Opens nothing yet; that is done at start.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             poll: None,
             events: Events::with_capacity(EVENTS),
@@ -57,16 +71,22 @@ impl Os {
         self.poll.as_ref().map(Poll::registry).ok_or_else(|| ErrorKind::NotConnected.into())
     }
 
-    /// Asks for the next edge, where the system does not promise one by itself.
-    fn rearm<T>(&self, socket: &Socket, outcome: &io::Result<T>) {
-        let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
-        if !REARM || !blocked {
+    /// Asks for the next edge, where the system does not promise one by itself: of what has
+    /// blocked, and of nothing else, or what is ready all along would be reported for ever.
+    fn rearm<T>(&mut self, socket: &Socket, direction: Interest, outcome: &io::Result<T>) {
+        if !REARM {
             return;
         }
         let Ok(fd) = raw(socket) else { return };
-        if let (Ok(registry), Some(&token)) = (self.registry(), self.armed.get(&fd)) {
+        let Some(armed) = self.armed.get_mut(&fd) else { return };
+        let others = armed.blocked.and_then(|blocked| blocked.remove(direction));
+        let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
+        armed.blocked =
+            if blocked { Some(others.map_or(direction, |all| all | direction)) } else { others };
+        let (token, wanted) = (armed.token, armed.blocked);
+        if let (true, Some(wanted), Ok(registry)) = (blocked, wanted, self.registry()) {
             // It fails for a socket that has hung up, which reports nothing more in any case.
-            let _ = SourceFd(&fd).reregister(registry, token, interests());
+            let _ = SourceFd(&fd).reregister(registry, token, wanted);
         }
     }
 }
@@ -116,7 +136,7 @@ impl Backend for Os {
         let fd = raw(socket)?;
         SourceFd(&fd).register(self.registry()?, mio_token(token), interests())?;
         if REARM {
-            self.armed.insert(fd, mio_token(token));
+            self.armed.insert(fd, Armed { token: mio_token(token), blocked: None });
         }
         Ok(())
     }
@@ -155,19 +175,19 @@ impl Backend for Os {
 
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         let outcome = socket.read(into);
-        self.rearm(socket, &outcome);
+        self.rearm(socket, readable(), &outcome);
         outcome
     }
 
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         let outcome = socket.write(bytes);
-        self.rearm(socket, &outcome);
+        self.rearm(socket, Interest::WRITABLE, &outcome);
         outcome
     }
 
     fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
         let outcome = socket.flush();
-        self.rearm(socket, &outcome);
+        self.rearm(socket, Interest::WRITABLE, &outcome);
         outcome
     }
 
@@ -223,13 +243,18 @@ impl fmt::Debug for Os {
     }
 }
 
-/// Everything at once, and priority where the platform can say it, or bytes behind urgent data
-/// would wait for an edge that never comes.
+/// Everything at once.
 fn interests() -> Interest {
-    let both = Interest::READABLE | Interest::WRITABLE;
+    readable() | Interest::WRITABLE
+}
+
+/// With priority where the platform can say it, or bytes behind urgent data would wait for an
+/// edge that never comes.
+fn readable() -> Interest {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    let both = both | Interest::PRIORITY;
-    both
+    return Interest::READABLE | Interest::PRIORITY;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    Interest::READABLE
 }
 
 fn raw(socket: &Socket) -> io::Result<RawFd> {

@@ -1,12 +1,12 @@
 //! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Manager, Phase};
 use crate::backend::Backend;
 use crate::config::Overload;
 use crate::error::{PutError, PutErrorKind};
+use crate::guard::contain;
 use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
@@ -50,11 +50,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// free again.
     fn admit(&mut self, socket: Socket) -> Result<ConnId, (Socket, io::Error)> {
         let id = self.pool.next_id();
-        if let Err(error) = self.backend.register(&socket, id.token()) {
-            self.mailbox.places.release();
-            return Err((socket, error));
-        }
-        let worker = Worker::new(Vitals::new(id, self.now), socket, H::Session::default());
+        let session = contain(H::Session::default)
+            .ok_or_else(|| io::Error::other("the session's default panicked"));
+        let registered = session
+            .and_then(|session| self.backend.register(&socket, id.token()).map(|()| session));
+        let session = match registered {
+            Ok(session) => session,
+            Err(error) => {
+                self.mailbox.places.release();
+                return Err((socket, error));
+            }
+        };
+        let worker = Worker::new(Vitals::new(id, self.now), socket, session);
         self.pool.insert(worker, &self.config);
         self.stats.put += 1;
         self.stats.peak = self.stats.peak.max(self.pool.live() as u64);
@@ -74,7 +81,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Admits a connection that a listener accepted: nobody is there to give it back to.
     pub(super) fn admit_accepted(&mut self, socket: Socket) {
         let outcome = self.admit(socket);
-        warn_if_lost(outcome);
+        self.stats.lost += u64::from(outcome.is_err());
     }
 
     /// Tells a connection that the pool is busy, and closes it.
@@ -158,18 +165,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingers(&vitals, reason) {
             self.linger(socket);
         } else {
-            drop(socket);
+            // A transport of the user's may panic when it is dropped.
+            contain(|| drop(socket));
         }
         self.mailbox.places.release();
         if self.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
         let (handler, desk) = (&mut self.handler, &mut self.desk);
-        let told = catch_unwind(AssertUnwindSafe(|| handler.closed(&end, session, desk)));
-        if let Err(payload) = told {
-            log::warn!("{id}: the closed hook panicked");
-            std::mem::forget(payload);
-        }
+        let told = contain(|| handler.closed(&end, session, desk));
+        self.stats.panics += u64::from(reason == CloseReason::Panicked);
+        self.stats.panics += u64::from(told.is_none());
     }
 
     /// Whether a reply may be on its way that unread input would destroy. A connection that is
@@ -201,10 +207,3 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
 /// A worker, and what it is visited with.
 type Call<'a, H, B> = (&'a mut Worker<<H as Handler>::Session>, Visit<'a, H, B>);
-
-/// Says why a connection was closed that nobody is there to be given back to.
-pub(super) fn warn_if_lost(outcome: Result<ConnId, (Socket, io::Error)>) {
-    if let Err((_, error)) = outcome {
-        log::warn!("closed a connection that can't be put: {error}");
-    }
-}

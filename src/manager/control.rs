@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 
-use super::connection::warn_if_lost;
 use super::{Manager, Phase};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
@@ -14,19 +13,39 @@ use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::mailbox::Command;
 use crate::stats::Stats;
-use crate::time::Tick;
+use crate::time::{Now, Tick};
 use crate::unix::{self, Claim};
 use crate::vitals::CloseReason;
 use crate::worker::Worker;
 
-/// At most one warning of slow callbacks in this time.
-const SLOW_WARNING_INTERVAL: Duration = Duration::from_secs(1);
+/// At most one warning of a kind in this time.
+const ALARM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was last warned of.
+/// Tells of a growing counter, but not too often: what peers can cause must not fill a log.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SlowWarning {
+pub(super) struct Alarm {
     seen: u64,
     not_before: Option<Tick>,
+}
+
+impl Alarm {
+    /// By how much `count` has grown, if that is worth telling now.
+    fn news(&mut self, count: u64, now: Now) -> Option<u64> {
+        let grown = count - self.seen;
+        if grown == 0 || self.not_before.is_some_and(|tick| tick > now.tick) {
+            return None;
+        }
+        *self = Self { seen: count, not_before: Some(now.stamp.after(ALARM_INTERVAL)) };
+        Some(grown)
+    }
+}
+
+/// What a manager warns of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Alarms {
+    slow: Alarm,
+    panics: Alarm,
+    lost: Alarm,
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
@@ -42,9 +61,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.check_running()?;
         let failed = |name: String| move |error| Error::Listen(name, error);
         let addrs: Vec<SocketAddr> =
-            addr.to_socket_addrs().map_err(failed("that address".into()))?.collect();
+            addr.to_socket_addrs().map_err(failed("an unknown address".into()))?.collect();
         let names: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
-        let name = names.join(" or ");
+        let name = if names.is_empty() { "no address".into() } else { names.join(" or ") };
         let listener = TcpListener::bind(&addrs[..]).map_err(failed(name.clone()))?;
         let bound = listener.local_addr().map_err(failed(name))?;
         self.listen_to(listener.into(), None, &bound.to_string())?;
@@ -166,7 +185,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         match command {
             Command::Put(socket) if matches!(self.phase, Phase::Running) => {
                 let outcome = self.adopt(socket);
-                warn_if_lost(outcome);
+                self.stats.lost += u64::from(outcome.is_err());
             }
             Command::Put(_) => self.mailbox.places.release(),
             Command::Linger(socket) => self.linger(socket),
@@ -180,10 +199,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
             Command::Resume(id) => {
                 let stamp = self.now.stamp;
-                self.change(id, |worker| {
-                    worker.vitals.paused = false;
-                    worker.vitals.moved = stamp;
-                });
+                self.change(id, |worker| worker.vitals.resume(stamp));
             }
         }
     }
@@ -191,9 +207,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     fn send(&mut self, id: ConnId, bytes: &[u8]) {
         let limit = self.config.write_limit;
         let mut fits = true;
-        self.change(id, |worker| {
-            fits = worker.vitals.ending.is_some() || worker.output.push(bytes, limit);
-        });
+        self.change(id, |worker| fits = worker.output.push(bytes, limit));
         if !fits {
             self.close(id, CloseReason::WriteLimit);
         }
@@ -210,17 +224,21 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Warns of callbacks that were slow since it last looked.
-    pub(super) fn warn_if_slow(&mut self) {
-        let warning = &mut self.slow_warning;
-        let slow = self.stats.slow_callbacks - warning.seen;
-        if slow == 0 || warning.not_before.is_some_and(|until| until > self.now.tick) {
-            return;
+    /// Tells an operator what should not happen.
+    pub(super) fn raise_alarms(&mut self) {
+        let (alarms, stats, now) = (&mut self.alarms, &self.stats, self.now);
+        if let Some(slow) = alarms.slow.news(stats.slow_callbacks, now) {
+            let longest = stats.longest_callback;
+            log::warn!(
+                "{slow} slow callbacks held up everybody; the longest ever took {longest:?}"
+            );
         }
-        warning.seen = self.stats.slow_callbacks;
-        warning.not_before = Some(self.now.stamp.after(SLOW_WARNING_INTERVAL));
-        let longest = self.stats.longest_callback;
-        log::warn!("{slow} slow callbacks held up everybody; the longest ever took {longest:?}");
+        if let Some(panics) = alarms.panics.news(stats.panics, now) {
+            log::warn!("{panics} callbacks panicked; their connections were closed");
+        }
+        if let Some(lost) = alarms.lost.news(stats.lost, now) {
+            log::warn!("{lost} connections could not be registered and were closed");
+        }
     }
 }
 

@@ -26,6 +26,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// [`drain_deadline`](crate::Config::drain_deadline). Runs turns until then; afterwards no
     /// descriptor is open, and it can be started again.
     ///
+    /// What is paused counts as in progress: somebody is still to answer. Closed connections
+    /// that linger for their last reply are waited for as well, each at most 5 s.
+    ///
     /// # Errors
     /// [`Error::NotRunning`]; as [`Manager::turn`].
     pub fn stop(&mut self) -> Result<StopReport, Error> {
@@ -114,6 +117,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         for id in self.pool.ids() {
             self.close(id, CloseReason::Stopped);
         }
+        self.pool.clear_ready();
         self.listeners.clear(&mut self.backend);
         self.lingering.clear(&mut self.backend);
         let mut left = self.mailbox.close();

@@ -1,12 +1,10 @@
 //! Calling: the one place where user code runs, timed if asked for, and caught if it panics.
 
-use std::any::Any;
 use std::io;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Visit, Worker};
 use crate::backend::Backend;
+use crate::guard::contain;
 use crate::handler::{Conn, Handler};
 use crate::vitals::{Cause, CloseReason};
 
@@ -33,29 +31,20 @@ impl<S> Worker<S> {
             cause,
         };
         let (handler, session) = (&mut *visit.handler, &mut self.session);
-        let outcome = catch_unwind(AssertUnwindSafe(|| hook(handler, &mut conn, session, held)));
+        let outcome = contain(|| hook(handler, &mut conn, session, held));
         if let (Some(limit), Some(began)) = (limit, began) {
             visit.stats.count_callback(visit.backend.now().saturating_sub(began), limit);
         }
         match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
                 log::debug!("{}: {cause:?} callback failed: {error}", self.vitals.id);
                 self.vitals.ending.get_or_insert(CloseReason::Failed);
             }
-            Err(payload) => {
+            None => {
                 visit.spares.output.rewind(mark);
-                self.log_panic(payload);
                 self.vitals.ending = Some(CloseReason::Panicked);
             }
-        }
-    }
-
-    pub(super) fn log_panic(&self, payload: Box<dyn Any + Send>) {
-        log::warn!("{}: a callback panicked; this connection is closed", self.vitals.id);
-        // The payload is the user's, and may panic again when it is dropped.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            mem::forget(again);
         }
     }
 }

@@ -45,7 +45,8 @@ impl<S> Worker<S> {
 
     /// Sends the replies that have gathered; a verdict if not all went out.
     pub(super) fn send<H, B: Backend>(&mut self, visit: &mut Visit<'_, H, B>) -> Option<Verdict> {
-        if visit.spares.output.is_empty() && !self.socket.is_boxed() {
+        let nothing = visit.spares.output.is_empty() && !self.socket.is_boxed();
+        if nothing || self.owes() {
             return None;
         }
         let mut output = mem::take(&mut visit.spares.output);

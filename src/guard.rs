@@ -1,0 +1,39 @@
+//! Guard: where a panic of user code ends. One place, for every kind of it.
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs user code; `None` if it panicked. What it was in the middle of changing is its own, and
+/// ends with its connection.
+pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
+    let payload = match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(value) => return Some(value),
+        Err(payload) => payload,
+    };
+    // The payload is the user's as well, and may panic when it is dropped.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(again);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::panic_any;
+
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("and again");
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_here_even_if_its_payload_panics_again() {
+        assert_eq!(contain(|| 7), Some(7));
+        assert_eq!(contain(|| panic!("once")), None::<()>);
+        assert_eq!(contain(|| panic_any(Bomb)), None::<()>);
+    }
+}
