@@ -73,8 +73,8 @@ pub(crate) struct Network {
     listeners: Vec<Queue>,
     /// Tokens of ends that were deregistered, for stale events.
     retired: Vec<u64>,
-    digest: u64,
-    violations: Vec<String>,
+    pub(crate) digest: u64,
+    pub(crate) violations: Vec<String>,
     pub(crate) woken: bool,
 }
 
@@ -127,32 +127,21 @@ impl Network {
         [first, first + 1]
     }
 
+    /// Folds what happened into the digest (FNV-1a over words).
     pub(crate) fn note(&mut self, what: u64) {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
-    pub(crate) fn digest(&self) -> u64 {
-        self.digest
-    }
-
-    pub(crate) fn violation(&mut self, what: String) {
-        self.violations.push(what);
-    }
-
-    pub(crate) fn take_violations(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.violations)
-    }
-
     fn must_be_open(&mut self, end: usize, what: &str) {
         if !self.ends[end].open {
-            self.violation(format!("{what} on a closed socket (end {end})"));
+            self.violations.push(format!("{what} on a closed socket (end {end})"));
         }
     }
 
     pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
         self.must_be_open(end, "read");
         if into.is_empty() {
-            self.violation(format!("read into nothing (end {end})"));
+            self.violations.push(format!("read into nothing (end {end})"));
         }
         if self.dice.permille(self.faults.interrupts) {
             return Err(ErrorKind::Interrupted.into());
@@ -252,7 +241,7 @@ impl Network {
     pub(crate) fn close(&mut self, end: usize) {
         self.must_be_open(end, "close");
         if self.ends[end].token.is_some() {
-            self.violation(format!("closed while registered (end {end})"));
+            self.violations.push(format!("closed while registered (end {end})"));
         }
         let unread = !self.ends[end].inbox.is_empty();
         self.ends[end].open = false;
@@ -300,7 +289,7 @@ impl Network {
         self.must_be_open(end, "deregister");
         match self.ends[end].token.take() {
             Some(token) => self.retired.push(token),
-            None => self.violation(format!("deregistered twice (end {end})")),
+            None => self.violations.push(format!("deregistered twice (end {end})")),
         }
     }
 

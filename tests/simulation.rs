@@ -206,7 +206,7 @@ fn config(dice: &mut Dice) -> Config {
         .max_workers(max)
         .min_workers(dice.below(max + 1))
         .clients_deadline(millis(1 + dice.below(500)))
-        .request_deadline(millis(dice.below(900)))
+        .request_deadline(millis(dice.below(2) * dice.below(900)))
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))
         .overload(if dice.permille(500) { Overload::Pause } else { Overload::Reject(b"no".into()) })
@@ -369,6 +369,8 @@ impl World {
             assert!(life.replied.starts_with(&peer.got), "{id}: not what was replied");
             if let Some(end) = life.end {
                 assert_eq!(end.bytes_out + end.bytes_unsent, life.replied.len() as u64, "{id}");
+                let limit = self.manager.config().write_limit as u64;
+                assert!(end.bytes_unsent <= limit, "{id}: {} bytes unsent", end.bytes_unsent);
             }
             let lost = asleep && !life.paused && silent.contains(&id.as_u64());
             assert!(!lost, "{id}: asleep over input that no event will report");
