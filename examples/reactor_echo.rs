@@ -5,12 +5,15 @@
 mod common;
 
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{Failure, TURN, bind, millis, run_error, say, stop_flag};
+use common::{
+    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
+};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, Framing, Manager};
 
@@ -30,7 +33,7 @@ Usage: reactor_echo [OPTIONS]
                              drained: as soon as there is no more to read [default]
                              lines: each line, with its newline
   --stats-every SECS         print the counters now and then
-  --debug                    log every connection (RUST_LOG=debug shows it)
+  --debug                    log every connection
   --help                     this text
 
 SIGINT or SIGTERM stops gracefully; a second one at once.";
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 /// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, lexopt::Error> {
+fn options() -> Result<Option<Options>, Failure> {
     let mut options = Options {
         listen: "127.0.0.1:6263".into(),
         unix: None,
@@ -66,11 +69,15 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     while let Some(arg) = parser.next()? {
         let config = options.config.clone();
         options.config = match arg {
-            Arg::Long("min") => config.min_workers(parser.value()?.parse()?),
-            Arg::Long("max") => config.max_workers(parser.value()?.parse()?),
-            Arg::Long("buffer-size") => config.buffer_size(parser.value()?.parse()?),
-            Arg::Long("deadline-ms") => config.clients_deadline(millis(&mut parser)?),
-            Arg::Long("request-deadline-ms") => config.request_deadline(millis(&mut parser)?),
+            Arg::Long("min") => config.min_workers(number(&mut parser, "--min")?),
+            Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
+            Arg::Long("buffer-size") => config.buffer_size(number(&mut parser, "--buffer-size")?),
+            Arg::Long("deadline-ms") => {
+                config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
+            }
+            Arg::Long("request-deadline-ms") => {
+                config.request_deadline(millis(&mut parser, "--request-deadline-ms")?)
+            }
             Arg::Long("debug") => config.debug(true),
             Arg::Long("framing") => {
                 let framing = parser.value()?.parse_with(framing)?;
@@ -86,11 +93,12 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
                 config
             }
             Arg::Long("stats-every") => {
-                options.stats_every = Some(Duration::from_secs(parser.value()?.parse()?));
+                let seconds: NonZeroU64 = number(&mut parser, "--stats-every")?;
+                options.stats_every = Some(Duration::from_secs(seconds.get()));
                 config
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected()),
+            unknown => return Err(unknown.unexpected().into()),
         };
     }
     Ok(Some(options))
@@ -114,19 +122,24 @@ fn serve(options: Options) -> Result<(), Failure> {
         }
         Ok(())
     };
+    let debug = options.config.debug;
     // What is wrong with the configuration is wrong with the arguments.
-    let mut manager =
-        Manager::new(options.config, echo).map_err(|error| Failure::Usage(error.into()))?;
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
+    let mut manager = Manager::new(options.config, echo).map_err(usage_error)?;
     let listener = bind(&options.listen)?;
     let addr = listener.local_addr().map_err(run_error)?;
+    log_from(if debug { "debug" } else { "info" });
+    let stop = stop_flag().map_err(run_error)?;
+    manager.start().map_err(run_error)?;
     manager.listen_on(listener).map_err(run_error)?;
-    say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     if let Some(path) = &options.unix {
         manager.listen_unix(path).map_err(run_error)?;
+    }
+    say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
+    if let Some(path) = &options.unix {
         say(format_args!("listening on {0}; try: nc -U {0}", path.display()));
     }
+    let patience = manager.config().clients_deadline;
+    log::info!("a peer that is silent for {patience:?} is closed; --deadline-ms changes that");
     let mut told = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         manager.turn(Some(TURN)).map_err(run_error)?;

@@ -1,6 +1,6 @@
 //! The Go package's own program: a thread accepts and puts, the pool answers `OK`.
 //!
-//! `cargo run --release --example tcp_ok`, then `echo hello | nc 127.0.0.1 6263`.
+//! `cargo run --release --example tcp_ok`, then `echo hello | nc -N 127.0.0.1 6263`.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use common::{Failure, TURN, bind, millis, run_error, say, stop_flag};
+use common::{Failure, TURN, bind, log_from, millis, run_error, say, stop_flag};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, ERROR_SERVER_BUSY, Handle, Manager};
 
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 /// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, lexopt::Error> {
+fn options() -> Result<Option<Options>, Failure> {
     let config = Config::new().min_workers(5).max_workers(10).buffer_size(5120);
     let mut options = Options { listen: "127.0.0.1:6263".into(), config };
     let mut parser = lexopt::Parser::from_env();
@@ -55,10 +55,11 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         match arg {
             Arg::Long("listen") => options.listen = parser.value()?.string()?,
             Arg::Long("deadline-ms") => {
-                options.config = options.config.clients_deadline(millis(&mut parser)?);
+                let deadline = millis(&mut parser, "--deadline-ms")?;
+                options.config = options.config.clients_deadline(deadline);
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected()),
+            unknown => return Err(unknown.unexpected().into()),
         }
     }
     Ok(Some(options))
@@ -69,10 +70,11 @@ fn serve(options: Options) -> Result<(), Failure> {
         conn.write_all(if body.is_empty() { b"ERROR" } else { b"OK" })
     })
     .map_err(run_error)?;
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
     let listener = bind(&options.listen)?;
     let addr = listener.local_addr().map_err(run_error)?;
+    log_from("info");
+    let stop = stop_flag().map_err(run_error)?;
+    manager.start().map_err(run_error)?;
     say(format_args!("listening on {addr}; try: echo hello | nc -N {} {}", addr.ip(), addr.port()));
     let handle = manager.handle();
     // Ends with the process: nothing interrupts a blocking accept.
@@ -86,17 +88,22 @@ fn serve(options: Options) -> Result<(), Failure> {
 }
 
 fn accept(listener: &TcpListener, handle: &Handle) {
+    let mut starved = false;
     loop {
         let (socket, _) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) => {
-                log::warn!("can't accept: {error}");
+                // Said once: it will be so for a while.
+                if !std::mem::replace(&mut starved, true) {
+                    log::warn!("can't accept, will try again: {error}");
+                }
                 thread::sleep(PAUSE);
                 continue;
             }
         };
+        starved = false;
         if let Err(refused) = handle.put(socket) {
-            log::info!("{refused}");
+            log::debug!("{refused}");
             // A peer that is gone already misses nothing.
             let _ = refused.reply(ERROR_SERVER_BUSY.as_bytes());
         }

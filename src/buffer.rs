@@ -71,6 +71,17 @@ impl Buffer {
         }
     }
 
+    /// Makes room for `capacity` bytes in all, if there is less.
+    pub(crate) fn grow(&mut self, capacity: usize) {
+        if capacity > self.capacity() {
+            let mut grown = Self::with_capacity(capacity);
+            grown.storage[..self.len()].copy_from_slice(self.held());
+            grown.end = self.len() as u32;
+            grown.scanned = self.scanned;
+            *self = grown;
+        }
+    }
+
     /// How many of the held bytes are known to contain no delimiter.
     pub(crate) fn scanned(&self) -> usize {
         self.scanned as usize
@@ -140,6 +151,20 @@ mod tests {
         assert_eq!(buffer.scanned(), 2);
         buffer.consume(5);
         assert_eq!(buffer.scanned(), 0);
+    }
+
+    #[test]
+    fn growing_keeps_what_is_held() {
+        let mut buffer = Buffer::with_capacity(4);
+        buffer.spare(4).copy_from_slice(b"abcd");
+        buffer.commit(4);
+        buffer.consume(1);
+        buffer.set_scanned(2);
+        buffer.grow(3);
+        assert_eq!(buffer.capacity(), 4, "it never shrinks");
+        buffer.grow(8);
+        assert_eq!((buffer.held(), buffer.scanned(), buffer.capacity()), (&b"bcd"[..], 2, 8));
+        assert_eq!(buffer.spare(99).len(), 5);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::pool::{Due, Pool};
 use crate::report::{StopReport, Turn};
 use crate::spares::Spares;
 use crate::stats::Stats;
-use crate::time::{Now, Tick};
+use crate::time::{Now, Span, Tick};
 
 use control::Alarms;
 use stopping::Drain;
@@ -89,6 +89,7 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     spares: Spares,
     stats: Stats,
     now: Now,
+    last_turn: Span,
     reap_at: Tick,
     alarms: Alarms,
     phase: Phase,
@@ -134,8 +135,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub fn with_backend(config: Config, handler: H, mut backend: B) -> Result<Self, Error> {
         let config = config.checked()?;
         let mailbox = Arc::new(Mailbox::default());
+        let now = Now::new(backend.now());
         Ok(Self {
-            now: Now::new(backend.now()),
+            now,
+            last_turn: Span { began: now.stamp, ended: now.stamp },
             config,
             handler,
             backend,
@@ -216,13 +219,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// 1. Wait. The clock is read before a wait that may block: time spent in callbacks, or
-    ///    outside, would make it oversleep.
+    ///    outside, would make it oversleep. It also tells when the last turn ended.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.last_turn = Span { began: self.now.stamp, ended: Tick::NEVER };
         let timeout = match self.due() {
             _ if timeout == Some(Duration::ZERO) => timeout,
             Some(due) if due <= self.now.tick => Some(Duration::ZERO),
             Some(due) => {
-                let left = due.away(self.backend.now()).min(LONGEST_WAIT);
+                let now = Now::new(self.backend.now());
+                self.last_turn.ended = now.stamp;
+                let left = due.away(now.at).min(LONGEST_WAIT);
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
             None => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
@@ -241,6 +247,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// 2. Read the clock, once: everything in a turn sees the same time.
     fn read_clock(&mut self) {
         self.now = Now::new(self.backend.now());
+        self.last_turn.ended = self.last_turn.ended.min(self.now.stamp);
     }
 
     /// 3. Commands of callbacks and handles, at most a batch.

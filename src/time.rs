@@ -40,6 +40,13 @@ pub(crate) struct Now {
     pub(crate) stamp: Tick,
 }
 
+/// When a turn read the clock, and when it had done its work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) began: Tick,
+    pub(crate) ended: Tick,
+}
+
 impl Now {
     pub(crate) fn new(at: Duration) -> Self {
         Self { at, tick: Tick(millis_floor(at)), stamp: Tick(millis_ceil(at)) }

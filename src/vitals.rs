@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::id::ConnId;
-use crate::time::{Now, Tick};
+use crate::time::{Now, Span, Tick};
 
 /// Why the callback runs now.
 ///
@@ -234,9 +234,19 @@ impl Vitals {
         idle.min(self.since.after(config.request_deadline))
     }
 
-    /// Ends a pause: both clocks go on from `stamp`.
+    /// Counts what happened in a turn from its end rather than its beginning. Who was served last
+    /// in a slow turn has not been silent since it began.
+    pub(crate) fn credit(&mut self, turn: Span) {
+        for clock in [&mut self.moved, &mut self.since] {
+            if *clock == turn.began {
+                *clock = turn.ended;
+            }
+        }
+    }
+
+    /// Ends a pause: clocks that stood still go on from `stamp`.
     pub(crate) fn resume(&mut self, stamp: Tick) {
-        if std::mem::take(&mut self.paused) {
+        if std::mem::take(&mut self.paused) && !self.blocked {
             self.moved = stamp;
             self.since = if self.since == Tick::NEVER { Tick::NEVER } else { stamp };
         }
@@ -281,6 +291,15 @@ mod tests {
         assert_eq!(vitals.deadline(&config), Tick::NEVER);
         vitals.blocked = true;
         assert_eq!(vitals.deadline(&config), Tick(3_100));
+    }
+
+    #[test]
+    fn what_happened_in_a_turn_counts_from_its_end() {
+        let mut vitals = vitals();
+        vitals.credit(Span { began: Tick(90), ended: Tick(500) });
+        assert_eq!(vitals.moved, Tick(100), "another turn");
+        vitals.credit(Span { began: Tick(100), ended: Tick(500) });
+        assert_eq!((vitals.moved, vitals.since), (Tick(500), Tick::NEVER));
     }
 
     #[test]

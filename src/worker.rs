@@ -27,7 +27,8 @@ const READS: u32 = 16;
 const READ_BYTES: usize = 64 << 10;
 const CALLBACKS: u32 = 256;
 
-/// Replies of several frames go out in one write, but not more than this waits for it.
+/// Replies of several frames go out in one write, but not more than this waits for it, nor more
+/// than half of what may be unsent.
 const FLUSH_AT: usize = 64 << 10;
 
 /// What becomes of a worker after a visit.
@@ -186,7 +187,7 @@ impl<S> Worker<S> {
             if let Some(reason) = self.vitals.ending {
                 return self.end(reason);
             }
-            if visit.spares.output.len() >= FLUSH_AT {
+            if visit.spares.output.len() >= FLUSH_AT.min(visit.config.write_limit / 2) {
                 if let Some(verdict) = self.send(visit) {
                     return verdict;
                 }
@@ -305,7 +306,10 @@ impl<S> Worker<S> {
         let input = &mut visit.spares.input;
         input.consume(bounds.total);
         self.vitals.since = Tick::NEVER;
-        if !input.is_empty() {
+        if input.is_empty() {
+            // The next bytes go into a buffer of the size that is configured by then.
+            self.detach(visit.spares);
+        } else {
             // What is left came with this request: if it waits, it waits for us.
             self.vitals.since = visit.now.stamp;
             self.vitals.moved = visit.now.stamp;

@@ -6,13 +6,14 @@ use std::fmt::Display;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use env_logger::Env;
 use lexopt::ValueExt;
-use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use socket2::{Domain, Protocol, Type};
 
@@ -39,9 +40,12 @@ pub(crate) fn run_error(error: impl Into<Box<dyn Error>>) -> Failure {
     Failure::Run(error.into())
 }
 
+pub(crate) fn usage_error(error: impl Into<Box<dyn Error>>) -> Failure {
+    Failure::Usage(error.into())
+}
+
 /// Runs a program: one line and an exit code for whatever fails.
 pub(crate) fn main(name: &str, program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
-    env_logger::Builder::from_env(Env::default().default_filter_or("info")).init();
     match program() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => complain(name, &format!("{error}; try --help"), 2),
@@ -62,15 +66,29 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// The next value of an option in whole milliseconds.
-pub(crate) fn millis(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
-    Ok(Duration::from_millis(parser.value()?.parse()?))
+/// Logs to stderr, from this level on unless `RUST_LOG` says otherwise.
+pub(crate) fn log_from(level: &str) {
+    env_logger::Builder::from_env(Env::default().default_filter_or(level)).init();
+}
+
+/// The value of the option just parsed, as a whole number.
+pub(crate) fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, Failure>
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>,
+{
+    let value = parser.value()?;
+    value.parse().map_err(|error| usage_error(format!("{option}: {error}")))
+}
+
+/// The value of the option just parsed, in whole milliseconds.
+pub(crate) fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, Failure> {
+    number(parser, option).map(Duration::from_millis)
 }
 
 /// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
 pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for &signal in TERM_SIGNALS {
+    for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
         flag::register(signal, stop.clone())?;
     }
@@ -81,6 +99,7 @@ pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
 pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
     let cannot = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => run_error(format!("can't listen on {addr}: it is in use")),
+        io::ErrorKind::InvalidInput => usage_error(format!("{addr} is not HOST:PORT")),
         _ => run_error(format!("can't listen on {addr}: {error}")),
     };
     let mut refused = io::ErrorKind::AddrNotAvailable.into();

@@ -109,10 +109,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a
-    /// process that was suspended, or had more events than one wait returns, is itself late.
+    /// Ends a worker whose time is up, unless a last read shows that its peer did speak, or it
+    /// was served in a turn that took long: a process that was suspended or slow, or had more
+    /// events than one wait returns, is itself late.
     pub(super) fn expire(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
+            worker.vitals.credit(self.last_turn);
             worker.vitals.readable |= !worker.vitals.eof;
         }
         self.serve(id);

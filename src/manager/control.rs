@@ -127,8 +127,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Changes the configuration, as a whole or not at all, and returns the one now in effect.
     ///
     /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
-    /// smaller `buffer_size` holds for a connection once it has let go of what it holds. Held
-    /// bytes are framed anew, and deadlines counted anew from when bytes last moved.
+    /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
+    /// one at once. Held bytes are framed anew, and deadlines counted anew from when bytes last
+    /// moved.
     ///
     /// # Errors
     /// [`Error::Config`]; the configuration is as before.
@@ -150,6 +151,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);
             if !worker.input.is_empty() {
+                worker.input.grow(self.config.buffer_size);
                 self.pool.list(id);
             }
             self.pool.file(id, &self.config);
@@ -204,10 +206,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
+    /// Queues bytes behind what a connection has been sent. Behind a close they have no place.
     fn send(&mut self, id: ConnId, bytes: &[u8]) {
         let limit = self.config.write_limit;
         let mut fits = true;
-        self.change(id, |worker| fits = worker.output.push(bytes, limit));
+        self.change(id, |worker| {
+            let ending = worker.vitals.ending;
+            let closing = ending.is_some_and(|reason| !reason.is_natural());
+            fits = closing || worker.output.push(bytes, limit);
+        });
         if !fits {
             self.close(id, CloseReason::WriteLimit);
         }

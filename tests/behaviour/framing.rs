@@ -1,10 +1,72 @@
 //! When the callback runs, and with what.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use pool_manager::{Cause, Config, Framing};
+use pool_manager::{Cause, CloseReason, Config, Conn, Frame, Framing, Prefix};
 
-use crate::support::echo;
+use crate::support::{Rig, echo, pair, reset, rig, write_behind};
+
+/// Longer than any test has patience: what is delivered is not delivered by a deadline.
+const LATER: Duration = Duration::from_secs(600);
+
+fn config(framing: Framing, buffer_size: usize) -> Config {
+    Config::new().framing(framing).buffer_size(buffer_size).clients_deadline(LATER)
+}
+
+fn lines() -> Framing {
+    Framing::Delimited(b'\n')
+}
+
+fn prefixed(prefix: Prefix) -> Framing {
+    Framing::LengthPrefixed { prefix, limit: 0 }
+}
+
+/// A letter, then as many bytes as it says; anything else is invalid.
+fn letters() -> Framing {
+    Framing::custom(|held| match held[0] {
+        letter @ b'a'..=b'z' if held.len() > usize::from(letter - b'a') => {
+            Frame::Complete(usize::from(letter - b'a') + 1)
+        }
+        b'a'..=b'z' => Frame::Partial,
+        _ => Frame::Invalid,
+    })
+}
+
+/// A rig that answers each body between angle brackets, so that empty ones show.
+fn quote(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+    rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(&[b"<", body, b">"].concat()))
+}
+
+fn of(cause: Cause, bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
+    bodies.iter().map(|body| (cause, body.to_vec())).collect()
+}
+
+fn framed(bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
+    of(Cause::Framed, bodies)
+}
+
+/// Bytes of which no two stretches look alike.
+fn pattern(length: usize) -> Vec<u8> {
+    // A prime number of bytes, so that no shift by a power of two goes unnoticed.
+    let block: Vec<u8> = (0..4093_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    let mut bytes = block.repeat(length / block.len() + 1);
+    bytes.truncate(length);
+    bytes
+}
+
+/// Every framing, with a stream of frames and a remainder.
+fn streams() -> [(Framing, &'static [u8]); 5] {
+    [
+        (Framing::Filled, b"sixteen byte bufhold, and a rest"),
+        (Framing::Drained, b"any bytes"),
+        (lines(), b"one\n\ntwo\nthr"),
+        (prefixed(Prefix::U16Be), b"\0\x03one\0\0\0\x03two\0\x09thr"),
+        (letters(), b"adONEcTWzTHREE"),
+    ]
+}
 
 #[test]
 fn drained_answers_a_peer_that_waits() {
@@ -13,4 +75,572 @@ fn drained_answers_a_peer_that_waits() {
     client.write_all(b"ping").unwrap();
     assert_eq!(rig.read_exact(&mut client, 4), b"ping");
     assert_eq!(rig.record.requests(), [(Cause::Drained, b"ping".to_vec())]);
+}
+
+#[test]
+fn filled_waits_for_a_full_buffer() {
+    let mut rig = echo(config(Framing::Filled, 8));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"seven b").unwrap();
+    rig.bytes_in(7);
+    rig.quiet();
+    assert_eq!(rig.record.requests(), []);
+    client.write_all(b"!").unwrap();
+    assert_eq!(rig.read_exact(&mut client, 8), b"seven b!");
+    assert_eq!(rig.record.requests(), of(Cause::Full, &[b"seven b!"]));
+}
+
+#[test]
+fn the_default_framing_is_filled() {
+    assert!(matches!(Config::new().framing, Framing::Filled));
+}
+
+#[test]
+fn frames_in_one_segment_are_callbacks_in_order_and_one_write() {
+    for (framing, segment, bodies) in [
+        (lines(), &b"one\n\ntwo\n"[..], [&b"one"[..], b"", b"two"]),
+        (prefixed(Prefix::U8), b"\x03one\0\x03two", [b"one", b"", b"two"]),
+        (letters(), b"dONEadTWO", [b"dONE", b"a", b"dTWO"]),
+    ] {
+        let mut rig = quote(config(framing, 64));
+        let (mut client, _) = rig.connect();
+        client.write_all(segment).unwrap();
+        let reply: Vec<u8> = bodies.iter().flat_map(|body| [b"<", *body, b">"].concat()).collect();
+        assert_eq!(rig.read_exact(&mut client, reply.len()), reply);
+        assert_eq!(rig.record.requests(), framed(&bodies));
+        assert_eq!(rig.manager.stats().writes, 1);
+    }
+}
+
+#[test]
+fn every_length_prefix_is_read_as_it_says() {
+    for (prefix, frames) in [
+        (Prefix::U8, &b"\x02hi\0\x01!"[..]),
+        (Prefix::U16Be, b"\0\x02hi\0\0\0\x01!"),
+        (Prefix::U16Le, b"\x02\0hi\0\0\x01\0!"),
+        (Prefix::U32Be, b"\0\0\0\x02hi\0\0\0\0\0\0\0\x01!"),
+        (Prefix::U32Le, b"\x02\0\0\0hi\0\0\0\0\x01\0\0\0!"),
+    ] {
+        let mut rig = echo(config(prefixed(prefix), 64));
+        let (mut client, _) = rig.connect();
+        client.write_all(frames).unwrap();
+        assert_eq!(rig.requests(3), framed(&[b"hi", b"", b"!"]), "{prefix:?}");
+    }
+}
+
+#[test]
+fn a_frame_may_come_in_fragments() {
+    let mut rig = quote(config(lines(), 64));
+    let (mut client, _) = rig.connect();
+    let mut sent = 0;
+    for (fragment, delivered) in [(&b"on"[..], 0), (b"e\ntw", 1), (b"o", 1), (b"\nthree\n", 3)] {
+        client.write_all(fragment).unwrap();
+        sent += fragment.len() as u64;
+        rig.bytes_in(sent);
+        assert_eq!(rig.record.requests().len(), delivered, "after {sent} bytes");
+    }
+    assert_eq!(rig.record.requests(), framed(&[b"one", b"two", b"three"]));
+    assert_eq!(rig.read_exact(&mut client, 17), b"<one><two><three>");
+}
+
+/// What is delivered of a stream that arrives in fragments of so many bytes and then ends.
+fn delivered(framing: &Framing, stream: &[u8], fragment: usize) -> Vec<(Cause, Vec<u8>)> {
+    let mut rig = echo(config(framing.clone(), 16));
+    let (mut client, _) = rig.connect();
+    for (count, piece) in stream.chunks(fragment).enumerate() {
+        client.write_all(piece).unwrap();
+        rig.bytes_in((count * fragment + piece.len()) as u64);
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    rig.record.requests()
+}
+
+#[test]
+fn one_byte_fragmentation_gives_the_same_callbacks_as_one_write() {
+    for (framing, stream) in streams() {
+        let whole = delivered(&framing, stream, stream.len());
+        let mut bytes = delivered(&framing, stream, 1);
+        if let Framing::Drained = framing {
+            // A chunk of a stream is whatever was there: each byte is one.
+            let expected: Vec<&[u8]> = stream.chunks(1).collect();
+            assert_eq!(bytes, of(Cause::Drained, &expected));
+            bytes = of(Cause::Drained, &[&bytes.concat_bodies()]);
+        }
+        assert_eq!(bytes, whole, "{framing:?}");
+    }
+}
+
+trait Bodies {
+    fn concat_bodies(&self) -> Vec<u8>;
+}
+
+impl Bodies for Vec<(Cause, Vec<u8>)> {
+    fn concat_bodies(&self) -> Vec<u8> {
+        self.iter().flat_map(|(_, body)| body.clone()).collect()
+    }
+}
+
+#[test]
+fn what_is_held_at_end_of_file_is_delivered_answered_and_then_closed() {
+    for (framing, remainder, body) in [
+        (Framing::Filled, &b"rest"[..], &b"rest"[..]),
+        (lines(), b"rest", b"rest"),
+        (prefixed(Prefix::U16Be), b"\0\x09rest", b"rest"),
+        (letters(), b"zrest", b"zrest"),
+    ] {
+        let mut rig = quote(config(framing.clone(), 16));
+        let (mut client, _) = rig.connect();
+        client.write_all(remainder).unwrap();
+        rig.bytes_in(remainder.len() as u64);
+        assert_eq!(rig.record.requests(), [], "{framing:?}: not before the end");
+        client.shutdown(Shutdown::Write).unwrap();
+        let reply = rig.read_to_end(&mut client).unwrap();
+        assert_eq!(reply, [b"<", body, b">"].concat(), "a half-closed peer gets its reply");
+        assert_eq!(rig.record.requests(), of(Cause::Eof, &[body]), "{framing:?}");
+        assert_eq!(rig.record.closed(), [CloseReason::Eof]);
+    }
+}
+
+#[test]
+fn complete_frames_and_a_remainder_before_end_of_file_are_told_apart() {
+    for (framing, stream) in streams() {
+        let (mut client, ours) = pair();
+        client.write_all(stream).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut rig = quote(config(framing.clone(), 16));
+        rig.manager.put(ours).unwrap();
+        let reply = rig.read_to_end(&mut client).unwrap();
+        let expected = match framing {
+            Framing::Filled => {
+                let full: [&[u8]; 2] = [&stream[..16], &stream[16..]];
+                of(Cause::Full, &full)
+            }
+            Framing::Drained => of(Cause::Eof, &[stream]),
+            Framing::Delimited(_) | Framing::LengthPrefixed { .. } => {
+                [framed(&[b"one", b"", b"two"]), of(Cause::Eof, &[b"thr"])].concat()
+            }
+            _ => [framed(&[b"a", b"dONE", b"cTW"]), of(Cause::Eof, &[b"zTHREE"])].concat(),
+        };
+        assert_eq!(rig.record.requests(), expected, "{framing:?}");
+        let quoted: Vec<u8> =
+            expected.iter().flat_map(|(_, body)| [b"<", &body[..], b">"].concat()).collect();
+        assert_eq!(reply, quoted);
+        assert_eq!(rig.manager.stats().writes, 1, "{framing:?}: all replies in one write");
+    }
+}
+
+#[test]
+fn a_body_never_contains_its_delimiter_or_any_of_its_prefix() {
+    for (framing, stream, expected) in [
+        (lines(), &b"\n\na\n"[..], framed(&[b"", b"", b"a"])),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05he", of(Cause::Eof, &[b"he"])),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05", of(Cause::Eof, &[b""])),
+        (prefixed(Prefix::U32Be), b"\0\0", of(Cause::Eof, &[b""])),
+    ] {
+        let mut rig = echo(config(framing, 16));
+        let (mut client, _) = rig.connect();
+        client.write_all(stream).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rig.first_close(), CloseReason::Eof);
+        assert_eq!(rig.record.requests(), expected, "{stream:?}");
+    }
+}
+
+#[test]
+fn end_of_file_with_nothing_held_is_a_health_check() {
+    for (framing, _) in streams() {
+        let mut rig = echo(config(framing, 16));
+        let (client, _) = rig.connect();
+        rig.quiet();
+        drop(client);
+        assert_eq!(rig.first_close(), CloseReason::Eof);
+        assert_eq!(rig.record.requests(), []);
+    }
+}
+
+#[test]
+fn end_of_file_after_a_whole_request_is_no_request() {
+    for (framing, request) in [
+        (Framing::Filled, &b"0123456789abcdef"[..]),
+        (Framing::Drained, b"ping"),
+        (lines(), b"ping\n"),
+    ] {
+        let mut rig = quote(config(framing.clone(), 16));
+        let (mut client, _) = rig.connect();
+        client.write_all(request).unwrap();
+        rig.requests(1);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rig.first_close(), CloseReason::Eof);
+        assert_eq!(rig.record.requests().len(), 1, "{framing:?}");
+    }
+}
+
+#[test]
+fn data_and_end_of_file_in_the_same_edge_never_wait_for_a_deadline() {
+    for (framing, stream) in streams() {
+        let mut rig = quote(config(framing.clone(), 64));
+        let (mut client, ours) = pair();
+        let (mut unix_client, unix_ours) = UnixStream::pair().unwrap();
+        client.write_all(stream).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        unix_client.write_all(stream).unwrap();
+        unix_client.shutdown(Shutdown::Write).unwrap();
+        rig.manager.put(ours).unwrap();
+        rig.manager.put(unix_ours).unwrap();
+        rig.until(|rig| rig.record.closed().len() == 2);
+        assert_eq!(rig.record.closed(), [CloseReason::Eof; 2]);
+        let last = |stats: pool_manager::Stats| stats.requests(Cause::Eof);
+        assert_eq!(last(rig.manager.stats()), 2, "{framing:?}");
+        assert_eq!(rig.manager.stats().bytes_dropped, 0);
+    }
+}
+
+#[test]
+fn end_of_file_that_comes_between_the_wait_and_the_read_is_seen() {
+    let (mut second, ours) = pair();
+    let mut sender = second.try_clone().unwrap();
+    let mut rig = rig(config(Framing::Filled, 64), move |_: &mut Conn<'_>, body: &[u8]| {
+        if body == b"first" {
+            sender.write_all(b"+late")?;
+            sender.shutdown(Shutdown::Write)?;
+        }
+        Ok(())
+    });
+    let (mut first, _) = rig.connect();
+    rig.manager.put(ours).unwrap();
+    rig.quiet();
+    // Both are ready in one wait; the first one's callback adds to what the second is read for.
+    first.write_all(b"first").unwrap();
+    first.shutdown(Shutdown::Write).unwrap();
+    second.write_all(b"early").unwrap();
+    assert_eq!(rig.requests(2), of(Cause::Eof, &[b"first", b"early+late"]));
+}
+
+#[test]
+fn a_request_of_exactly_k_buffers_is_delivered_at_once() {
+    for framing in [Framing::Filled, Framing::Drained] {
+        for (k, waits) in [(1, true), (2, true), (3, true), (1, false), (2, false), (3, false)] {
+            let request = pattern(k * 64);
+            let mut rig = echo(config(framing.clone(), 64));
+            let (mut client, _) = rig.connect();
+            client.write_all(&request).unwrap();
+            if !waits {
+                client.shutdown(Shutdown::Write).unwrap();
+            }
+            assert_eq!(rig.read_exact(&mut client, request.len()), request);
+            rig.quiet();
+            let chunks: Vec<&[u8]> = request.chunks(64).collect();
+            assert_eq!(rig.record.requests(), of(Cause::Full, &chunks), "{framing:?}, {k} buffers");
+            assert_eq!(rig.manager.stats().live, u64::from(waits));
+        }
+    }
+}
+
+#[test]
+fn a_burst_is_delivered_to_its_last_byte_without_another_packet() {
+    let burst = pattern(2 * 64 + 7);
+    for put_first in [true, false] {
+        let mut rig = echo(config(Framing::Drained, 64));
+        let (mut client, ours) = pair();
+        if !put_first {
+            client.write_all(&burst).unwrap();
+        }
+        rig.manager.put(ours).unwrap();
+        if put_first {
+            client.write_all(&burst).unwrap();
+        }
+        assert_eq!(rig.read_exact(&mut client, burst.len()), burst);
+        let full = of(Cause::Full, &[&burst[..64], &burst[64..128]]);
+        assert_eq!(rig.record.requests(), [full, of(Cause::Drained, &[&burst[128..]])].concat());
+    }
+}
+
+#[test]
+fn sizes_around_the_buffer_are_cut_where_they_must_be() {
+    for size in [0, 1, 63, 64, 65, 127, 128, 129] {
+        for framing in [Framing::Filled, Framing::Drained] {
+            let request = pattern(size);
+            let mut rig = echo(config(framing.clone(), 64));
+            let (mut client, _) = rig.connect();
+            client.write_all(&request).unwrap();
+            rig.bytes_in(size as u64);
+            rig.quiet();
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rig.read_to_end(&mut client).unwrap(), request);
+            let (full, rest) = request.split_at(size / 64 * 64);
+            let mut expected = of(Cause::Full, &full.chunks(64).collect::<Vec<_>>());
+            if !rest.is_empty() {
+                let drained = matches!(framing, Framing::Drained);
+                expected.push((if drained { Cause::Drained } else { Cause::Eof }, rest.to_vec()));
+            }
+            assert_eq!(rig.record.requests(), expected, "{size} bytes, {framing:?}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_cannot_fit_is_overlong_answered_and_closed() {
+    let long = pattern(16).iter().map(|byte| byte | 0x80).collect::<Vec<u8>>();
+    let limited = Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: 5 };
+    for (framing, stream, body) in [
+        (lines(), &long[..], &long[..]),
+        (limited.clone(), b"\0\0\0\x06", b""),
+        (limited, b"\0\0\0\x06abc", b"abc"),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x0d", b""),
+        (prefixed(Prefix::U32Be), b"\xff\xff\xff\xff", b""),
+        (Framing::custom(|_| Frame::Partial), &long, &long),
+    ] {
+        let mut rig = quote(config(framing.clone(), 16));
+        let (mut client, _) = rig.connect();
+        client.write_all(stream).unwrap();
+        let reply = rig.read_to_end(&mut client).unwrap();
+        assert_eq!(reply, [b"<", body, b">"].concat(), "{framing:?}");
+        assert_eq!(rig.record.requests(), of(Cause::Overlong, &[body]), "{framing:?}");
+        assert_eq!(rig.record.closed(), [CloseReason::Overlong]);
+    }
+}
+
+#[test]
+fn the_largest_frame_fits_with_its_delimiter_or_prefix() {
+    let limited = Framing::LengthPrefixed { prefix: Prefix::U8, limit: 15 };
+    for (framing, stream, body) in [
+        (lines(), &b"fifteen bytes..\n"[..], &b"fifteen bytes.."[..]),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x0ctwelve bytes", b"twelve bytes"),
+        (limited, b"\x0ffifteen bytes..", b"fifteen bytes.."),
+        (letters(), b"pfifteen bytes..", b"pfifteen bytes.."),
+    ] {
+        for fragment in [1, stream.len()] {
+            let mut bytes = stream.to_vec();
+            bytes.extend_from_slice(stream);
+            let delivered = delivered(&framing, &bytes, fragment);
+            assert_eq!(delivered, framed(&[body, body]), "{framing:?} in {fragment}s");
+        }
+    }
+}
+
+#[test]
+fn overlong_replies_follow_those_to_the_frames_before() {
+    let mut rig = quote(config(lines(), 16));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\n0123456789abcdefg").unwrap();
+    let reply = rig.read_to_end(&mut client).unwrap();
+    assert_eq!(reply, b"<one><0123456789abcdef>");
+}
+
+#[test]
+fn a_custom_framing_decides() {
+    let mut rig = quote(config(letters(), 16));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"ab").unwrap();
+    assert_eq!(rig.read_exact(&mut client, 3), b"<a>");
+    client.write_all(b"1c").unwrap();
+    assert_eq!(rig.read_exact(&mut client, 4), b"<b1>");
+    client.write_all(b"23a!lost").unwrap();
+    let reply = rig.read_to_end(&mut client).unwrap();
+    assert_eq!(reply, b"<c23><a>", "what came before the invalid bytes is answered");
+    assert_eq!(rig.record.closed(), [CloseReason::Invalid]);
+    assert_eq!(rig.record.requests(), framed(&[b"a", b"b1", b"c23", b"a"]));
+    assert_eq!(rig.manager.stats().bytes_dropped, 5);
+}
+
+#[test]
+fn a_custom_frame_of_nothing_or_of_too_much_is_invalid() {
+    for frame in [Frame::Complete(0), Frame::Complete(5), Frame::Complete(usize::MAX)] {
+        let mut rig = echo(config(Framing::custom(move |_| frame), 16));
+        let (mut client, _) = rig.connect();
+        client.write_all(b"four").unwrap();
+        assert_eq!(rig.first_close(), CloseReason::Invalid, "{frame:?}");
+        assert_eq!(rig.record.requests(), []);
+    }
+}
+
+#[test]
+fn a_panic_in_a_custom_framing_closes_that_connection_alone() {
+    let framing = Framing::custom(|held| {
+        assert!(held[0] != b'!', "a panic that a test provokes");
+        Frame::Complete(held.len())
+    });
+    let mut rig = echo(config(framing, 16));
+    let (mut good, _) = rig.connect();
+    let (mut bad, bad_id) = rig.connect();
+    bad.write_all(b"!").unwrap();
+    good.write_all(b"well").unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Panicked);
+    assert_eq!(rig.read_exact(&mut good, 4), b"well");
+    good.write_all(b"again").unwrap();
+    assert_eq!(rig.read_exact(&mut good, 5), b"again");
+    assert_eq!(rig.record.ends().iter().map(|end| end.id).collect::<Vec<_>>(), [bad_id]);
+}
+
+/// A read stops at urgent data, so a short one is not the end of what is there.
+#[test]
+fn bytes_behind_urgent_data_are_read() {
+    for round in 0..30 {
+        let mut rig = echo(config(Framing::Drained, 64));
+        let (mut client, ours) = pair();
+        let urgent = |client: &TcpStream| {
+            let sent = socket2::SockRef::from(client).send_out_of_band(b"!").unwrap();
+            assert_eq!(sent, 1);
+        };
+        client.write_all(b"before").unwrap();
+        urgent(&client);
+        client.write_all(b"behind").unwrap();
+        rig.manager.put(ours).unwrap();
+        assert_eq!(rig.read_exact(&mut client, 12), b"beforebehind", "round {round}");
+        urgent(&client);
+        client.write_all(b"later").unwrap();
+        assert_eq!(rig.read_exact(&mut client, 5), b"later", "round {round}");
+    }
+}
+
+#[test]
+fn urgent_data_does_not_hide_an_end_of_file() {
+    let mut rig = echo(config(Framing::Filled, 64));
+    let (mut client, ours) = pair();
+    client.write_all(b"before").unwrap();
+    socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.write_all(b"behind").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    rig.manager.put(ours).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    assert_eq!(rig.record.requests(), of(Cause::Eof, &[b"beforebehind"]));
+}
+
+#[test]
+fn held_bytes_are_framed_anew_when_the_framing_changes() {
+    let mut rig = echo(config(Framing::Filled, 64));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\ntwo;three").unwrap();
+    rig.bytes_in(13);
+    assert_eq!(rig.record.requests(), []);
+    rig.manager.set_config(config(lines(), 64)).unwrap();
+    assert_eq!(rig.requests(1), framed(&[b"one"]));
+    // What was searched for one delimiter was not searched for another.
+    rig.manager.set_config(config(Framing::Delimited(b';'), 64)).unwrap();
+    assert_eq!(rig.requests(2), framed(&[b"one", b"two"]));
+    rig.manager.set_config(config(Framing::Drained, 64)).unwrap();
+    assert_eq!(rig.requests(3)[2], (Cause::Drained, b"three".to_vec()));
+    client.write_all(b"four").unwrap();
+    assert_eq!(rig.requests(4)[3], (Cause::Drained, b"four".to_vec()));
+}
+
+#[test]
+fn a_thousand_tiny_frames_in_one_segment_are_all_answered_a_batch_a_turn() {
+    let mut rig = echo(config(lines(), 8192));
+    let (mut client, _) = rig.connect();
+    rig.quiet();
+    client.write_all(&b"x\n".repeat(1000)).unwrap();
+    rig.bytes_in(1);
+    let (mut most, mut before) = (rig.record.requests().len(), 0);
+    rig.until(|rig| {
+        let delivered = rig.record.requests().len();
+        most = most.max(delivered - before);
+        before = delivered;
+        delivered == 1000
+    });
+    assert!((1..=256).contains(&most), "{most} callbacks in one turn");
+    assert_eq!(rig.read_exact(&mut client, 1000), [b'x'; 1000]);
+}
+
+#[test]
+fn a_batch_of_frames_that_ends_with_the_stream_is_answered_to_the_last() {
+    let (mut client, ours) = pair();
+    client.write_all(&b"\n".repeat(777)).unwrap();
+    client.write_all(b"rest").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut rig = quote(config(lines(), 1024));
+    rig.manager.put(ours).unwrap();
+    let reply = rig.read_to_end(&mut client).unwrap();
+    assert_eq!(reply, [b"<>".repeat(777), b"<rest>".to_vec()].concat());
+}
+
+#[test]
+fn input_beyond_the_read_budget_is_read_without_another_edge_and_shares_the_loop() {
+    const SIZE: usize = 600_000;
+    for (framing, buffer_size) in [(Framing::Drained, 1000), (Framing::Filled, 200_000)] {
+        let request = pattern(SIZE);
+        let mut rig =
+            rig(config(framing.clone(), buffer_size), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+        let (client, _) = rig.connect();
+        let (mut quiet, quiet_id) = rig.connect();
+        let writer = write_behind(&client, request.clone());
+        quiet.write_all(&vec![b'q'; buffer_size]).unwrap();
+        let mut before = 0;
+        rig.until(|rig| {
+            let bytes = rig.manager.stats().bytes_in;
+            // One visit to each reads at most its budget, and one read beyond it.
+            assert!(bytes - before <= 2 * (128 << 10), "{} bytes in a turn", bytes - before);
+            before = bytes;
+            bytes >= (SIZE + buffer_size) as u64
+        });
+        writer.join().unwrap().unwrap();
+        rig.quiet();
+        let bodies: Vec<u8> = rig.record.of_others(quiet_id);
+        assert!(bodies == request, "{framing:?}: every byte, in order");
+    }
+}
+
+#[test]
+fn each_cause_of_a_request_has_its_count() {
+    let mut rig = echo(config(Framing::Drained, 8).clients_deadline(Duration::from_millis(30)));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"fullfulldrained").unwrap();
+    rig.requests(2);
+    let (mut ended, ours) = pair();
+    ended.write_all(b"eof").unwrap();
+    ended.shutdown(Shutdown::Write).unwrap();
+    rig.manager.put(ours).unwrap();
+    let (_silent, _) = rig.connect();
+    rig.until(|rig| rig.manager.stats().requests(Cause::Expired) == 1);
+    rig.manager.set_config(config(lines(), 8)).unwrap();
+    let (mut liner, _) = rig.connect();
+    liner.write_all(b"line\n012345678").unwrap();
+    rig.until(|rig| rig.record.closed_with(CloseReason::Overlong));
+    let stats = rig.manager.stats();
+    for cause in
+        [Cause::Full, Cause::Drained, Cause::Eof, Cause::Expired, Cause::Framed, Cause::Overlong]
+    {
+        assert_eq!(stats.requests(cause), 1, "{cause:?}");
+    }
+    assert_eq!(stats.requests_total(), 6);
+}
+
+#[test]
+fn bytes_before_a_reset_are_not_delivered_as_complete() {
+    let mut rig = echo(config(Framing::Filled, 64));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"half a req").unwrap();
+    rig.bytes_in(10);
+    reset(client);
+    assert_eq!(rig.first_close(), CloseReason::Reset);
+    assert_eq!(rig.record.requests(), []);
+    assert_eq!(rig.record.ends()[0].bytes_dropped, 10);
+}
+
+#[test]
+fn a_callback_that_closes_ends_the_frames_behind_it() {
+    let mut rig = rig(config(lines(), 64), |conn: &mut Conn<'_>, body: &[u8]| {
+        if body == b"quit" {
+            conn.close();
+        }
+        conn.write_all(body)
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\nquit\nlost\n").unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"onequit");
+    assert_eq!(rig.record.requests(), framed(&[b"one", b"quit"]));
+    assert_eq!(rig.record.closed(), [CloseReason::Requested]);
+    assert_eq!(rig.record.ends()[0].bytes_dropped, 5);
+}
+
+#[test]
+fn any_byte_may_be_a_delimiter_or_in_a_body() {
+    for delimiter in [0, 0x7f, 0xff] {
+        let mut rig = echo(config(Framing::Delimited(delimiter), 600));
+        let (mut client, _) = rig.connect();
+        let body: Vec<u8> = (0..=255).filter(|&byte| byte != delimiter).collect();
+        client.write_all(&[&body[..], &[delimiter]].concat()).unwrap();
+        assert_eq!(rig.requests(1), framed(&[&body]));
+    }
 }

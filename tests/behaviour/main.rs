@@ -3,4 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod back_pressure;
+mod deadlines;
 mod framing;
+mod handle;
+mod hostile;
+mod life_cycle;
+mod limits;
+mod listener;
+mod uds;

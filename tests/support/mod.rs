@@ -247,6 +247,13 @@ pub(crate) fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().expect("accept").0)
 }
 
+/// Two ends of a Unix connection, where bytes taken make room at once and no timer of TCP is in
+/// the way. The client's is dressed as what the rig reads from.
+pub(crate) fn unix_pair() -> (TcpStream, std::os::unix::net::UnixStream) {
+    let (client, ours) = std::os::unix::net::UnixStream::pair().expect("pair");
+    (TcpStream::from(std::os::fd::OwnedFd::from(client)), ours)
+}
+
 /// Closes a connection so that its peer sees a reset.
 pub(crate) fn reset(client: TcpStream) {
     let socket = socket2::Socket::from(client);
@@ -312,8 +319,8 @@ pub(crate) fn alone(name: &str, descriptors: u32, test: impl FnOnce()) {
         .env(ALONE, name)
         .output()
         .expect("a shell");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{name} on its own: {text}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{name} on its own: {said}");
 }
 
 /// Remembers what each thread logs; nothing is printed.

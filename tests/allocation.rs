@@ -1,0 +1,292 @@
+//! A warm loop allocates nothing: not for a request, not for a refusal, not for a connection
+//! that comes and goes.
+//!
+//! The counter is this thread's own, so managers and clients run on the test's thread, and what
+//! clients do is measured along where they do nothing but read and write.
+
+mod support;
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use allocation_counter::measure;
+use pool_manager::{Config, Conn, Framing, Handler, Manager, PutError, Socket};
+use support::{PATIENCE, pair};
+
+const REQUESTS: u64 = 10_000;
+const AT_A_TIME: usize = 8;
+
+/// How many allocations `work` makes.
+fn allocations(work: impl FnOnce()) -> u64 {
+    measure(work).count_total
+}
+
+fn drained() -> Config {
+    Config::new().framing(Framing::Drained)
+}
+
+fn echo(config: Config) -> Manager<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+    started(config, |conn, body| conn.write_all(body))
+}
+
+fn started<F>(config: Config, request: F) -> Manager<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    let mut manager = Manager::new(config, request).expect("a manager");
+    manager.start().expect("start");
+    manager
+}
+
+fn until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(&Manager<H>) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done(manager) {
+        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
+        manager.turn(Some(Duration::from_millis(10))).expect("turn");
+    }
+}
+
+/// Sends `request` and reads a reply of `reply` bytes, `times` times.
+fn ask<H: Handler>(
+    manager: &mut Manager<H>,
+    client: &mut TcpStream,
+    request: &[u8],
+    reply: &mut [u8],
+    times: u64,
+) {
+    for _ in 0..times {
+        let sent = manager.stats().bytes_out + reply.len() as u64;
+        client.write_all(request).expect("send");
+        until(manager, |manager| manager.stats().bytes_out == sent);
+        client.read_exact(reply).expect("a reply");
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
+
+#[test]
+fn ten_thousand_warm_requests_allocate_nothing() {
+    let mut manager = echo(drained());
+    let (mut client, ours) = pair();
+    manager.put(ours).expect("put");
+    let mut reply = [0; 100];
+    ask(&mut manager, &mut client, &[b'a'; 100], &mut reply, 10);
+    let count = allocations(|| ask(&mut manager, &mut client, &[b'b'; 100], &mut reply, REQUESTS));
+    assert_eq!(count, 0);
+    assert_eq!(manager.stats().requests_total(), REQUESTS + 10);
+}
+
+#[test]
+fn ten_thousand_pipelined_lines_allocate_nothing() {
+    const LINES: u64 = 16;
+    let mut manager = echo(Config::new().framing(Framing::Delimited(b'\n')));
+    let (mut client, ours) = pair();
+    manager.put(ours).expect("put");
+    let burst = b"a line of bytes\n".repeat(LINES as usize);
+    let mut reply = vec![0; burst.len() - LINES as usize];
+    ask(&mut manager, &mut client, &burst, &mut reply, 10);
+    let bursts = REQUESTS / LINES;
+    let count = allocations(|| ask(&mut manager, &mut client, &burst, &mut reply, bursts));
+    assert_eq!(count, 0);
+    assert_eq!(manager.stats().requests_total(), (bursts + 10) * LINES);
+}
+
+/// Each request comes in two parts, so that a worker keeps a buffer between two turns.
+#[test]
+fn requests_that_leave_bytes_behind_allocate_nothing_within_the_warm_workers() {
+    let config = Config::new().framing(Framing::Delimited(b'\n')).min_workers(AT_A_TIME);
+    let mut manager = echo(config);
+    let mut clients: Vec<TcpStream> = (0..AT_A_TIME)
+        .map(|_| {
+            let (client, ours) = pair();
+            manager.put(ours).expect("put");
+            client
+        })
+        .collect();
+    let mut reply = [0; 10];
+    let mut round = |manager: &mut Manager<_>| {
+        for part in [&b"hello"[..], b"there\n"] {
+            let received = manager.stats().bytes_in + (part.len() * AT_A_TIME) as u64;
+            for client in &mut clients {
+                client.write_all(part).expect("send");
+            }
+            until(manager, |manager| manager.stats().bytes_in == received);
+        }
+        for client in &mut clients {
+            client.read_exact(&mut reply).expect("a reply");
+        }
+    };
+    round(&mut manager);
+    let buffers = manager.stats().buffers;
+    let count = allocations(|| {
+        for _ in 0..REQUESTS / AT_A_TIME as u64 {
+            round(&mut manager);
+        }
+    });
+    assert_eq!(count, 0);
+    assert_eq!(manager.stats().buffers, buffers);
+    assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm ones, and the hot one");
+}
+
+/// Puts a socket that is refused each time and comes back each time.
+fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
+    let (_client, ours) = pair();
+    let mut socket = Some(Socket::from(ours));
+    let count = allocations(|| {
+        for _ in 0..REQUESTS {
+            let refused = put(socket.take().expect("a socket")).expect_err("refused");
+            assert!(refused.is_busy());
+            socket = Some(refused.into_inner());
+        }
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn ten_thousand_refused_puts_allocate_nothing() {
+    let mut manager = echo(drained().max_workers(1));
+    let (_client, ours) = pair();
+    manager.put(ours).expect("the only place");
+    put_ten_thousand_times(|socket| manager.put(socket).map(drop));
+    assert_eq!(manager.stats().busy, REQUESTS);
+}
+
+#[test]
+fn ten_thousand_puts_refused_by_a_handle_allocate_nothing() {
+    let mut manager = echo(drained().max_workers(1));
+    let (_client, ours) = pair();
+    manager.put(ours).expect("the only place");
+    let handle = manager.handle();
+    put_ten_thousand_times(|socket| handle.put(socket));
+    assert_eq!(manager.stats().live, 1);
+}
+
+/// Connections that come and go. mio's poll(2) backend allocates by itself when it registers one,
+/// so there is nothing to count there.
+#[cfg(not(mio_unsupported_force_poll_poll))]
+mod connections {
+    use std::net::SocketAddr;
+
+    use pool_manager::{CloseReason, ERROR_SERVER_BUSY};
+
+    use super::*;
+
+    const CONNECTIONS: u64 = 1_000;
+
+    /// Opens `count` connections, a few at a time, has each answered, and sees them all closed.
+    /// Returns how often the manager allocated meanwhile, and how many lingered.
+    fn come_and_go<H: Handler>(
+        manager: &mut Manager<H>,
+        count: u64,
+        mut open: impl FnMut(&mut Manager<H>) -> (TcpStream, u64),
+    ) -> (u64, u64) {
+        let (mut counted, mut lingered, mut clients) = (0, 0, Vec::with_capacity(AT_A_TIME));
+        for _ in 0..count / AT_A_TIME as u64 {
+            for _ in 0..AT_A_TIME {
+                let (mut client, allocated) = open(manager);
+                client.write_all(b"hello").expect("send");
+                counted += allocated;
+                clients.push(client);
+            }
+            let sent = manager.stats().bytes_out + 5 * AT_A_TIME as u64;
+            counted += allocations(|| until(manager, |manager| manager.stats().bytes_out == sent));
+            lingered += manager.stats().lingering;
+            for mut client in clients.drain(..) {
+                client.read_exact(&mut [0; 5]).expect("a reply");
+            }
+            counted += allocations(|| {
+                until(manager, |manager| {
+                    let stats = manager.stats();
+                    stats.live == 0 && stats.lingering == 0
+                });
+            });
+        }
+        (counted, lingered)
+    }
+
+    fn put<H: Handler>(manager: &mut Manager<H>) -> (TcpStream, u64) {
+        let (client, ours) = pair();
+        let put = || {
+            manager.put(ours).expect("put");
+        };
+        (client, allocations(put))
+    }
+
+    #[test]
+    fn a_thousand_connections_that_come_and_go_allocate_nothing() {
+        let mut manager = echo(drained().min_workers(AT_A_TIME));
+        come_and_go(&mut manager, AT_A_TIME as u64, put);
+        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, 0));
+        let stats = manager.stats();
+        assert_eq!(stats.closed(CloseReason::Eof), CONNECTIONS + AT_A_TIME as u64);
+        assert_eq!(stats.peak, AT_A_TIME as u64);
+    }
+
+    #[test]
+    fn a_thousand_connections_that_are_closed_and_linger_allocate_nothing() {
+        let mut manager = started(drained().min_workers(AT_A_TIME), |conn, body| {
+            conn.close();
+            conn.write_all(body)
+        });
+        come_and_go(&mut manager, AT_A_TIME as u64, put);
+        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, CONNECTIONS));
+        let stats = manager.stats();
+        assert_eq!(stats.closed(CloseReason::Requested), CONNECTIONS + AT_A_TIME as u64);
+    }
+
+    #[test]
+    fn a_thousand_connections_put_by_a_handle_allocate_nothing() {
+        let mut manager = echo(drained().min_workers(AT_A_TIME));
+        let handle = manager.handle();
+        let mut put = |_: &mut Manager<_>| {
+            let (client, ours) = pair();
+            (client, allocations(|| handle.put(ours).expect("put")))
+        };
+        come_and_go(&mut manager, AT_A_TIME as u64, &mut put);
+        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, 0));
+    }
+
+    #[test]
+    fn a_thousand_accepted_connections_allocate_nothing() {
+        let mut manager = echo(drained().min_workers(AT_A_TIME));
+        let addr = manager.listen("127.0.0.1:0").expect("listen");
+        let accept = |_: &mut Manager<_>| (connect(addr), 0);
+        come_and_go(&mut manager, AT_A_TIME as u64, accept);
+        assert_eq!(come_and_go(&mut manager, CONNECTIONS, accept), (0, 0));
+        assert_eq!(manager.stats().accepted, CONNECTIONS + AT_A_TIME as u64);
+    }
+
+    fn connect(addr: SocketAddr) -> TcpStream {
+        TcpStream::connect(addr).expect("connect")
+    }
+
+    #[test]
+    fn a_thousand_refused_connections_allocate_nothing() {
+        let mut manager = echo(drained().max_workers(1));
+        let addr = manager.listen("127.0.0.1:0").expect("listen");
+        let (_client, ours) = pair();
+        manager.put(ours).expect("the only place");
+        let mut refuse = |count: u64| {
+            let mut counted = 0;
+            for _ in 0..count {
+                let mut client = connect(addr);
+                let busy = manager.stats().busy + 1;
+                counted +=
+                    allocations(|| until(&mut manager, |manager| manager.stats().busy == busy));
+                let mut word = String::new();
+                client.read_to_string(&mut word).expect("a last word");
+                assert_eq!(word, ERROR_SERVER_BUSY);
+                drop(client);
+                counted +=
+                    allocations(|| until(&mut manager, |manager| manager.stats().lingering == 0));
+            }
+            counted
+        };
+        refuse(1);
+        assert_eq!(refuse(CONNECTIONS), 0);
+    }
+}

@@ -1,0 +1,378 @@
+//! Accepting: how much at a time, what newcomers are told, and what is done when nothing is left.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use pool_manager::{
+    CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload, Socket,
+};
+
+use crate::support::{PATIENCE, Rig, Seen, alone, echo, logged, remember_log, reset, rig};
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn drained() -> Config {
+    Config::new().framing(Framing::Drained).clients_deadline(LONG)
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(addr).unwrap();
+    client.set_nodelay(true).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+/// Whether the client is served: what it says comes back.
+#[track_caller]
+fn assert_served<F>(rig: &mut Rig<F>, client: &mut TcpStream)
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>,
+{
+    client.write_all(b"ping").unwrap();
+    assert_eq!(rig.read_exact(client, 4), b"ping");
+}
+
+fn last_opened<F>(rig: &Rig<F>) -> ConnId
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>,
+{
+    let opened = |seen| if let Seen::Opened(id) = seen { Some(id) } else { None };
+    rig.record.all().into_iter().filter_map(opened).next_back().expect("one was opened")
+}
+
+#[test]
+fn listening_on_port_zero_returns_the_port() {
+    let mut rig = echo(drained());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    assert_ne!(addr.port(), 0);
+    let another = rig.manager.listen("localhost:0").unwrap();
+    assert_ne!(addr, another);
+    for addr in [addr, another] {
+        assert_served(&mut rig, &mut connect(addr));
+    }
+    assert_eq!((rig.manager.stats().accepted, rig.manager.stats().put), (2, 2));
+}
+
+#[test]
+fn a_listener_bound_elsewhere_is_taken_over() {
+    let mut rig = echo(drained());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut early = connect(addr);
+    rig.manager.listen_on(listener).unwrap();
+    assert_served(&mut rig, &mut early);
+    assert_served(&mut rig, &mut connect(addr));
+}
+
+#[test]
+fn a_unix_listener_bound_elsewhere_is_taken_over_and_its_path_left_alone() {
+    let path = std::env::temp_dir().join(format!("pool-manager-on-{}", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut rig = echo(drained());
+    rig.manager.listen_on(listener).unwrap();
+    let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    client.write_all(b"ping").unwrap();
+    rig.until(|rig| rig.manager.stats().bytes_out == 4);
+    client.read_exact(&mut [0; 4]).unwrap();
+    rig.manager.stop().unwrap();
+    std::fs::remove_file(&path).expect("it was not ours to remove");
+}
+
+#[test]
+fn more_than_a_batch_that_waits_is_accepted_without_a_further_edge() {
+    let mut rig = echo(drained());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
+    let first = rig.turn();
+    assert_eq!((first.accepted, first.next), (64, Some(Duration::ZERO)));
+    assert_eq!(rig.turn().accepted, 36);
+    assert_eq!(rig.turn().accepted, 0);
+    assert_eq!(rig.manager.stats().accepts, 101, "one to see that there is no more");
+    assert_served(&mut rig, &mut clients[99]);
+}
+
+#[test]
+fn a_second_listener_is_not_starved_by_the_first() {
+    let mut rig = echo(drained());
+    let addrs = [(); 2].map(|()| rig.manager.listen("127.0.0.1:0").unwrap());
+    let _crowd: Vec<TcpStream> = (0..100).map(|_| connect(addrs[0])).collect();
+    let _alone = connect(addrs[1]);
+    assert_eq!(rig.turn().accepted, 65);
+}
+
+#[test]
+fn a_refused_client_is_told_though_its_input_is_not_read() {
+    let mut rig = echo(drained().max_workers(1));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    assert_served(&mut rig, &mut first);
+    for lap in 1..=50 {
+        let mut client = connect(addr);
+        client.write_all(&vec![b'x'; 20_000]).unwrap();
+        rig.until(|rig| rig.manager.stats().busy == lap);
+        client.write_all(&vec![b'y'; 20_000]).unwrap();
+        rig.turn();
+        client.write_all(b"and more").unwrap();
+        let said = rig.read_to_end(&mut client).expect("no reset");
+        assert_eq!(said, ERROR_SERVER_BUSY.as_bytes(), "lap {lap}");
+    }
+    assert_served(&mut rig, &mut first);
+    assert_eq!(rig.record.open_lives(), 1);
+    assert_eq!(rig.record.closed(), [], "no callback hears of who was refused");
+    assert_eq!(rig.manager.stats().accepted, 51);
+}
+
+#[test]
+fn refused_clients_are_told_what_the_configuration_says() {
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Reject(b"503".into())));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    assert_served(&mut rig, &mut first);
+    assert_eq!(rig.read_to_end(&mut connect(addr)).unwrap(), b"503");
+    drop(first);
+    rig.first_close();
+    assert_served(&mut rig, &mut connect(addr));
+}
+
+#[test]
+fn a_paused_listener_leaves_clients_in_the_backlog_without_spinning() {
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    assert_served(&mut rig, &mut first);
+    let mut waiting = connect(addr);
+    waiting.write_all(b"patient").unwrap();
+    rig.until(|rig| rig.turn().events == 0);
+    let accepts = rig.manager.stats().accepts;
+    for _ in 0..10 {
+        let turn = rig.turn();
+        assert_eq!((turn.events, turn.accepted), (0, 0));
+        assert_ne!(turn.next, Some(Duration::ZERO), "it would spin");
+    }
+    assert_eq!(rig.manager.stats().accepts, accepts);
+    assert_eq!(rig.manager.stats().busy, 0, "nobody was refused");
+    drop(first);
+    assert_eq!(rig.read_exact(&mut waiting, 7), b"patient");
+}
+
+#[test]
+fn a_paused_listener_goes_on_when_a_place_is_freed_in_any_way() {
+    let config = drained().max_workers(1).overload(Overload::Pause);
+    let mut rig = rig(config.clone(), |conn, body| {
+        if body == b"quit" {
+            conn.close();
+        }
+        conn.write_all(body)
+    });
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut served = connect(addr);
+    assert_served(&mut rig, &mut served);
+    for way in ["client", "callback", "handle", "refused put", "maximum"] {
+        let mut waiting = connect(addr);
+        waiting.write_all(b"next").unwrap();
+        rig.until(|rig| rig.turn().events == 0);
+        let mut clients = vec![served];
+        match way {
+            "client" => clients.clear(),
+            "callback" => clients[0].write_all(b"quit").unwrap(),
+            "handle" => rig.manager.handle().close(last_opened(&rig)).unwrap(),
+            "refused put" => {
+                clients.clear();
+                rig.first_close();
+                drop(rig.manager.put(crate::support::pair().1));
+            }
+            _ => drop(rig.manager.set_config(config.clone().max_workers(2)).unwrap()),
+        }
+        assert_eq!(rig.read_exact(&mut waiting, 4), b"next", "{way}");
+        served = waiting;
+    }
+}
+
+#[test]
+fn a_paused_listener_goes_on_when_a_handle_raises_the_maximum_or_pausing_ends() {
+    let config = drained().max_workers(1).overload(Overload::Pause);
+    let mut rig = echo(config.clone());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    assert_served(&mut rig, &mut first);
+    let mut waiting = connect(addr);
+    waiting.write_all(b"next").unwrap();
+    rig.until(|rig| rig.turn().events == 0);
+    rig.manager.handle().set_config(config.max_workers(2)).unwrap();
+    assert_eq!(rig.read_exact(&mut waiting, 4), b"next");
+    let mut last = connect(addr);
+    rig.until(|rig| rig.turn().events == 0);
+    rig.manager.handle().set_config(drained().max_workers(2)).unwrap();
+    assert_eq!(rig.read_to_end(&mut last).unwrap(), ERROR_SERVER_BUSY.as_bytes());
+}
+
+#[test]
+fn accepted_connections_send_without_delay() {
+    let mut rig = rig(drained(), |conn, _| {
+        let Socket::Tcp(stream) = conn.socket() else { panic!("accepted as TCP") };
+        let nodelay = stream.nodelay()?;
+        assert!(conn.peer_addr().is_some());
+        write!(conn, "{nodelay}")
+    });
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addrs = [addr, elsewhere.local_addr().unwrap()];
+    rig.manager.listen_on(elsewhere).unwrap();
+    for addr in addrs {
+        let mut client = connect(addr);
+        client.write_all(b"?").unwrap();
+        assert_eq!(rig.read_exact(&mut client, 4), b"true");
+    }
+}
+
+#[test]
+fn an_occupied_port_is_named_and_said_to_be_in_use() {
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = occupied.local_addr().unwrap();
+    let mut rig = echo(drained());
+    let error = rig.manager.listen(addr).unwrap_err();
+    assert!(matches!(error, Error::Listen(..)));
+    let said = error.to_string();
+    assert!(said.contains(&addr.to_string()) && said.contains("in use"), "{said}");
+    assert_eq!(said.lines().count(), 1);
+    drop(occupied);
+    rig.manager.listen(addr).expect("nothing was kept");
+}
+
+#[test]
+fn an_address_that_is_none_is_an_error() {
+    let mut rig = echo(drained());
+    let error = rig.manager.listen("no port here").unwrap_err();
+    assert!(matches!(error, Error::Listen(..)) && !error.to_string().is_empty(), "{error}");
+}
+
+#[test]
+fn nobody_listens_before_start() {
+    let mut manager = Manager::new(drained(), |_, _| Ok(())).unwrap();
+    assert!(matches!(manager.listen("127.0.0.1:0"), Err(Error::NotRunning)));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    assert!(matches!(manager.listen_on(listener), Err(Error::NotRunning)));
+    assert!(matches!(manager.listen_unix("/nowhere"), Err(Error::NotRunning)));
+}
+
+#[test]
+fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
+    alone("listener::without_descriptors_it_serves_on_and_tries_again_now_and_then", 40, || {
+        remember_log();
+        let mut rig = echo(drained());
+        let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+        let mut served = connect(addr);
+        assert_served(&mut rig, &mut served);
+        let stream = || {
+            let domain = socket2::Domain::IPV4;
+            socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket")
+        };
+        let mut newcomers: Vec<socket2::Socket> = (0..3).map(|_| stream()).collect();
+        let mut hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        for newcomer in &newcomers {
+            newcomer.connect(&addr.into()).unwrap();
+        }
+        rig.until(|rig| rig.manager.stats().starved > 0);
+
+        let (began, before) = (Instant::now(), rig.manager.stats());
+        let mut exchanges = 0;
+        while began.elapsed() < Duration::from_millis(400) {
+            assert_served(&mut rig, &mut served);
+            exchanges += 1;
+        }
+        let tried = rig.manager.stats().accepts - before.accepts;
+        let most = began.elapsed().as_millis().div_ceil(50) as u64 + 1;
+        assert!((3..=most).contains(&tried), "{tried} attempts in {:?}", began.elapsed());
+        assert!(exchanges > 10, "{exchanges}");
+        assert_eq!(rig.manager.stats().accepted, before.accepted);
+        assert_eq!(logged(log::Level::Warn).len(), 1, "{:?}", logged(log::Level::Warn));
+
+        // Idle, it waits; but never so long that a freed descriptor would go unnoticed.
+        let next = rig.turn().next.expect("it will try again");
+        assert!(next <= Duration::from_millis(100), "{next:?}");
+        rig.until(|rig| rig.turn().events == 0);
+        let waits = rig.manager.stats().waits;
+        let idle = Instant::now();
+        while idle.elapsed() < Duration::from_millis(200) {
+            rig.manager.turn(Some(Duration::from_millis(200))).unwrap();
+        }
+        let waits = rig.manager.stats().waits - waits;
+        assert!(waits <= 8, "{waits} waits in {:?}: it spins", idle.elapsed());
+
+        hoard.truncate(hoard.len() - 3);
+        rig.until(|rig| rig.manager.stats().accepted == before.accepted + 3);
+        let mut newcomer = TcpStream::from(newcomers.pop().unwrap());
+        assert_served(&mut rig, &mut newcomer);
+        assert_eq!(logged(log::Level::Warn).len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_that_closes_frees_the_descriptor_for_the_next() {
+    alone("listener::a_connection_that_closes_frees_the_descriptor_for_the_next", 40, || {
+        let mut rig = echo(drained().max_workers(5));
+        let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+        let mut served = connect(addr);
+        assert_served(&mut rig, &mut served);
+        let waiting = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let waiting = waiting.unwrap();
+        let hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        waiting.connect(&addr.into()).unwrap();
+        rig.until(|rig| rig.manager.stats().starved > 2);
+        served.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(rig.read_to_end(&mut served).unwrap(), b"");
+        rig.until(|rig| rig.manager.stats().accepted == 2);
+        assert_served(&mut rig, &mut TcpStream::from(waiting));
+        drop(hoard);
+        let free = (0..5).filter(|_| rig.manager.put(crate::support::pair().1).is_ok()).count();
+        assert_eq!(free, 4, "an attempt that failed kept its place");
+    });
+}
+
+#[test]
+fn health_checks_reach_no_request_callback() {
+    let mut rig = echo(drained().max_workers(4));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    for lap in 1..=50 {
+        drop(connect(addr));
+        rig.until(|rig| rig.record.closed().len() == lap);
+    }
+    assert_eq!(rig.record.closed(), [CloseReason::Eof; 50]);
+    assert_eq!(rig.record.requests(), []);
+    assert_eq!((rig.manager.stats().live, rig.record.open_lives()), (0, 0));
+}
+
+#[test]
+fn a_thousand_connections_dead_on_arrival_leave_no_worker() {
+    let mut rig = echo(drained().max_workers(100));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    for lap in 1..=10 {
+        for _ in 0..100 {
+            reset(connect(addr));
+        }
+        rig.until(|rig| rig.manager.stats().closed_total() == 100 * lap);
+    }
+    assert_eq!(rig.manager.stats().closed(CloseReason::Reset), 1_000);
+    assert_eq!((rig.manager.stats().live, rig.record.open_lives()), (0, 0));
+    assert_eq!(rig.record.requests(), []);
+    for _ in 0..100 {
+        rig.manager.put(crate::support::pair().1).expect("every place is free");
+    }
+    assert!(rig.manager.put(crate::support::pair().1).unwrap_err().is_busy());
+}
+
+#[test]
+fn a_stop_refuses_who_is_still_in_the_backlog() {
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    assert_served(&mut rig, &mut first);
+    let mut waiting = connect(addr);
+    rig.turn();
+    rig.manager.stop().unwrap();
+    let refused = waiting.read(&mut [0]);
+    let gone = matches!(&refused, Err(error) if error.kind() == ErrorKind::ConnectionReset);
+    assert!(gone || matches!(refused, Ok(0)), "{refused:?}");
+}

@@ -1,0 +1,676 @@
+//! The two programs as their users see them: arguments, what they print, how they answer and how
+//! they end. Each runs as a child process, which no test leaves behind.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use pool_manager::ERROR_SERVER_BUSY;
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const LOOPBACK: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+/// The programs' directory, `target/PROFILE/examples`. They are built if they are missing or
+/// older than their sources, as they may be under `cargo test --test programs`.
+fn directory() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let test = std::env::current_exe().expect("this program");
+        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/NAME");
+        let directory = profile.join("examples");
+        let built = ["reactor_echo", "tcp_ok"].map(|name| modified(&directory.join(name)));
+        if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {
+            build(profile);
+        }
+        directory
+    })
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// When a source file was last changed.
+fn newest(root: &Path) -> Option<SystemTime> {
+    let mut newest = modified(&root.join("Cargo.toml"));
+    let mut unseen = vec![root.join("src"), root.join("examples")];
+    while let Some(directory) = unseen.pop() {
+        for entry in fs::read_dir(directory).expect("a directory of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                unseen.push(path);
+            } else {
+                newest = newest.max(modified(&path));
+            }
+        }
+    }
+    newest
+}
+
+fn build(profile: &Path) {
+    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--examples", "--profile"])
+        .arg(if name == "debug" { "dev" } else { name })
+        .arg("--target-dir")
+        .arg(profile.parent().expect("a target directory"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(status.expect("cargo runs").success(), "the examples can't be built");
+}
+
+/// A program that runs, and is killed with its test.
+struct Program {
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+/// A program as a user without settings of their own would run it.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(directory().join(name));
+    command.env_remove("RUST_LOG").env_remove("RUST_LOG_STYLE");
+    command
+}
+
+/// What a child prints, line by line; it ends when the child does.
+struct Lines(Receiver<String>);
+
+impl Lines {
+    fn of(stream: Option<impl Read + Send + 'static>) -> Self {
+        let (sender, lines) = channel();
+        if let Some(stream) = stream {
+            thread::spawn(move || {
+                let lines = BufReader::new(stream).lines().map_while(Result::ok);
+                lines.for_each(|line| drop(sender.send(line)));
+            });
+        }
+        Self(lines)
+    }
+
+    fn next(&self) -> String {
+        self.0.recv_timeout(PATIENCE).expect("a line")
+    }
+
+    /// The first line that contains `part`.
+    fn find(&self, part: &str) -> String {
+        std::iter::repeat_with(|| self.next()).find(|line| line.contains(part)).expect("a line")
+    }
+
+    /// All that is left, until the child has ended.
+    fn rest(&self) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        while let Ok(line) = self.0.recv_timeout(deadline - Instant::now()) {
+            lines.push(line);
+        }
+        assert!(Instant::now() < deadline, "it does not end: {lines:#?}");
+        lines
+    }
+}
+
+impl Program {
+    fn run(name: &str, args: &[&str]) -> Self {
+        Self::spawn(program(name).args(args))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program runs");
+        let (stdout, stderr) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
+        Self { child, stdout, stderr }
+    }
+
+    /// Where it says that it listens.
+    fn addr(&self) -> SocketAddr {
+        addr(&self.stdout.next())
+    }
+
+    fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits for its end: how, and what it had still to say.
+    fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
+        let (stdout, stderr) = (self.stdout.rest(), self.stderr.rest());
+        (self.wait(), stdout, stderr)
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The address in `listening on 127.0.0.1:6263; try: ...`.
+fn addr(line: &str) -> SocketAddr {
+    let rest = line.strip_prefix("listening on ").expect(line);
+    rest.split(';').next().and_then(|addr| addr.parse().ok()).expect(line)
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+/// A program that listens on a port of its own, and that port.
+fn listening(name: &str, args: &[&str]) -> (Program, SocketAddr) {
+    let program = Program::run(name, &[&LOOPBACK, args].concat());
+    let addr = program.addr();
+    (program, addr)
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(addr).expect("connect");
+    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    client
+}
+
+fn say(client: &mut impl Write, text: &str) {
+    client.write_all(text.as_bytes()).expect("send");
+}
+
+fn hear(client: &mut impl Read, count: usize) -> String {
+    let mut reply = vec![0; count];
+    client.read_exact(&mut reply).expect("a reply");
+    String::from_utf8(reply).expect("text")
+}
+
+/// What comes until the end of file, which must not be a reset.
+fn hear_all(client: &mut impl Read) -> String {
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).expect("a reply and an end of file");
+    reply
+}
+
+/// A fresh directory, removed with its test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("programs-{}-{name}", std::process::id()));
+        fs::create_dir(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a path in UTF-8").into()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[track_caller]
+fn assert_fails(name: &str, args: &[&str], code: i32) -> String {
+    let (status, stdout, stderr) = Program::run(name, args).end();
+    assert_eq!(status.code(), Some(code), "{name} {args:?}: {stderr:#?}");
+    let last = stderr.last().expect("a line").clone();
+    assert!(last.starts_with(&format!("{name}: ")), "{last}");
+    assert!(!stderr.concat().contains("panicked"), "{stderr:#?}");
+    if code == 2 {
+        assert_eq!((stdout.len(), stderr.len()), (0, 1), "one line: {stdout:#?} {stderr:#?}");
+    }
+    last
+}
+
+#[test]
+fn help_names_every_option() {
+    let options = [
+        ("reactor_echo", "--listen --unix --min --max --buffer-size --deadline-ms"),
+        ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
+        ("tcp_ok", "--listen --deadline-ms --help"),
+    ];
+    for (name, options) in options {
+        for help in ["--help", "-h"] {
+            let (status, stdout, stderr) = Program::run(name, &[help]).end();
+            assert_eq!((status.code(), stderr), (Some(0), Vec::new()));
+            let words: Vec<&str> = stdout.iter().flat_map(|line| line.split(' ')).collect();
+            for option in options.split(' ') {
+                assert!(words.contains(&option), "{option} is missing: {stdout:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_usage_is_one_line_and_exit_code_2() {
+    for name in ["reactor_echo", "tcp_ok"] {
+        for (args, named) in [
+            (&["--nonsense"][..], "--nonsense"),
+            (&["nonsense"], "nonsense"),
+            (&["-x"], "-x"),
+            (&["--listen"], "--listen"),
+            (&["--deadline-ms"], "--deadline-ms"),
+            (&["--deadline-ms", "soon"], "soon"),
+            (&["--deadline-ms", "-1"], "-1"),
+            (&["--deadline-ms", "99999999999999999999"], "99999999999999999999"),
+        ] {
+            let line = assert_fails(name, args, 2);
+            assert!(line.contains(named), "{args:?}: {line}");
+            assert!(line.contains("--help"), "says where to look: {line}");
+        }
+    }
+    for (args, named) in [
+        (&["--framing", "odd"][..], "filled, drained and lines"),
+        (&["--framing"], "--framing"),
+        (&["--min", "5", "--max", "2"], "min_workers is 5 but max_workers is 2"),
+        (&["--min", "many"], "many"),
+        (&["--max", "1.5"], "1.5"),
+        (&["--buffer-size", "99999999999"], "99999999999"),
+        (&["--stats-every", "often"], "often"),
+        (&["--debug=yes"], "--debug"),
+        (&["--unix"], "--unix"),
+    ] {
+        let line = assert_fails("reactor_echo", args, 2);
+        assert!(line.contains(named), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_listened_on_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let addr = taken.local_addr().expect("address").to_string();
+    for name in ["reactor_echo", "tcp_ok"] {
+        let line = assert_fails(name, &["--listen", &addr], 1);
+        assert!(line.contains(&addr) && line.ends_with("it is in use"), "{line}");
+        for (odd, code) in [("nonsense", 2), ("127.0.0.1:99999", 2), ("192.0.2.1:80", 1)] {
+            let line = assert_fails(name, &["--listen", odd], code);
+            assert!(line.contains(odd), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_port_of_a_program_that_runs_is_in_use() {
+    let (_program, addr) = listening("reactor_echo", &[]);
+    let line = assert_fails("reactor_echo", &["--listen", &addr.to_string()], 1);
+    assert!(line.contains(&addr.port().to_string()) && line.ends_with("it is in use"), "{line}");
+}
+
+#[test]
+fn it_says_how_to_try_it() {
+    let program = Program::run("reactor_echo", &LOOPBACK);
+    let line = program.stdout.next();
+    let addr = addr(&line);
+    assert!(line.ends_with(&format!("try: nc {} {}", addr.ip(), addr.port())), "{line}");
+}
+
+#[test]
+fn drained_answers_at_once() {
+    let (_program, addr) = listening("reactor_echo", &[]);
+    let mut client = connect(addr);
+    for word in ["hello", "again"] {
+        say(&mut client, word);
+        assert_eq!(hear(&mut client, 5), word);
+    }
+    say(&mut client, "the end");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut client), "the end");
+}
+
+#[test]
+fn filled_answers_when_the_buffer_is_full_and_at_the_end_of_file() {
+    let args = ["--framing", "filled", "--buffer-size", "4", "--deadline-ms", "60000"];
+    let (program, addr) = listening("reactor_echo", &args);
+    let mut client = connect(addr);
+    say(&mut client, "abcdef");
+    assert_eq!(hear(&mut client, 4), "abcd");
+    say(&mut client, "g");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut client), "efg");
+    program.signal("-TERM");
+    let (_, stdout, _) = program.end();
+    assert!(stdout[0].contains(" 2 requests, 7 bytes in"), "the rest waited: {stdout:#?}");
+}
+
+#[test]
+fn lines_come_back_with_their_newlines() {
+    let (_program, addr) = listening("reactor_echo", &["--framing", "lines"]);
+    let mut client = connect(addr);
+    say(&mut client, "one\n\ntwo\nthr");
+    assert_eq!(hear(&mut client, 9), "one\n\ntwo\n");
+    say(&mut client, "ee\nrest");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut client), "three\nrest", "no newline that was not sent");
+}
+
+#[test]
+fn a_unix_socket_is_served_as_well_and_removed_at_the_end() {
+    let directory = Directory::new("unix");
+    let path = directory.path("echo");
+    let (program, addr) = listening("reactor_echo", &["--unix", &path]);
+    assert_eq!(program.stdout.next(), format!("listening on {path}; try: nc -U {path}"));
+    let mode = fs::metadata(&path).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut client = UnixStream::connect(&path).expect("connect");
+    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    say(&mut client, "hello");
+    assert_eq!(hear(&mut client, 5), "hello");
+    let mut client = connect(addr);
+    say(&mut client, "hello");
+    assert_eq!(hear(&mut client, 5), "hello");
+    let line = assert_fails("reactor_echo", &[&LOOPBACK[..], &["--unix", &path]].concat(), 1);
+    assert!(line.contains(&path) && line.ends_with("it is in use"), "{line}");
+    program.signal("-TERM");
+    assert_eq!(program.end().0.code(), Some(0));
+    assert!(!Path::new(&path).exists());
+}
+
+#[test]
+fn a_unix_path_left_by_a_killed_program_is_used_again() {
+    let directory = Directory::new("stale");
+    let path = directory.path("echo");
+    let (program, _) = listening("reactor_echo", &["--unix", &path]);
+    program.stdout.next();
+    program.signal("-KILL");
+    assert_eq!(program.end().0.code(), None);
+    assert!(Path::new(&path).exists());
+    let (program, _) = listening("reactor_echo", &["--unix", &path]);
+    program.stdout.next();
+    UnixStream::connect(&path).expect("connect");
+}
+
+#[test]
+fn a_bad_unix_path_is_named() {
+    let directory = Directory::new("bad");
+    let file = directory.path("file");
+    fs::write(&file, "kept").expect("a file");
+    for path in [&file, &directory.path("missing/echo"), &directory.path(&"long".repeat(30)), ""] {
+        let line = assert_fails("reactor_echo", &[&LOOPBACK[..], &["--unix", path]].concat(), 1);
+        assert!(line.contains("can't listen on") && line.contains(path), "{line}");
+    }
+    assert_eq!(fs::read_to_string(&file).expect("the file"), "kept");
+}
+
+#[test]
+fn beyond_the_maximum_clients_are_told_so() {
+    let (_program, addr) = listening("reactor_echo", &["--max", "1"]);
+    let mut first = connect(addr);
+    say(&mut first, "hello");
+    assert_eq!(hear(&mut first, 5), "hello");
+    assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    say(&mut first, "still");
+    assert_eq!(hear(&mut first, 5), "still");
+    drop(first);
+    served_again(addr, "hello", "hello");
+}
+
+/// Tries until there is a place again, which the one who left may not have given back yet.
+fn served_again(addr: SocketAddr, request: &str, reply: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut heard = String::new();
+    while heard != reply {
+        assert!(Instant::now() < deadline, "{heard}");
+        let mut client = connect(addr);
+        say(&mut client, request);
+        client.shutdown(Shutdown::Write).expect("shutdown");
+        heard = hear_all(&mut client);
+    }
+}
+
+/// The deadline that was asked for is 150 ms, the default 3 s.
+#[track_caller]
+fn assert_its_deadline(waited: Duration) {
+    assert!(waited >= Duration::from_millis(150), "{waited:?}");
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+}
+
+#[test]
+fn a_silent_peer_is_closed_at_its_deadline() {
+    let (_program, addr) = listening("reactor_echo", &["--deadline-ms", "150"]);
+    let began = Instant::now();
+    assert_eq!(hear_all(&mut connect(addr)), "");
+    assert_its_deadline(began.elapsed());
+}
+
+#[test]
+fn a_request_that_takes_too_long_is_answered_at_its_deadline() {
+    let args = ["--framing", "lines", "--deadline-ms", "60000", "--request-deadline-ms", "150"];
+    let (_program, addr) = listening("reactor_echo", &args);
+    let mut client = connect(addr);
+    let began = Instant::now();
+    say(&mut client, "no newline");
+    assert_eq!(hear_all(&mut client), "no newline");
+    assert_its_deadline(began.elapsed());
+}
+
+#[test]
+fn stats_are_printed_now_and_then() {
+    let (program, addr) = listening("reactor_echo", &["--stats-every", "1"]);
+    let mut client = connect(addr);
+    say(&mut client, "hello");
+    assert_eq!(hear(&mut client, 5), "hello");
+    for _ in 0..2 {
+        let line = program.stdout.next();
+        assert!(line.starts_with("1 live, ") && line.contains("1 requests"), "{line}");
+    }
+}
+
+#[test]
+fn debug_logs_every_connection_without_its_bytes() {
+    let mut command = program("reactor_echo");
+    let program = Program::spawn(command.args(LOOPBACK).arg("--debug").env("RUST_LOG", "debug"));
+    let addr = program.addr();
+    let mut client = connect(addr);
+    say(&mut client, "secret");
+    assert_eq!(hear(&mut client, 6), "secret");
+    drop(client);
+    assert!(program.stderr.find("put").contains("0.1"));
+    assert!(program.stderr.find("closed").contains("the peer closed"));
+    program.signal("-TERM");
+    assert!(!program.end().2.concat().contains("secret"));
+}
+
+#[test]
+fn a_signal_stops_them_with_one_line_of_stats() {
+    for name in ["reactor_echo", "tcp_ok"] {
+        for kind in ["-TERM", "-INT"] {
+            let (program, addr) = listening(name, &["--deadline-ms", "60000"]);
+            let _idle = connect(addr);
+            let mut client = connect(addr);
+            say(&mut client, "hello");
+            client.shutdown(Shutdown::Write).expect("shutdown");
+            hear_all(&mut client);
+            program.signal(kind);
+            let (status, stdout, stderr) = program.end();
+            assert_eq!(status.code(), Some(0), "{stderr:#?}");
+            let [line] = &stdout[..] else { panic!("one line: {stdout:#?}") };
+            assert!(line.starts_with("stopped: 1 idle, 0 finished, 0 aborted"), "{line}");
+            assert!(line.contains("2 put") && line.contains("1 requests"), "{line}");
+            let gone = TcpStream::connect(addr).expect_err("nobody listens");
+            assert_eq!(gone.kind(), ErrorKind::ConnectionRefused);
+        }
+    }
+}
+
+/// A program asked to stop while a request is under way, and the client that made it.
+fn draining() -> (Program, TcpStream) {
+    let args = ["--framing", "lines", "--deadline-ms", "60000"];
+    let (program, addr) = listening("reactor_echo", &args);
+    let mut client = connect(addr);
+    say(&mut client, "a line\nhalf a ");
+    assert_eq!(hear(&mut client, 7), "a line\n");
+    program.signal("-TERM");
+    program.stderr.find("stopping: 1 connections");
+    (program, client)
+}
+
+#[test]
+fn a_request_under_way_is_finished_before_the_stop() {
+    let (program, mut client) = draining();
+    say(&mut client, "line\n");
+    assert_eq!(hear_all(&mut client), "half a line\n");
+    drop(client);
+    let (status, stdout, _) = program.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(stdout[0].starts_with("stopped: 0 idle, 1 finished, 0 aborted"), "{stdout:#?}");
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    for kind in ["-TERM", "-INT"] {
+        let (program, _client) = draining();
+        let began = Instant::now();
+        program.signal(kind);
+        let (status, stdout, _) = program.end();
+        assert!(status.code().is_some_and(|code| code != 0), "{status}");
+        assert_eq!(stdout, [""; 0], "it had no time to say more");
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+/// Where a program's output may go without anybody reading it.
+const NOWHERE: [&str; 4] = ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"];
+
+/// A free port for programs that cannot say which they chose; not one of those that the system
+/// gives out by itself, or somebody else might get it first.
+fn free_port() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(61);
+    let port = || first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000 + 10_000;
+    std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], port() as u16)))
+        .find(|&addr| is_free(addr))
+        .expect("a port")
+}
+
+/// Binds but does not listen: a child that another test starts in this moment has the socket
+/// too until it runs, and nobody may connect to that.
+fn is_free(addr: SocketAddr) -> bool {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("socket");
+    socket.set_reuse_address(true).expect("reuse");
+    socket.bind(&addr.into()).is_ok()
+}
+
+fn connect_soon(addr: SocketAddr) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect(addr) {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        thread::yield_now();
+    }
+}
+
+/// Serves one client and is stopped, whatever becomes of its output.
+fn assert_serves(name: &str, command: &mut Command, addr: SocketAddr) {
+    let child = command.spawn().expect("the program runs");
+    let (stdout, stderr) = (Lines::of(None::<io::Empty>), Lines::of(None::<io::Empty>));
+    let mut program = Program { child, stdout, stderr };
+    let mut client = connect_soon(addr);
+    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    say(&mut client, "hello");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    let reply = if name == "tcp_ok" { "OK" } else { "hello" };
+    assert_eq!(hear_all(&mut client), reply, "{command:?}");
+    program.signal("-TERM");
+    assert_eq!(program.wait().code(), Some(0), "{command:?}");
+}
+
+#[test]
+fn output_that_goes_nowhere_neither_stops_nor_panics_them() {
+    for name in ["reactor_echo", "tcp_ok"] {
+        for nowhere in NOWHERE {
+            let addr = free_port();
+            let script = format!("exec \"$0\" --listen {addr} {nowhere}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]).arg(directory().join(name));
+            assert_serves(name, command.stderr(Stdio::null()).stdout(Stdio::null()), addr);
+        }
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_any_more_neither_stops_nor_panics_them() {
+    for name in ["reactor_echo", "tcp_ok"] {
+        let addr = free_port();
+        let gone = || Stdio::from(OwnedFd::from(UnixStream::pair().expect("a pair").0));
+        let mut command = program(name);
+        command.args(["--listen", &addr.to_string()]).stdout(gone()).stderr(gone());
+        assert_serves(name, &mut command, addr);
+    }
+}
+
+#[test]
+fn bad_usage_with_nobody_to_tell_is_still_exit_code_2() {
+    for nowhere in NOWHERE {
+        let script = format!("exec \"$0\" --nonsense {nowhere}");
+        let program = directory().join("reactor_echo");
+        let status = Command::new("sh").args(["-c", &script]).arg(program).status();
+        assert_eq!(status.expect("it runs").code(), Some(2), "{nowhere}");
+    }
+}
+
+#[test]
+fn tcp_ok_answers_ok_to_a_body_and_error_to_silence() {
+    let (_program, addr) = listening("tcp_ok", &["--deadline-ms", "150"]);
+    let mut half_closed = connect(addr);
+    say(&mut half_closed, "hello");
+    half_closed.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut half_closed), "OK");
+    for (body, reply) in [("hello", "OK"), ("", "ERROR")] {
+        let began = Instant::now();
+        let mut client = connect(addr);
+        say(&mut client, body);
+        assert_eq!(hear_all(&mut client), reply);
+        assert_its_deadline(began.elapsed());
+    }
+}
+
+#[test]
+fn tcp_ok_tells_the_eleventh_that_it_is_busy_until_the_others_leave() {
+    let (_program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
+    let mut ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
+    assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    let mut eager = connect(addr);
+    say(&mut eager, "hello");
+    assert_eq!(hear_all(&mut eager), ERROR_SERVER_BUSY, "also to one who speaks first");
+    for client in &mut ten {
+        say(client, "hello");
+        client.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(hear_all(client), "OK");
+    }
+    served_again(addr, "hello", "OK");
+}
+
+#[test]
+fn tcp_ok_says_at_the_end_how_many_it_refused() {
+    let (program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
+    let _ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
+    for _ in 0..2 {
+        assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    }
+    program.signal("-TERM");
+    let (_, stdout, _) = program.end();
+    assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
+}
