@@ -256,6 +256,8 @@ struct World {
     most: usize,
     listener: Listener,
     patience: Duration,
+    /// When each turn was called, and when it returned.
+    turns: Vec<(Duration, Duration)>,
 }
 
 impl World {
@@ -277,7 +279,18 @@ impl World {
         manager.start().unwrap();
         let (listener, patience) = (sim.listener(), manager.config().clients_deadline);
         manager.listen_on(listener.clone()).unwrap();
-        Self { sim, manager, model, peers: Vec::new(), dice, wild, most, listener, patience }
+        Self {
+            sim,
+            manager,
+            model,
+            peers: Vec::new(),
+            dice,
+            wild,
+            most,
+            listener,
+            patience,
+            turns: Vec::new(),
+        }
     }
 
     fn put(&mut self) {
@@ -344,6 +357,7 @@ impl World {
         let timeout = Duration::from_millis(self.dice.below(40) as u64);
         let before = self.sim.now();
         let turn = self.manager.turn(Some(timeout)).unwrap();
+        self.turns.push((before, self.sim.now()));
         let asleep = turn.next != Some(Duration::ZERO);
         self.check(asleep, before);
     }
@@ -375,10 +389,12 @@ impl World {
             let lost = asleep && !life.paused && silent.contains(&id.as_u64());
             assert!(!lost, "{id}: asleep over input that no event will report");
             if let Some(look) = self.sim.look(id).filter(|look| !life.paused && !look.full) {
-                let due = look
-                    .moved
-                    .saturating_add(self.patience.max(life.patience))
-                    .saturating_add(TICKS);
+                // What happens in a turn counts from its end, which may be the next one's begin.
+                let after = self.turns.partition_point(|turn| turn.0 <= look.moved);
+                let end = self.turns[after.min(self.turns.len() - 1)].1;
+                let moved = look.moved.max(end);
+                let patience = self.patience.max(life.patience);
+                let due = moved.saturating_add(patience).saturating_add(TICKS);
                 let (look, config) = (look, self.manager.config());
                 assert!(
                     before <= due,
