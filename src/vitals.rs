@@ -234,12 +234,14 @@ impl Vitals {
         idle.min(self.since.after(config.request_deadline))
     }
 
-    /// Counts what happened in a turn from its end rather than its beginning. Who was served last
-    /// in a slow turn has not been silent since it began.
+    /// Counts what happened in a turn from just before its end rather than from its beginning:
+    /// who was served last in a slow turn has not been silent since it began. From before its end,
+    /// because the next turn may begin at that very tick, and slow turns must not add up.
     pub(crate) fn credit(&mut self, turn: Span) {
+        let end = Tick(turn.ended.0.saturating_sub(1)).max(turn.began);
         for clock in [&mut self.moved, &mut self.since] {
             if *clock == turn.began {
-                *clock = turn.ended;
+                *clock = end;
             }
         }
     }
@@ -299,7 +301,9 @@ mod tests {
         vitals.credit(Span { began: Tick(90), ended: Tick(500) });
         assert_eq!(vitals.moved, Tick(100), "another turn");
         vitals.credit(Span { began: Tick(100), ended: Tick(500) });
-        assert_eq!((vitals.moved, vitals.since), (Tick(500), Tick::NEVER));
+        assert_eq!((vitals.moved, vitals.since), (Tick(499), Tick::NEVER));
+        vitals.credit(Span { began: Tick(500), ended: Tick(900) });
+        assert_eq!(vitals.moved, Tick(499), "it was not served in the next slow turn");
     }
 
     #[test]
