@@ -69,6 +69,8 @@ pub mod backend;
 mod buffer;
 mod command;
 mod config;
+#[cfg(feature = "sim")]
+mod dice;
 mod error;
 mod framing;
 mod guard;
@@ -80,6 +82,8 @@ mod links;
 mod listener;
 mod mailbox;
 mod manager;
+#[cfg(feature = "sim")]
+mod network;
 mod output;
 mod places;
 mod pool;
@@ -93,6 +97,8 @@ mod vitals;
 mod wheel;
 mod worker;
 
+#[cfg(feature = "sim")]
+pub use backend::sim;
 pub use command::Desk;
 pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload};
 pub use error::{Error, PutError, PutErrorKind};

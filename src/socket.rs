@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use crate::guard::contain;
+#[cfg(feature = "sim")]
+use crate::network::Stream;
 
 /// A stream of bytes over a descriptor, other than plain TCP or Unix: TLS, a pty, a test double.
 ///
@@ -87,6 +89,9 @@ pub enum Socket {
     Unix(UnixStream),
     /// Anything else with a descriptor.
     Boxed(Box<dyn Transport>),
+    /// A simulated connection.
+    #[cfg(feature = "sim")]
+    Sim(Stream),
 }
 
 impl Socket {
@@ -98,6 +103,19 @@ impl Socket {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(_) => None,
             Self::Boxed(transport) => transport.peer_addr(),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
+        }
+    }
+
+    /// The descriptor; a simulated connection has none.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Unix(stream) => Some(stream.as_fd()),
+            Self::Boxed(transport) => Some(transport.as_fd()),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
         }
     }
 
@@ -112,6 +130,8 @@ impl Socket {
             Self::Tcp(stream) => stream.set_nonblocking(true),
             Self::Unix(stream) => stream.set_nonblocking(true),
             Self::Boxed(transport) => as_stream(transport.as_fd())?.set_nonblocking(true),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Ok(()),
         }
     }
 
@@ -120,6 +140,8 @@ impl Socket {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
             Self::Boxed(transport) => transport.shutdown_write(),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.shutdown_write(),
         }
     }
 }
@@ -149,6 +171,8 @@ impl Read for Socket {
                 let room = into.len();
                 checked(contain(|| transport.read(into)), room)
             }
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.read(into),
         }
     }
 }
@@ -159,26 +183,18 @@ impl Write for Socket {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
             Self::Boxed(transport) => checked(contain(|| transport.write(bytes)), bytes.len()),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Ok(()),
             Self::Boxed(transport) => {
                 let flushed = contain(|| transport.flush().map(|()| 0));
                 checked(flushed, 0).map(|_| ())
             }
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Boxed(transport) => transport.as_fd(),
+            _ => Ok(()),
         }
     }
 }
@@ -195,6 +211,13 @@ impl From<UnixStream> for Socket {
     }
 }
 
+#[cfg(feature = "sim")]
+impl From<Stream> for Socket {
+    fn from(stream: Stream) -> Self {
+        Self::Sim(stream)
+    }
+}
+
 impl From<Box<dyn Transport>> for Socket {
     fn from(transport: Box<dyn Transport>) -> Self {
         Self::Boxed(transport)
@@ -207,7 +230,12 @@ impl fmt::Debug for Socket {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
             Self::Boxed(_) => "Boxed",
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => "Sim",
         };
-        write!(f, "{kind}(fd {})", self.as_fd().as_raw_fd())
+        match self.fd() {
+            Some(fd) => write!(f, "{kind}(fd {})", fd.as_raw_fd()),
+            None => f.write_str(kind),
+        }
     }
 }

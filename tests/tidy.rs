@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up. A room may name only those before it in this list: so imports
 /// point down and have no circle.
-const ROOMS: [&str; 28] = [
+const ROOMS: [&str; 30] = [
     "guard",
     "time",
+    "dice",
     "links",
     "id",
     "wheel",
@@ -15,6 +16,7 @@ const ROOMS: [&str; 28] = [
     "output",
     "places",
     "framing",
+    "network",
     "socket",
     "config",
     "vitals",

@@ -4,8 +4,10 @@
 //! system ([`Os`]) and over anything else that keeps the same promises. It knows no workers.
 
 mod os;
+#[cfg(feature = "sim")]
+pub mod sim;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -75,25 +77,33 @@ pub trait Backend {
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing, or what `read(2)` says.
-    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize>;
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
+        socket.read(into)
+    }
 
     /// Writes as much of `bytes` as there is room for.
     ///
     /// # Errors
     /// `WouldBlock` if there is none, or what `write(2)` says.
-    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize>;
+    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+        socket.write(bytes)
+    }
 
     /// Sends on what a transport has gathered; nothing for plain sockets.
     ///
     /// # Errors
     /// `WouldBlock` if it has to be called again, or what the transport says.
-    fn flush(&mut self, socket: &mut Socket) -> io::Result<()>;
+    fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
+        socket.flush()
+    }
 
     /// Says to the peer that nothing more will be written.
     ///
     /// # Errors
     /// What `shutdown(2)` says.
-    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()>;
+    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
+        socket.shutdown_write()
+    }
 
     /// Whether a read that got less than it had room for has certainly taken all there was, so
     /// that the next byte raises a new edge.
@@ -108,6 +118,9 @@ pub enum Bound {
     Tcp(TcpListener),
     /// A Unix domain listener.
     Unix(UnixListener),
+    /// A simulated listener.
+    #[cfg(feature = "sim")]
+    Sim(sim::Listener),
 }
 
 impl Bound {
@@ -115,7 +128,7 @@ impl Bound {
     pub(crate) fn addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(_) => None,
+            _ => None,
         }
     }
 }

@@ -77,7 +77,7 @@ impl Os {
         if !REARM {
             return;
         }
-        let fd = socket.as_fd().as_raw_fd();
+        let Ok(fd) = raw(socket) else { return };
         let Some(armed) = self.armed.get_mut(&fd) else { return };
         let others = armed.blocked.and_then(|blocked| blocked.remove(direction));
         let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
@@ -133,7 +133,7 @@ impl Backend for Os {
     }
 
     fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
-        let fd = socket.as_fd().as_raw_fd();
+        let fd = raw(socket)?;
         SourceFd(&fd).register(self.registry()?, mio_token(token), interests())?;
         if REARM {
             self.armed.insert(fd, Armed { token: mio_token(token), blocked: None });
@@ -142,7 +142,7 @@ impl Backend for Os {
     }
 
     fn deregister(&mut self, socket: &Socket) {
-        let fd = socket.as_fd().as_raw_fd();
+        let Ok(fd) = raw(socket) else { return };
         if REARM {
             self.armed.remove(&fd);
         }
@@ -191,10 +191,6 @@ impl Backend for Os {
         outcome
     }
 
-    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
-        socket.shutdown_write()
-    }
-
     /// On Linux, TCP alone: a Unix read also stops at passed descriptors, and a transport may
     /// hold bytes that the kernel no longer knows of. Other systems stop at urgent data without
     /// an event that says so.
@@ -228,6 +224,8 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Kind::Unix(UnixListener::from_std(listener))
             }
+            #[cfg(feature = "sim")]
+            Bound::Sim(_) => return Err(ErrorKind::Unsupported.into()),
         }))
     }
 
@@ -257,6 +255,10 @@ fn readable() -> Interest {
     return Interest::READABLE | Interest::PRIORITY;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     Interest::READABLE
+}
+
+fn raw(socket: &Socket) -> io::Result<RawFd> {
+    socket.fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| ErrorKind::Unsupported.into())
 }
 
 /// Lossless: `lib.rs` refuses to compile where a pointer has fewer than 64 bits.

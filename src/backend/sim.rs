@@ -1,0 +1,280 @@
+//! Sim: a seeded network and a virtual clock as a backend, so that the real loop and a user's own
+//! handler run in a hostile network, and the same seed gives the same run.
+//!
+//! Time passes only when the loop waits. Nothing sleeps and nothing is random but by the seed.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Backend, Bound, Event, Wake};
+pub use crate::dice::Dice;
+use crate::id::ConnId;
+use crate::network::{Edge, Network, Shared, lock};
+pub use crate::network::{Faults, Look, Stream};
+use crate::socket::Socket;
+
+/// What a socket's inbox holds by default.
+const CAPACITY: usize = 64 << 10;
+
+/// How far time goes when nothing will ever happen.
+const FOR_EVER: Duration = Duration::from_secs(3_600);
+
+/// A simulated world: hand a clone to [`Manager::with_backend`](crate::Manager::with_backend) and
+/// keep one, to play the peers and to look at the clock.
+///
+/// ```
+/// use pool_manager::sim::Sim;
+/// use pool_manager::{Config, Conn, Framing, Manager};
+/// use std::io::{Read, Write};
+/// use std::time::Duration;
+///
+/// let sim = Sim::new(42);
+/// let config = Config::new().framing(Framing::Delimited(b'\n'));
+/// let echo = |conn: &mut Conn<'_>, line: &[u8]| conn.write_all(line);
+/// let mut manager = Manager::with_backend(config, echo, sim.clone())?;
+/// manager.start()?;
+/// let (mut peer, ours) = sim.pair();
+/// manager.put(ours)?;
+///
+/// peer.write_all(b"hello\n")?;
+/// manager.turn(Some(Duration::ZERO))?;
+/// let mut reply = [0; 5];
+/// peer.read_exact(&mut reply)?;
+/// assert_eq!(&reply, b"hello");
+///
+/// // Nobody speaks any more: after three virtual seconds the idle deadline closes it.
+/// while manager.stats().live > 0 {
+///     manager.turn(None)?;
+/// }
+/// assert_eq!(sim.now(), Duration::from_secs(4));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Sim {
+    net: Shared,
+    events: Vec<Event>,
+}
+
+impl Sim {
+    /// A world in which nothing goes wrong but what peers do.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self::with_faults(seed, Faults::none())
+    }
+
+    /// A world in which things go wrong.
+    #[must_use]
+    pub fn with_faults(seed: u64, faults: Faults) -> Self {
+        Self { net: Arc::new(Mutex::new(Network::new(seed, faults))), events: Vec::new() }
+    }
+
+    /// Changes what goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        lock(&self.net).faults = faults;
+    }
+
+    /// A connection: the peer's end and the pool's.
+    #[must_use]
+    pub fn pair(&self) -> (Stream, Stream) {
+        self.pair_with(CAPACITY, CAPACITY)
+    }
+
+    /// A connection whose ends hold at most that many unread bytes: first what the peer's does,
+    /// then what the pool's does.
+    #[must_use]
+    pub fn pair_with(&self, peer: usize, pool: usize) -> (Stream, Stream) {
+        let [here, there] = lock(&self.net).pair([peer.max(1), pool.max(1)]);
+        (Stream::new(self.net.clone(), here), Stream::new(self.net.clone(), there))
+    }
+
+    /// Something to listen on, for [`Manager::listen_on`](crate::Manager::listen_on).
+    #[must_use]
+    pub fn listener(&self) -> Listener {
+        let index = lock(&self.net).listen();
+        Listener { net: self.net.clone(), index }
+    }
+
+    /// The virtual time.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        lock(&self.net).now
+    }
+
+    /// Lets time pass: what a slow callback does.
+    pub fn advance(&self, by: Duration) {
+        lock(&self.net).now += by;
+    }
+
+    /// A number that two runs share only if the same things happened in the same order.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        lock(&self.net).digest
+    }
+
+    /// What the network knows of a connection that is being served.
+    #[must_use]
+    pub fn look(&self, id: ConnId) -> Option<Look> {
+        lock(&self.net).look(id.token())
+    }
+
+    /// The connections that have input, or an end of file, which no event to come will report: a
+    /// loop that goes to sleep over one of these has lost a wake-up, unless it is paused. As
+    /// [`ConnId::as_u64`](crate::ConnId::as_u64).
+    #[must_use]
+    pub fn silent_inputs(&self) -> Vec<u64> {
+        lock(&self.net).silent_inputs()
+    }
+
+    /// What the loop did that no program may do, such as using a closed socket, since the last
+    /// call.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.net).violations)
+    }
+}
+
+/// Where simulated peers connect to.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    net: Shared,
+    index: usize,
+}
+
+impl Listener {
+    /// Connects, and returns the peer's end.
+    #[must_use]
+    pub fn connect(&self) -> Stream {
+        let mut net = lock(&self.net);
+        let [here, there] = net.pair([CAPACITY; 2]);
+        net.arrive(self.index, there);
+        Stream::new(self.net.clone(), here)
+    }
+
+    /// How many have connected and were not accepted yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        lock(&self.net).waiting(self.index)
+    }
+}
+
+impl From<Listener> for Bound {
+    fn from(listener: Listener) -> Self {
+        Self::Sim(listener)
+    }
+}
+
+impl Backend for Sim {
+    type Listener = Listener;
+
+    fn start(&mut self) -> io::Result<Wake> {
+        let net = self.net.clone();
+        Ok(Arc::new(move || {
+            lock(&net).woken = true;
+            Ok(())
+        }))
+    }
+
+    fn stop(&mut self) {
+        self.events.clear();
+    }
+
+    fn now(&mut self) -> Duration {
+        lock(&self.net).now
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.events.clear();
+        let mut net = lock(&self.net);
+        let faults = net.faults;
+        if net.dice.permille(faults.clock_jumps) {
+            let jump = net.dice.below(600_000) as u64;
+            net.now += Duration::from_millis(jump);
+        }
+        if net.dice.permille(faults.interrupts) {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        if !net.any_edge() && !std::mem::take(&mut net.woken) {
+            net.now += timeout.unwrap_or(FOR_EVER);
+        }
+        for (token, edge) in net.take_edges() {
+            report(&mut self.events, token, edge, faults.split_events);
+        }
+        for (permille, dead) in [(faults.spurious_events, false), (faults.stale_events, true)] {
+            if net.dice.permille(permille) {
+                let edge = Edge { readable: true, writable: true, closed: net.dice.permille(300) };
+                if let Some(token) = net.any_token(dead) {
+                    report(&mut self.events, token, edge, faults.split_events);
+                }
+            }
+        }
+        for event in &self.events {
+            net.note(event.token.rotate_left(7) | u64::from(event.readable));
+        }
+        Ok(())
+    }
+
+    fn events(&mut self, each: impl FnMut(Event)) {
+        self.events.drain(..).for_each(each);
+    }
+
+    fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
+        lock(&self.net).register(simulated(socket)?.end(), token)
+    }
+
+    fn deregister(&mut self, socket: &Socket) {
+        if let Ok(stream) = simulated(socket) {
+            lock(&self.net).deregister(stream.end());
+        }
+    }
+
+    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Listener> {
+        match bound {
+            Bound::Sim(listener) => {
+                lock(&self.net).open_listener(listener.index, token);
+                Ok(listener)
+            }
+            _ => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn close_listener(&mut self, listener: Listener) {
+        lock(&self.net).close_listener(listener.index);
+    }
+
+    fn accept(&mut self, listener: &mut Listener) -> io::Result<Socket> {
+        let end = lock(&self.net).accept(listener.index)?;
+        Ok(Socket::Sim(Stream::new(self.net.clone(), end)))
+    }
+
+    /// As on Linux: a simulated stream has no urgent data and passes no descriptors.
+    fn short_read_is_drained(&self, _socket: &Socket) -> bool {
+        let faults = lock(&self.net).faults;
+        faults.short_reads == 0 && !faults.split_events
+    }
+}
+
+fn simulated(socket: &Socket) -> io::Result<&Stream> {
+    match socket {
+        Socket::Sim(stream) => Ok(stream),
+        _ => Err(ErrorKind::Unsupported.into()),
+    }
+}
+
+fn report(events: &mut Vec<Event>, token: u64, edge: Edge, split: bool) {
+    let Edge { readable, writable, closed } = edge;
+    let event = Event { token, readable, writable, closed, priority: false };
+    if split && readable && writable {
+        events.push(Event { writable: false, ..event });
+        events.push(Event { readable: false, closed: false, ..event });
+    } else {
+        events.push(event);
+    }
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
