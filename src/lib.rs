@@ -57,6 +57,7 @@
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
+//! | `network`, `dice` | a simulated world (feature `sim`) |
 //! | `guard` | where a panic of user code ends |
 //! | `spares`, `stats`, `report`, `config`, `error`, `socket`, `id` | the values they pass around |
 
