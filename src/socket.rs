@@ -109,6 +109,7 @@ impl Socket {
     }
 
     /// The descriptor; a simulated connection has none.
+    #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tcp(stream) => Some(stream.as_fd()),

@@ -5,10 +5,14 @@ mod support;
 
 mod back_pressure;
 mod deadlines;
+mod endings;
 mod framing;
 mod handle;
 mod hostile;
 mod life_cycle;
 mod limits;
 mod listener;
+mod random;
+mod transport;
 mod uds;
+mod unix_paths;

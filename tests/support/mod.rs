@@ -182,6 +182,14 @@ where
         }
     }
 
+    /// Turns until this much time has passed, and counts the turns: few, unless something spins.
+    #[track_caller]
+    pub(crate) fn turns_in(&mut self, time: Duration) -> u64 {
+        let before = self.manager.stats().turns;
+        self.pass(time);
+        self.manager.stats().turns - before
+    }
+
     /// Turns until `count` bytes were read in all.
     #[track_caller]
     pub(crate) fn bytes_in(&mut self, count: u64) {
@@ -253,6 +261,33 @@ pub(crate) fn unix_pair() -> (TcpStream, std::os::unix::net::UnixStream) {
     let (client, ours) = std::os::unix::net::UnixStream::pair().expect("pair");
     (TcpStream::from(std::os::fd::OwnedFd::from(client)), ours)
 }
+
+/// A transport that is nothing but a Unix stream.
+pub(crate) struct Plain(pub(crate) std::os::unix::net::UnixStream);
+
+impl Read for Plain {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl Write for Plain {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::os::fd::AsFd for Plain {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl pool_manager::Transport for Plain {}
 
 /// Closes a connection so that its peer sees a reset.
 pub(crate) fn reset(client: TcpStream) {
