@@ -47,13 +47,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    common::main("reactor_echo", || {
-        if let Some(options) = options()? {
-            return serve(options);
-        }
-        say(HELP);
-        Ok(())
-    })
+    common::main("reactor_echo", HELP, options, serve)
 }
 
 /// The options as given; `None` if the help is wanted.

@@ -37,13 +37,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    common::main("tcp_ok", || {
-        if let Some(options) = options()? {
-            return serve(options);
-        }
-        say(HELP);
-        Ok(())
-    })
+    common::main("tcp_ok", HELP, options, serve)
 }
 
 /// The options as given; `None` if the help is wanted.

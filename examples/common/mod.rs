@@ -44,9 +44,22 @@ pub(crate) fn usage_error(error: impl Into<Box<dyn Error>>) -> Failure {
     Failure::Usage(error.into())
 }
 
-/// Runs a program: one line and an exit code for whatever fails.
-pub(crate) fn main(name: &str, program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
-    match program() {
+/// Runs a program with its options, or prints its help if it has none: one line and an exit code
+/// for whatever fails.
+pub(crate) fn main<O>(
+    name: &str,
+    help: &str,
+    options: impl FnOnce() -> Result<Option<O>, Failure>,
+    program: impl FnOnce(O) -> Result<(), Failure>,
+) -> ExitCode {
+    let outcome = options().and_then(|options| {
+        let Some(options) = options else {
+            say(help);
+            return Ok(());
+        };
+        program(options)
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => complain(name, &format!("{error}; try --help"), 2),
         Err(Failure::Run(error)) => complain(name, &error, 1),

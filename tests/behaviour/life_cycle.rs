@@ -775,18 +775,6 @@ impl Backend for Blind {
     fn accept(&mut self, (): &mut ()) -> io::Result<Socket> {
         Err(ErrorKind::WouldBlock.into())
     }
-    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
-        socket.read(into)
-    }
-    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
-        socket.write(bytes)
-    }
-    fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
-        socket.flush()
-    }
-    fn shutdown_write(&mut self, _: &mut Socket) -> io::Result<()> {
-        Ok(())
-    }
     fn short_read_is_drained(&self, _: &Socket) -> bool {
         false
     }
