@@ -196,7 +196,7 @@ impl Conn<'_> {
     /// Closes the connection after this callback: what was written is flushed, what is held is
     /// not delivered.
     pub fn close(&mut self) {
-        self.vitals.ending.get_or_insert(CloseReason::Requested);
+        self.vitals.end(CloseReason::Requested);
     }
 
     /// Closes the connection after this callback, without flushing or lingering. If input is

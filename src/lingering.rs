@@ -47,6 +47,7 @@ pub(crate) struct Lingering {
 }
 
 /// What reading and discarding came to.
+#[derive(PartialEq, Eq)]
 enum Rest {
     /// The peer has closed, or the connection is broken.
     Over,
@@ -88,12 +89,11 @@ impl Lingering {
         stats: &mut Stats,
         now: Now,
     ) {
-        if backend.shutdown_write(&mut socket).is_err() {
-            return;
-        }
         let mut bytes_left = BYTES;
-        if let Rest::Over = discard(backend, &mut socket, &mut bytes_left, waste, stats) {
-            return;
+        let over = backend.shutdown_write(&mut socket).is_err()
+            || discard(backend, &mut socket, &mut bytes_left, waste, stats) == Rest::Over;
+        if over {
+            return socket.discard();
         }
         if self.sockets.len() == MOST {
             if let Some(oldest) = self.oldest.front() {
@@ -102,7 +102,7 @@ impl Lingering {
         }
         let key = self.sockets.vacant_key();
         if backend.register(&socket, Token::Lingerer(key).pack()).is_err() {
-            return;
+            return socket.discard();
         }
         // Registering reports what is there to read, so it need not be listed.
         let until = now.stamp.after(TIME);
@@ -160,8 +160,9 @@ impl Lingering {
 
     fn drop<B: Backend>(&mut self, backend: &mut B, key: usize) {
         self.links.remove(&mut self.oldest, key);
-        let lingerer = self.sockets.remove(key);
-        backend.deregister(&lingerer.socket);
+        let Lingerer { socket, .. } = self.sockets.remove(key);
+        backend.deregister(&socket);
+        socket.discard();
     }
 }
 

@@ -124,6 +124,11 @@ impl Socket {
         matches!(self, Self::Boxed(_))
     }
 
+    /// Closes it. A transport may panic when it is dropped.
+    pub(crate) fn discard(self) {
+        contain(|| drop(self));
+    }
+
     /// `O_NONBLOCK` is a property of the open file, so setting it on a duplicate sets it on a
     /// boxed transport's descriptor too.
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
@@ -140,7 +145,10 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Boxed(transport) => transport.shutdown_write(),
+            Self::Boxed(transport) => {
+                let done = contain(|| transport.shutdown_write().map(|()| 0));
+                checked(done, 0).map(|_| ())
+            }
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.shutdown_write(),
         }

@@ -42,25 +42,14 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
         _ => Path::new("."),
     };
     let room = Room::create(parent)?;
-    let inside = room.0.join("s");
-    let listener = bind_inside(&room.0, &inside)?;
+    let (inside, aside) = (room.name("s"), room.name("t"));
+    let listener = UnixListener::bind(&inside)?;
     let placed = fs::set_permissions(&inside, Permissions::from_mode(0o600))
-        .and_then(|()| place(&inside, path, &room.0.join("t")))
+        .and_then(|()| place(&inside, path, &aside))
         .and_then(|()| identity(path));
     // Linked to its place, or of no use any more.
     let _ = fs::remove_file(&inside);
     Ok((listener, Claim { path: path.to_path_buf(), identity: placed? }))
-}
-
-/// A name that is too long to be bound may still be short enough by way of its directory.
-fn bind_inside(room: &Path, inside: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(inside) {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            let directory = File::open(room)?;
-            UnixListener::bind(format!("/proc/self/fd/{}/s", directory.as_raw_fd()))
-        }
-        bound => bound,
-    }
 }
 
 /// Links the socket `inside` to `path`, in place of a stale socket but of nothing else. A stale
@@ -101,29 +90,41 @@ fn refuse_if_taken(path: &Path) -> io::Result<()> {
 }
 
 /// A fresh directory of mode 0700, removed when dropped.
-struct Room(PathBuf);
+struct Room {
+    path: PathBuf,
+    open: File,
+}
 
 impl Room {
-    /// Its name is short, since a socket's path may have 107 bytes only.
     fn create(parent: &Path) -> io::Result<Self> {
         let seed = std::process::id();
         for name in (0..NAMES).map(|offset| seed.wrapping_add(offset) % NAMES) {
             let digit = |value: u32| char::from_digit(value % 36, 36).unwrap_or('0');
             let path = parent.join(format!(".{}{}", digit(name / 36), digit(name)));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self(path)),
+                Ok(()) => return Ok(Self { open: File::open(&path)?, path }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
         Err(io::Error::new(ErrorKind::AlreadyExists, "no free name for a temporary directory"))
     }
+
+    /// The path of a socket in it: by way of the open directory if it is too long otherwise,
+    /// which Linux can do.
+    fn name(&self, name: &str) -> PathBuf {
+        let direct = self.path.join(name);
+        match SocketAddr::from_pathname(&direct) {
+            Ok(_) => direct,
+            Err(_) => format!("/proc/self/fd/{}/{name}", self.open.as_raw_fd()).into(),
+        }
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
         // Left behind, it is empty and harmless.
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.path);
     }
 }
 

@@ -234,6 +234,14 @@ impl Vitals {
         idle.min(self.since.after(config.request_deadline))
     }
 
+    /// Ends the connection for this reason, unless it is ending for another. A natural end, which
+    /// a pause may hold back, gives way.
+    pub(crate) fn end(&mut self, reason: CloseReason) {
+        if self.ending.is_none_or(CloseReason::is_natural) {
+            self.ending = Some(reason);
+        }
+    }
+
     /// Counts what happened in a turn from just before its end rather than from its beginning:
     /// who was served last in a slow turn has not been silent since it began. From before its end,
     /// because the next turn may begin at that very tick, and slow turns must not add up.

@@ -46,6 +46,8 @@ enum Step {
     Deliver(Bounds, Cause),
     Fill,
     Rest(Verdict),
+    /// The framing panicked.
+    Panicked,
 }
 
 /// What remains of the budget of one visit.
@@ -203,6 +205,10 @@ impl<S> Worker<S> {
                     }
                 }
                 Step::Rest(verdict) => return verdict,
+                Step::Panicked => {
+                    visit.stats.panics += 1;
+                    return Verdict::Close(CloseReason::Panicked);
+                }
             }
         }
     }
@@ -222,7 +228,7 @@ impl<S> Worker<S> {
             Found::Frame(bounds) => Step::Deliver(bounds, Cause::Framed),
             Found::Overlong => Step::Deliver(framing.remainder(input.len()), Cause::Overlong),
             Found::Invalid => Step::Rest(Verdict::Close(CloseReason::Invalid)),
-            Found::Panicked => Step::Rest(Verdict::Close(CloseReason::Panicked)),
+            Found::Panicked => Step::Panicked,
             Found::Partial => self.step_without_frame(input, framing, budget),
         }
     }

@@ -81,7 +81,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Admits a connection that a listener accepted: nobody is there to give it back to.
     pub(super) fn admit_accepted(&mut self, socket: Socket) {
         let outcome = self.admit(socket);
-        self.stats.lost += u64::from(outcome.is_err());
+        self.lose(outcome);
+    }
+
+    /// Closes a connection that could not be admitted, if so.
+    pub(super) fn lose(&mut self, outcome: Result<ConnId, (Socket, io::Error)>) {
+        if let Err((socket, error)) = outcome {
+            log::debug!("can't put a connection: {error}");
+            self.stats.lost += 1;
+            socket.discard();
+        }
     }
 
     /// Tells a connection that the pool is busy, and closes it.
@@ -167,8 +176,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingers(&vitals, reason) {
             self.linger(socket);
         } else {
-            // A transport of the user's may panic when it is dropped.
-            contain(|| drop(socket));
+            socket.discard();
         }
         self.mailbox.places.release();
         if self.config.debug {
@@ -176,7 +184,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         let (handler, desk) = (&mut self.handler, &mut self.desk);
         let told = contain(|| handler.closed(&end, session, desk));
-        self.stats.panics += u64::from(reason == CloseReason::Panicked);
         self.stats.panics += u64::from(told.is_none());
     }
 

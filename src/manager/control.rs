@@ -187,17 +187,20 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         match command {
             Command::Put(socket) if matches!(self.phase, Phase::Running) => {
                 let outcome = self.adopt(socket);
-                self.stats.lost += u64::from(outcome.is_err());
+                self.lose(outcome);
             }
-            Command::Put(_) => self.mailbox.places.release(),
+            Command::Put(socket) => {
+                self.mailbox.places.release();
+                socket.discard();
+            }
             Command::Linger(socket) => self.linger(socket),
             Command::SetConfig(config) => self.apply(*config),
             Command::PublishStats => self.mailbox.publish(&self.stats()),
             Command::Stop => self.begin_stop(),
             Command::Send(id, bytes) => self.send(id, &bytes),
-            Command::Close(id) => self.change(id, |worker| {
-                worker.vitals.ending.get_or_insert(CloseReason::Requested);
-            }),
+            Command::Close(id) => {
+                self.change(id, |worker| worker.vitals.end(CloseReason::Requested));
+            }
             Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
             Command::Resume(id) => {
                 let stamp = self.now.stamp;

@@ -126,6 +126,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             if let Command::Put(_) = command {
                 self.mailbox.places.release();
             }
+            if let Command::Put(socket) | Command::Linger(socket) = command {
+                socket.discard();
+            }
         }
         self.backend.stop();
         self.spares.clear();

@@ -39,9 +39,10 @@ impl<S> Worker<S> {
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 log::debug!("{}: {cause:?} callback failed: {error}", self.vitals.id);
-                self.vitals.ending.get_or_insert(CloseReason::Failed);
+                self.vitals.end(CloseReason::Failed);
             }
             None => {
+                visit.stats.panics += 1;
                 visit.spares.output.rewind(mark);
                 self.vitals.ending = Some(CloseReason::Panicked);
             }

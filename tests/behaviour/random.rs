@@ -1,0 +1,191 @@
+//! Random traffic, pauses, half-closes and configurations over sockets of every kind with tiny
+//! kernel buffers: whatever happens, the stream that comes back is the one that was sent.
+//!
+//! Each case has a seed. A case that fails prints it; `POOL_MANAGER_SEED=<seed> cargo test --test
+//! behaviour random::` plays that case alone again.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use pool_manager::{CloseReason, Config, Conn, ConnId, Frame, Framing, Socket};
+
+use crate::support::{Plain, Rig, echo, pair, shrink_buffers, unix_pair};
+
+const SEED: &str = "POOL_MANAGER_SEED";
+const CASES: u64 = 30;
+const STEPS: usize = 200;
+
+/// Splitmix64: seeded, so that a failure comes again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+
+    fn one_in(&mut self, many: usize) -> bool {
+        self.below(many) == 0
+    }
+}
+
+/// Tells how to play a case again, should it fail.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again: {SEED}={} cargo test --test behaviour random::", self.0);
+        }
+    }
+}
+
+/// The other end of a connection: what it sent, and what came back.
+struct Peer {
+    socket: TcpStream,
+    id: ConnId,
+    sent: Vec<u8>,
+    got: Vec<u8>,
+    closed: bool,
+    ended: bool,
+}
+
+impl Peer {
+    fn new<F>(rig: &mut Rig<F>, random: &mut Random, big: bool) -> Self
+    where
+        F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+    {
+        let (kind, tiny) = (random.below(3), random.one_in(2));
+        let (socket, ours) = if kind == 0 {
+            let (client, ours) = pair();
+            if tiny && !big {
+                shrink_buffers(&client, &ours);
+            }
+            (client, Socket::from(ours))
+        } else {
+            let (client, ours) = unix_pair();
+            if tiny {
+                socket2::SockRef::from(&ours).set_send_buffer_size(1).unwrap();
+            }
+            let boxed = kind == 1;
+            (client, if boxed { Socket::Boxed(Box::new(Plain(ours))) } else { ours.into() })
+        };
+        socket.set_nonblocking(true).unwrap();
+        let id = rig.manager.put(ours).unwrap();
+        Self { socket, id, sent: Vec::new(), got: Vec::new(), closed: false, ended: false }
+    }
+
+    fn write(&mut self, count: usize, seed: u64) {
+        if self.closed {
+            return;
+        }
+        let from = self.sent.len();
+        let bytes: Vec<u8> = (from..from + count).map(|at| at as u8 ^ seed as u8).collect();
+        if let Ok(count) = self.socket.write(&bytes) {
+            self.sent.extend_from_slice(&bytes[..count]);
+        }
+    }
+
+    /// Whether something came.
+    fn read(&mut self, most: usize) -> bool {
+        let mut chunk = vec![0; most];
+        match self.socket.read(&mut chunk) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.got.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) => panic!("{}: {error}", self.id),
+        }
+        true
+    }
+
+    fn close_side(&mut self) {
+        if !self.closed {
+            self.socket.shutdown(Shutdown::Write).unwrap();
+            self.closed = true;
+        }
+    }
+}
+
+fn framing(random: &mut Random) -> Framing {
+    match random.below(3) {
+        0 => Framing::Drained,
+        1 => Framing::Filled,
+        _ => Framing::custom(|held| {
+            let wanted = 1 + usize::from(held[0]) % 5;
+            Frame::Complete(wanted.min(held.len()))
+        }),
+    }
+}
+
+fn case(seed: u64) {
+    let _replay = Replay(seed);
+    let mut random = Random(seed);
+    let long = Duration::from_secs(600);
+    let base = Config::new().clients_deadline(long).request_deadline(Duration::ZERO);
+    let size = [1, 7, 64, 5120][random.below(4)];
+    let big = size >= 64 && random.one_in(3);
+    let config = base.clone().write_limit(16 << 20).buffer_size(size).framing(framing(&mut random));
+    let mut rig = echo(config.clone());
+    let handle = rig.manager.handle();
+    let count = 1 + random.below(4);
+    let mut peers: Vec<Peer> = (0..count).map(|_| Peer::new(&mut rig, &mut random, big)).collect();
+    for _ in 0..STEPS {
+        let peer = &mut peers[random.below(count)];
+        match random.below(12) {
+            0..=2 => peer.write(1 + random.below(if big { 60_000 } else { 300 }), seed),
+            3..=4 => {
+                peer.read(1 + random.below(70_000));
+            }
+            5 => handle.pause(peer.id).unwrap(),
+            6 => handle.resume(peer.id).unwrap(),
+            7 if random.one_in(8) => peer.close_side(),
+            8 if random.one_in(4) => {
+                let size = if big { 300 } else { [1, 3, 64, 300, 5120][random.below(5)] };
+                let config = config.clone().buffer_size(size).framing(framing(&mut random));
+                rig.manager.set_config(config).unwrap();
+            }
+            _ => {
+                rig.turn();
+            }
+        }
+    }
+    // Nobody does anything: the loop comes to rest, whatever is held, owed or paused.
+    rig.quiet();
+    let turns = rig.turns_in(Duration::from_millis(3));
+    assert!(turns < 5, "{turns} turns in which nobody did anything");
+    for peer in &mut peers {
+        handle.resume(peer.id).unwrap();
+        peer.close_side();
+    }
+    rig.until(|_| {
+        let mut moved = true;
+        while moved {
+            moved = false;
+            for peer in peers.iter_mut().filter(|peer| !peer.ended) {
+                moved |= peer.read(70_000);
+            }
+        }
+        peers.iter().all(|peer| peer.ended)
+    });
+    for peer in &peers {
+        assert!(peer.got == peer.sent, "{} of {} bytes", peer.got.len(), peer.sent.len());
+    }
+    rig.until(|rig| rig.manager.stats().live == 0);
+    assert_eq!(rig.record.closed(), vec![CloseReason::Eof; count]);
+    assert_eq!(rig.record.open_lives(), 0);
+    let (stats, sent) = (rig.manager.stats(), peers.iter().map(|peer| peer.sent.len() as u64));
+    assert_eq!((stats.bytes_dropped, stats.bytes_unsent), (0, 0));
+    assert_eq!((stats.bytes_in, stats.bytes_in), (stats.bytes_out, sent.sum()));
+}
+
+#[test]
+fn whatever_peers_do_every_byte_comes_back_and_nothing_spins() {
+    if let Ok(seed) = std::env::var(SEED) {
+        return case(seed.parse().expect("a number"));
+    }
+    (1..=CASES).for_each(case);
+}

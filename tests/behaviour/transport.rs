@@ -1,0 +1,367 @@
+//! Boxed transports: with a buffer of their own, idle, and broken in every way that a user's code
+//! can be.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pool_manager::{Cause, CloseReason, Config, Conn, Framing, Socket, Transport};
+
+use crate::support::{Rig, echo, pair, rig};
+
+const LONG: Duration = Duration::from_secs(600);
+/// What a transport fails with, and so why its connection ends.
+const BROKEN: CloseReason = CloseReason::Io(ErrorKind::Other);
+
+fn lines() -> Config {
+    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Read,
+    Write,
+    Flush,
+    Shutdown,
+    Drop,
+}
+
+/// What a [`Wire`] was asked, and what it does wrong.
+#[derive(Debug, Default)]
+struct Script {
+    calls: Vec<Call>,
+    panics: Option<Call>,
+    miscounts: Option<Call>,
+    /// `flush` sends nothing for now.
+    stuck: bool,
+}
+
+/// A transport with an output buffer of its own, as TLS has one.
+struct Wire {
+    stream: UnixStream,
+    held: Vec<u8>,
+    farewell: &'static [u8],
+    script: Arc<Mutex<Script>>,
+}
+
+impl Wire {
+    const ROOM: usize = 16 << 10;
+
+    /// Notes a call. Whether its count is to be wrong.
+    fn called(&self, call: Call) -> bool {
+        let mut script = self.script.lock().unwrap();
+        script.calls.push(call);
+        let (panics, miscounts) = (script.panics == Some(call), script.miscounts == Some(call));
+        drop(script);
+        assert!(!panics || std::thread::panicking(), "{call:?} panics");
+        miscounts
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        if self.script.lock().unwrap().stuck && !self.held.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        while !self.held.is_empty() {
+            let count = self.stream.write(&self.held)?;
+            self.held.drain(..count);
+        }
+        Ok(())
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let miscounts = self.called(Call::Read);
+        let count = self.stream.read(into)?;
+        Ok(if miscounts { into.len() + 1 } else { count })
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.called(Call::Write) {
+            return Ok(bytes.len() + 1);
+        }
+        if self.held.len() == Self::ROOM {
+            self.drain()?;
+        }
+        let count = bytes.len().min(Self::ROOM - self.held.len());
+        self.held.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.called(Call::Flush);
+        self.drain()
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Transport for Wire {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.called(Call::Shutdown);
+        self.held.extend(self.farewell);
+        if self.farewell.is_empty() { self.stream.shutdown(Shutdown::Write) } else { Ok(()) }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.called(Call::Drop);
+    }
+}
+
+fn wire() -> (UnixStream, Socket, Arc<Mutex<Script>>) {
+    wire_with(b"")
+}
+
+/// One that says `farewell` instead of closing its side.
+fn wire_with(farewell: &'static [u8]) -> (UnixStream, Socket, Arc<Mutex<Script>>) {
+    let (client, stream) = UnixStream::pair().unwrap();
+    let script = Arc::new(Mutex::new(Script::default()));
+    let wire = Wire { stream, held: Vec::new(), farewell, script: script.clone() };
+    (client, Socket::Boxed(Box::new(wire)), script)
+}
+
+impl<F> Rig<F>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    /// Turns until the client has read `count` bytes.
+    #[track_caller]
+    fn read_wire(&mut self, client: &mut UnixStream, count: usize) -> Vec<u8> {
+        client.set_nonblocking(true).unwrap();
+        let (mut got, mut have) = (vec![0; count], 0);
+        self.until(|rig| {
+            match client.read(&mut got[have..]) {
+                Ok(0) => panic!("end of file after {have}: {:?}", rig.record.closed()),
+                Ok(n) => have += n,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            have == count
+        });
+        got
+    }
+
+    /// A connection that is there and well.
+    #[track_caller]
+    fn assert_well(&mut self) {
+        let (mut client, _) = self.connect();
+        client.write_all(b"hello\n").unwrap();
+        assert_eq!(self.read_exact(&mut client, 5), b"hello");
+    }
+}
+
+#[test]
+fn a_boxed_transport_loses_no_reply() {
+    const REPLY: usize = 20 << 10;
+    let mut count = 0;
+    let mut rig = rig(lines().write_limit(4 << 20), move |conn: &mut Conn<'_>, _: &[u8]| {
+        count += 1;
+        conn.write_all(&vec![count; REPLY])
+    });
+    let (mut peer, socket, _) = wire();
+    rig.manager.put(socket).unwrap();
+    peer.write_all(&[b'\n'; 50]).unwrap();
+    for _ in 0..20 {
+        rig.turn();
+    }
+    let got = rig.read_wire(&mut peer, 50 * REPLY);
+    let wanted: Vec<u8> = (1..=50).flat_map(|count| vec![count; REPLY]).collect();
+    assert!(got == wanted, "bytes are missing or out of order");
+    assert_eq!(rig.record.closed(), []);
+}
+
+#[test]
+fn an_idle_boxed_transport_does_not_spin() {
+    let mut rig = echo(lines());
+    let (mut peer, socket, script) = wire();
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"some\nand more").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 4), b"some");
+    rig.quiet();
+    script.lock().unwrap().calls.clear();
+    let turns = rig.turns_in(Duration::from_millis(100));
+    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(script.lock().unwrap().calls.is_empty());
+}
+
+#[test]
+fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
+    let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]));
+    let (mut peer, socket, _) = wire();
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"\n").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    rig.requests(1);
+    rig.quiet();
+    let turns = rig.turns_in(Duration::from_millis(100));
+    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(rig.read_wire(&mut peer, 900 << 10) == vec![7; 900 << 10]);
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+}
+
+/// Breaks a transport that holds half a line, beside another that does.
+fn break_one(broken: impl Fn(&mut Script)) {
+    let mut rig = echo(lines().max_workers(3));
+    let (mut neighbour, socket, _) = wire();
+    rig.manager.put(socket).unwrap();
+    neighbour.write_all(b"half a ").unwrap();
+    let (mut peer, socket, script) = wire();
+    let id = rig.manager.put(socket).unwrap();
+    peer.write_all(b"password=").unwrap();
+    rig.bytes_in(16);
+    rig.quiet();
+    broken(&mut script.lock().unwrap());
+    peer.write_all(b"secret\nand ").unwrap();
+    assert_eq!(rig.first_close(), BROKEN);
+    assert_eq!((rig.record.ends()[0].id, rig.record.closed().len()), (id, 1));
+    assert_eq!(Arc::strong_count(&script), 1, "the transport is gone");
+    rig.assert_well();
+    neighbour.write_all(b"line\n").unwrap();
+    assert_eq!(rig.read_wire(&mut neighbour, 11), b"half a line");
+    let others = rig.record.of_others(id);
+    assert_eq!(others, b"hellohalf a line", "nothing of the broken one's");
+    let end = rig.record.ends()[0];
+    let delivered: usize = rig.record.requests().iter().map(|(_, body)| body.len() + 1).sum();
+    let seen = delivered - b"hello\nhalf a line\n".len();
+    assert_eq!(end.bytes_in, seen as u64 + end.bytes_dropped);
+}
+
+#[test]
+fn a_transport_that_panics_ends_its_own_connection_and_mixes_nothing() {
+    for call in [Call::Read, Call::Write, Call::Flush] {
+        break_one(|script| script.panics = Some(call));
+    }
+}
+
+#[test]
+fn a_transport_that_miscounts_ends_its_own_connection_and_mixes_nothing() {
+    for call in [Call::Read, Call::Write] {
+        break_one(|script| script.miscounts = Some(call));
+    }
+}
+
+/// How a connection whose transport panics comes to its end.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The peer closes.
+    Eof,
+    /// We close, and it lingers until the peer has closed, too.
+    Lingering,
+    /// It lingers, and the manager is stopped at once.
+    Stopped,
+    /// The manager is dropped.
+    Dropped,
+}
+
+/// A transport that panics in `call` as its connection ends; everybody else is served on.
+#[track_caller]
+fn panic_at_the_end(call: Call, way: Way) {
+    let mut rig = echo(lines().max_workers(1).drain_deadline(Duration::ZERO));
+    let record = rig.record.clone();
+    let (mut peer, socket, script) = wire();
+    let id = rig.manager.put(socket).unwrap();
+    peer.write_all(b"hello\n").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 5), b"hello");
+    script.lock().unwrap().panics = Some(call);
+    if let Way::Dropped = way {
+        drop(rig);
+        assert_eq!(record.closed(), [CloseReason::Stopped]);
+        return;
+    }
+    if let Way::Eof = way {
+        drop(peer);
+        rig.first_close();
+    } else {
+        rig.manager.handle().close(id).unwrap();
+        rig.first_close();
+        if let Way::Stopped = way {
+            rig.manager.stop().unwrap();
+            rig.manager.start().unwrap();
+        }
+        drop(peer);
+    }
+    rig.until(|rig| rig.manager.stats().lingering == 0);
+    rig.assert_well();
+    rig.until(|rig| rig.manager.stats().live == 0);
+    assert_eq!((record.closed().len(), record.open_lives()), (2, 0), "{way:?}");
+}
+
+#[test]
+fn a_transport_that_panics_when_it_is_dropped_leaves_its_place_free() {
+    panic_at_the_end(Call::Drop, Way::Eof);
+}
+
+#[test]
+fn a_transport_that_panics_when_it_is_dropped_after_lingering_harms_nobody() {
+    panic_at_the_end(Call::Drop, Way::Lingering);
+}
+
+#[test]
+fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
+    panic_at_the_end(Call::Drop, Way::Stopped);
+    panic_at_the_end(Call::Drop, Way::Dropped);
+}
+
+#[test]
+fn a_transport_that_panics_in_its_goodbye_leaves_its_place_free() {
+    panic_at_the_end(Call::Shutdown, Way::Lingering);
+}
+
+#[test]
+fn a_goodbye_that_does_not_fit_goes_out_while_it_lingers() {
+    let mut rig = rig(lines(), |conn: &mut Conn<'_>, body: &[u8]| {
+        conn.close();
+        conn.write_all(body)
+    });
+    let (mut peer, socket, script) = wire_with(b"farewell");
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"bye\n").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 3), b"bye");
+    rig.until(|rig| rig.manager.stats().lingering == 1);
+    let calls = script.lock().unwrap().calls.clone();
+    assert_eq!(calls.iter().filter(|&&call| call == Call::Shutdown).count(), 1, "{calls:?}");
+    assert_eq!(rig.read_wire(&mut peer, 8), b"farewell");
+}
+
+#[test]
+fn a_goodbye_that_is_stuck_goes_out_once_the_transport_is_ready_again() {
+    let mut rig = echo(lines());
+    let (mut peer, socket, script) = wire_with(b"farewell");
+    let id = rig.manager.put(socket).unwrap();
+    peer.write_all(b"hello\n").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 5), b"hello");
+    script.lock().unwrap().stuck = true;
+    rig.manager.handle().close(id).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Requested);
+    script.lock().unwrap().stuck = false;
+    peer.write_all(b"too late").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 8), b"farewell");
+    assert_eq!(rig.record.requests().len(), 1, "what comes now is discarded");
+    drop(peer);
+    rig.until(|rig| rig.manager.stats().lingering == 0);
+    assert_eq!(Arc::strong_count(&script), 1);
+}
+
+#[test]
+fn a_refused_transport_that_panics_does_so_in_its_owner_s_hands() {
+    let mut rig = echo(lines().max_workers(1));
+    let (_client, ours) = pair();
+    rig.manager.put(ours).unwrap();
+    let (_peer, socket, script) = wire();
+    script.lock().unwrap().panics = Some(Call::Write);
+    let refused = rig.manager.put(socket).unwrap_err();
+    assert!(refused.is_busy());
+    assert_eq!(refused.reply(b"busy").unwrap_err().kind(), ErrorKind::Other);
+    assert_eq!(rig.manager.stats().live, 1);
+    assert_eq!(rig.record.requests(), [] as [(Cause, Vec<u8>); 0]);
+}
