@@ -85,13 +85,12 @@ impl Lingering {
         &mut self,
         backend: &mut B,
         mut socket: Socket,
-        waste: &mut [u8],
         stats: &mut Stats,
         now: Now,
     ) {
         let mut bytes_left = BYTES;
         let over = backend.shutdown_write(&mut socket).is_err()
-            || discard(backend, &mut socket, &mut bytes_left, waste, stats) == Rest::Over;
+            || discard(backend, &mut socket, &mut bytes_left, stats) == Rest::Over;
         if over {
             return socket.discard();
         }
@@ -121,19 +120,13 @@ impl Lingering {
     }
 
     /// Reads and discards, and closes those whose peer has closed or whose time is up.
-    pub(crate) fn serve<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        waste: &mut [u8],
-        stats: &mut Stats,
-        now: Now,
-    ) {
+    pub(crate) fn serve<B: Backend>(&mut self, backend: &mut B, stats: &mut Stats, now: Now) {
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };
             let Some(lingerer) = self.sockets.get_mut(key) else { continue };
             lingerer.listed = false;
             let Lingerer { socket, bytes_left, .. } = lingerer;
-            match discard(backend, socket, bytes_left, waste, stats) {
+            match discard(backend, socket, bytes_left, stats) {
                 Rest::Over => self.drop(backend, key),
                 Rest::Wait => {}
                 Rest::Again => {
@@ -170,14 +163,14 @@ fn discard<B: Backend>(
     backend: &mut B,
     socket: &mut Socket,
     bytes_left: &mut usize,
-    waste: &mut [u8],
     stats: &mut Stats,
 ) -> Rest {
+    let mut waste = [0; 8 << 10];
     // What a transport could not send yet, such as its own goodbye.
     let _ = backend.flush(socket);
     for _ in 0..READS {
         stats.reads += 1;
-        match backend.read(socket, waste) {
+        match backend.read(socket, &mut waste) {
             Ok(0) => return Rest::Over,
             Ok(count) if count >= *bytes_left => return Rest::Over,
             Ok(count) => *bytes_left -= count,

@@ -287,8 +287,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.serve(id);
             }
         }
-        let waste = self.spares.input.spare(usize::MAX);
-        self.lingering.serve(&mut self.backend, waste, &mut self.stats, self.now);
+        self.lingering.serve(&mut self.backend, &mut self.stats, self.now);
         ready
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
     let listener = UnixListener::bind(&inside)?;
     let placed = fs::set_permissions(&inside, Permissions::from_mode(0o600))
         .and_then(|()| place(&inside, path, &aside))
-        .and_then(|()| identity(path));
+        .and_then(|()| identity(&inside));
     // Linked to its place, or of no use any more.
     let _ = fs::remove_file(&inside);
     Ok((listener, Claim { path: path.to_path_buf(), identity: placed? }))

@@ -3,6 +3,7 @@
 //! Every impure act of the loop is a method here, so that the same loop runs over the operating
 //! system ([`Os`]) and over anything else that keeps the same promises. It knows no workers.
 
+mod oneshot;
 mod os;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -3,7 +3,6 @@
 //! One epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered by
 //! their descriptors and used through plain `read` and `write`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -17,6 +16,7 @@ use mio::net::{TcpListener, UnixListener};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 
+use super::oneshot::{Direction, Oneshot};
 use super::{Backend, Bound, Event, Wake};
 use crate::id::Token;
 use crate::socket::{Socket, as_stream};
@@ -24,23 +24,16 @@ use crate::socket::{Socket, as_stream};
 /// How many events one wait hands out.
 const EVENTS: usize = 1024;
 
-/// mio can stand on poll(2), which it makes edge-triggered by disarming what it has reported
-/// until the source is registered again.
+/// Whether mio stands on poll(2), and so disarms what it reports.
 const REARM: bool = cfg!(mio_unsupported_force_poll_poll);
-
-/// A registered socket, and in which directions it has blocked.
-struct Armed {
-    token: mio::Token,
-    blocked: Option<Interest>,
-}
 
 /// The operating system as a [`Backend`].
 pub struct Os {
     poll: Option<Poll>,
     events: Events,
     epoch: Instant,
-    /// What to arm again, where that is needed.
-    armed: HashMap<RawFd, Armed>,
+    /// Unused but where it is needed: see [`REARM`].
+    oneshot: Oneshot,
 }
 
 impl Default for Os {
@@ -57,7 +50,7 @@ impl Os {
             poll: None,
             events: Events::with_capacity(EVENTS),
             epoch: Instant::now(),
-            armed: HashMap::new(),
+            oneshot: Oneshot::default(),
         }
     }
 
@@ -71,22 +64,22 @@ impl Os {
         self.poll.as_ref().map(Poll::registry).ok_or_else(|| ErrorKind::NotConnected.into())
     }
 
-    /// Asks for the next edge, where the system does not promise one by itself: of what has
-    /// blocked, and of nothing else, or what is ready all along would be reported for ever.
-    fn rearm<T>(&mut self, socket: &Socket, direction: Interest, outcome: &io::Result<T>) {
-        if !REARM {
+    /// Asks for the next edge of what has blocked, where the system does not promise one by itself.
+    fn rearm<T>(&mut self, socket: &Socket, direction: Direction, outcome: &io::Result<T>) {
+        let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
+        if !REARM || !blocked {
             return;
         }
         let Ok(fd) = raw(socket) else { return };
-        let Some(armed) = self.armed.get_mut(&fd) else { return };
-        let others = armed.blocked.and_then(|blocked| blocked.remove(direction));
-        let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
-        armed.blocked =
-            if blocked { Some(others.map_or(direction, |all| all | direction)) } else { others };
-        let (token, wanted) = (armed.token, armed.blocked);
-        if let (true, Some(wanted), Ok(registry)) = (blocked, wanted, self.registry()) {
+        let Some(armed) = self.oneshot.blocked(fd, direction) else { return };
+        let wanted = match (armed.reading, armed.writing) {
+            (true, true) => readable() | Interest::WRITABLE,
+            (true, false) => readable(),
+            (false, _) => Interest::WRITABLE,
+        };
+        if let Ok(registry) = self.registry() {
             // It fails for a socket that has hung up, which reports nothing more in any case.
-            let _ = SourceFd(&fd).reregister(registry, token, wanted);
+            let _ = SourceFd(&fd).reregister(registry, mio_token(armed.token), wanted);
         }
     }
 }
@@ -104,7 +97,7 @@ impl Backend for Os {
     fn stop(&mut self) {
         self.poll = None;
         self.events.clear();
-        self.armed.clear();
+        self.oneshot.clear();
     }
 
     fn now(&mut self) -> Duration {
@@ -122,21 +115,27 @@ impl Backend for Os {
 
     fn events(&mut self, mut each: impl FnMut(Event)) {
         for event in &self.events {
-            each(Event {
+            let event = Event {
                 token: event.token().0 as u64,
                 readable: event.is_readable(),
                 writable: event.is_writable(),
                 closed: event.is_read_closed() || event.is_write_closed() || event.is_error(),
                 priority: event.is_priority(),
-            });
+            };
+            if REARM {
+                let readable = event.readable || event.closed || event.priority;
+                self.oneshot.reported(event.token, readable, event.writable);
+            }
+            each(event);
         }
     }
 
     fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
         let fd = raw(socket)?;
-        SourceFd(&fd).register(self.registry()?, mio_token(token), interests())?;
+        let everything = readable() | Interest::WRITABLE;
+        SourceFd(&fd).register(self.registry()?, mio_token(token), everything)?;
         if REARM {
-            self.armed.insert(fd, Armed { token: mio_token(token), blocked: None });
+            self.oneshot.insert(fd, token);
         }
         Ok(())
     }
@@ -144,7 +143,7 @@ impl Backend for Os {
     fn deregister(&mut self, socket: &Socket) {
         let Ok(fd) = raw(socket) else { return };
         if REARM {
-            self.armed.remove(&fd);
+            self.oneshot.remove(fd);
         }
         if let Ok(registry) = self.registry() {
             // It fails if the kernel has let go of the socket already.
@@ -175,19 +174,19 @@ impl Backend for Os {
 
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         let outcome = socket.read(into);
-        self.rearm(socket, readable(), &outcome);
+        self.rearm(socket, Direction::Reading, &outcome);
         outcome
     }
 
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         let outcome = socket.write(bytes);
-        self.rearm(socket, Interest::WRITABLE, &outcome);
+        self.rearm(socket, Direction::Writing, &outcome);
         outcome
     }
 
     fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
         let outcome = socket.flush();
-        self.rearm(socket, Interest::WRITABLE, &outcome);
+        self.rearm(socket, Direction::Writing, &outcome);
         outcome
     }
 
@@ -243,13 +242,8 @@ impl fmt::Debug for Os {
     }
 }
 
-/// Everything at once.
-fn interests() -> Interest {
-    readable() | Interest::WRITABLE
-}
-
-/// With priority where the platform can say it, or bytes behind urgent data would wait for an
-/// edge that never comes.
+/// Reading, with priority where the platform can say it, or bytes behind urgent data would wait
+/// for an edge that never comes.
 fn readable() -> Interest {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     return Interest::READABLE | Interest::PRIORITY;

@@ -106,8 +106,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Keeps a socket that is not registered until its last reply has arrived, within bounds.
     pub(super) fn linger(&mut self, socket: Socket) {
-        let waste = self.spares.input.spare(usize::MAX);
-        self.lingering.add(&mut self.backend, socket, waste, &mut self.stats, self.now);
+        self.lingering.add(&mut self.backend, socket, &mut self.stats, self.now);
     }
 
     /// Serves a worker, if it is still there.

@@ -81,8 +81,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let before = worker.vitals.bytes_in;
             worker.vitals.readable |= !worker.vitals.eof;
             self.serve(id);
-            let silent = |worker: &&mut crate::worker::Worker<_>| worker.vitals.bytes_in == before;
-            if self.pool.get_mut(id).filter(silent).is_some_and(|worker| worker.is_idle()) {
+            let Some(worker) = self.pool.get_mut(id) else { continue };
+            if worker.is_idle() && worker.vitals.bytes_in == before {
                 self.close(id, CloseReason::Stopped);
                 closed += 1;
             }
