@@ -76,8 +76,9 @@ impl Lingering {
         !self.ready.is_empty()
     }
 
-    pub(crate) fn next_due(&self) -> Option<Tick> {
-        Some(self.sockets[self.oldest.front()?].until)
+    /// When the one that has lingered longest has to go; `NEVER` if none lingers.
+    pub(crate) fn next_due(&self) -> Tick {
+        self.oldest.front().map_or(Tick::NEVER, |key| self.sockets[key].until)
     }
 
     /// Says goodbye on a socket that is not registered, and keeps it until the peer has, too.

@@ -87,9 +87,9 @@ impl<L> Listeners<L> {
         self.starved_until.is_none() && self.any_ready() && !is_paused(places, overload)
     }
 
-    /// When to try again after descriptors ran out.
-    pub(crate) fn next_due(&self) -> Option<Tick> {
-        self.starved_until.filter(|_| self.any_ready())
+    /// When to try again after descriptors ran out; `NEVER` if they have not.
+    pub(crate) fn next_due(&self) -> Tick {
+        self.starved_until.filter(|_| self.any_ready()).unwrap_or(Tick::NEVER)
     }
 
     /// Lets starved listeners try again once their pause is over.

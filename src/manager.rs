@@ -214,7 +214,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.reap_spares();
         self.raise_alarms();
         let stopped = self.finish_if_drained();
-        let next = self.due().map(|due| due.away(self.now.at));
+        let next = until(self.due(), self.now.at);
         Ok(Turn { events, served, expired, accepted, next, stopped })
     }
 
@@ -224,14 +224,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.last_turn = Span { began: self.now.stamp, ended: Tick::NEVER };
         let timeout = match self.due() {
             _ if timeout == Some(Duration::ZERO) => timeout,
-            Some(due) if due <= self.now.tick => Some(Duration::ZERO),
-            Some(due) => {
+            due if due <= self.now.tick => Some(Duration::ZERO),
+            Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
+            due => {
                 let now = Now::new(self.backend.now());
                 self.last_turn.ended = now.stamp;
                 let left = due.away(now.at).min(LONGEST_WAIT);
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
-            None => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
         };
         self.stats.waits += 1;
         match self.backend.wait(timeout) {
@@ -331,27 +331,32 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// When the next turn is due even if nothing becomes ready; a tick that has come if work is
-    /// left.
-    fn due(&self) -> Option<Tick> {
+    /// When the next turn is due even if nothing becomes ready: now if work is left, `NEVER` if
+    /// nothing is planned.
+    fn due(&self) -> Tick {
         let work_left = self.pool.ready() > 0
             || self.desk.has_work()
             || self.lingering.has_work()
             || self.listeners.can_run(&self.mailbox.places, &self.config.overload);
         if work_left {
-            return Some(self.now.tick);
+            return self.now.tick;
         }
-        let reap = self.spares.can_reap().then_some(self.reap_at);
-        let drain = if let Phase::Stopping(drain) = self.phase { Some(drain.until) } else { None };
-        let timers = [
-            self.pool.next_due(),
-            self.lingering.next_due(),
-            self.listeners.next_due(),
-            reap,
-            drain,
-        ];
-        timers.into_iter().flatten().min()
+        let mut due = self.pool.next_due();
+        due = due.min(self.lingering.next_due());
+        due = due.min(self.listeners.next_due());
+        if self.spares.can_reap() {
+            due = due.min(self.reap_at);
+        }
+        if let Phase::Stopping(drain) = self.phase {
+            due = due.min(drain.until);
+        }
+        due
     }
+}
+
+/// How long from `at` until a turn is due; `None` if none is.
+fn until(due: Tick, at: Duration) -> Option<Duration> {
+    (due != Tick::NEVER).then(|| due.away(at))
 }
 
 impl<H: Handler, B: Backend> Drop for Manager<H, B> {

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Manager, Phase};
+use super::{Manager, Phase, until};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
 use crate::error::Error;
@@ -178,7 +178,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if matches!(self.phase, Phase::Stopped) {
             return None;
         }
-        self.due().map(|due| due.away(self.backend.now()))
+        until(self.due(), self.backend.now())
     }
 
     /// Carries out one command.
