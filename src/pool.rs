@@ -198,6 +198,16 @@ mod tests {
         Event { token: 0, readable, writable, closed: false, priority: false }
     }
 
+    /// What the pool keeps for one: its slot, its generation, its place on the ready list, its
+    /// links in the wheel and where it is filed. A buffer is none of it.
+    #[test]
+    fn an_idle_connection_costs_less_than_200_bytes() {
+        let worker = size_of::<Option<Worker<()>>>() + size_of::<usize>();
+        let beside =
+            size_of::<u32>() + size_of::<ConnId>() + 2 * size_of::<u32>() + size_of::<u16>();
+        assert!(worker + beside < 200, "{worker} and {beside} bytes");
+    }
+
     #[test]
     fn an_event_of_a_dead_worker_does_not_reach_its_successor() {
         let mut pool = Pool::new();
