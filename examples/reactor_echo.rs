@@ -5,7 +5,6 @@
 mod common;
 
 use std::io::Write;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -32,7 +31,7 @@ Usage: reactor_echo [OPTIONS]
   --framing KIND             filled: when the buffer is full, at end of file or at the deadline
                              drained: as soon as there is no more to read [default]
                              lines: each line, with its newline
-  --stats-every SECS         print the counters now and then
+  --stats-every SECS         print the counters every SECS seconds
   --debug                    log every connection
   --help                     this text
 
@@ -87,8 +86,11 @@ fn options() -> Result<Option<Options>, Failure> {
                 config
             }
             Arg::Long("stats-every") => {
-                let seconds: NonZeroU64 = number(&mut parser, "--stats-every")?;
-                options.stats_every = Some(Duration::from_secs(seconds.get()));
+                let seconds: u64 = number(&mut parser, "--stats-every")?;
+                if seconds == 0 {
+                    return Err(usage_error("--stats-every: must be at least 1"));
+                }
+                options.stats_every = Some(Duration::from_secs(seconds));
                 config
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),

@@ -15,15 +15,16 @@ use crate::socket::Socket;
 
 /// Where a callback leaves what it wants done to other connections or to the manager.
 ///
-/// The same calls as on a [`Handle`](crate::Handle), without its locks. They are carried out in
+/// The same calls as on a [`Handle`](crate::Handle) but `stats`, without its locks. They are carried out in
 /// order, after the connections that are being served now. A command for a connection that no
 /// longer exists is counted and does nothing.
 ///
 /// ```
-/// use pool_manager::{Config, ConnId, Manager};
+/// use pool_manager::{Config, ConnId, Framing, Manager};
 /// // Every line goes to the connection that spoke before.
 /// let mut last: Option<ConnId> = None;
-/// let manager = Manager::new(Config::new(), move |conn, body| {
+/// let lines = Config::new().framing(Framing::Delimited(b'\n'));
+/// let manager = Manager::new(lines, move |conn, body| {
 ///     if let Some(other) = last.replace(conn.id()) {
 ///         conn.desk().send(other, body)?;
 ///     }

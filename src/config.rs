@@ -39,14 +39,15 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Log a line per connection event through `log`, at level `debug`. Default: false.
+    /// Log what happens to each connection through `log`, at level `debug`. Default: false.
     pub debug: bool,
     /// Bytes a worker's buffer holds, and so the longest body. Default, and what 0 means: 5120.
     /// At most 16 MiB.
     pub buffer_size: usize,
-    /// Empty buffers kept warm for the next connections. Default: 0.
+    /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them.
     pub min_workers: usize,
-    /// Connections at a time. Default: 0, no maximum but the process's descriptors.
+    /// Connections at a time. Default: 0, no maximum but the process's descriptors. At most
+    /// 2^32 - 2.
     pub max_workers: usize,
     /// Idle deadline: how long a connection may go without moving a byte in either direction.
     /// Default, and what zero means: 3 s.
@@ -57,8 +58,9 @@ pub struct Config {
     pub request_deadline: Duration,
     /// When a request is complete. Default: [`Framing::Filled`].
     pub framing: Framing,
-    /// Bytes of reply a connection may have unsent; one that would have more is closed.
-    /// Default, and what 0 means: 1 MiB.
+    /// Bytes of reply a connection may have unsent, and so the longest reply of one callback; a
+    /// connection that would have more is closed. Replies to requests that came together may add
+    /// half of it, at most 64 KiB. Default, and what 0 means: 1 MiB. At most 4 GiB - 1.
     pub write_limit: usize,
     /// How often buffers above `min_workers` that were not needed since the last time are freed.
     /// Default, and what zero means: 2 s.
@@ -261,7 +263,7 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 ///     "min_workers is 9 but max_workers is 3: lower the one or raise the other",
 /// );
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// More workers are to be kept warm than there may be.

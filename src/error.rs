@@ -21,7 +21,7 @@ use crate::socket::Socket;
 pub enum Error {
     /// `start` of a manager that was started and not stopped.
     AlreadyRunning,
-    /// The manager is not started, or stopped.
+    /// The manager is not started, or stopping, or stopped.
     NotRunning,
     /// The manager was dropped.
     Dropped,
@@ -42,7 +42,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlreadyRunning => f.write_str("already running"),
-            Self::NotRunning => f.write_str("not running: call start first"),
+            Self::NotRunning => f.write_str("not running: not started, stopping or stopped"),
             Self::Dropped => f.write_str("the manager was dropped"),
             Self::QueueFull => f.write_str("too many commands wait for the loop; try again later"),
             Self::Config(error) => error.fmt(f),
@@ -211,7 +211,9 @@ impl fmt::Display for PutError {
                 "can't put, pool is busy: all {most} workers are taken; \
                  raise max_workers or shed load"
             ),
-            PutErrorKind::NotRunning => f.write_str("can't put, not running: call start first"),
+            PutErrorKind::NotRunning => {
+                f.write_str("can't put, not running: not started, stopping or stopped")
+            }
             PutErrorKind::Dropped => f.write_str("can't put, the manager was dropped"),
             PutErrorKind::QueueFull => {
                 f.write_str("can't put, too many commands wait for the loop; try again later")
@@ -240,9 +242,9 @@ impl From<PutError> for io::Error {
     fn from(error: PutError) -> Self {
         let kind = match error.kind {
             PutErrorKind::Busy(_) | PutErrorKind::QueueFull => io::ErrorKind::WouldBlock,
-            PutErrorKind::Unsuitable(error) => return error,
+            PutErrorKind::Unsuitable(ref error) => error.kind(),
             PutErrorKind::NotRunning | PutErrorKind::Dropped => io::ErrorKind::Other,
         };
-        Self::new(kind, error.to_string())
+        Self::new(kind, error)
     }
 }

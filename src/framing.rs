@@ -40,7 +40,8 @@ pub enum Framing {
     LengthPrefixed {
         /// Width and byte order of the length.
         prefix: Prefix,
-        /// The longest body accepted, in bytes; 0 means as long as fits in the buffer.
+        /// The longest body accepted, in bytes; a longer one is
+        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as fits in the buffer.
         limit: usize,
     },
     /// Whatever this function makes of the held bytes, all of which it is given each time some
@@ -62,6 +63,7 @@ impl Framing {
     ///     _ => Frame::Invalid,
     /// });
     /// ```
+    #[must_use]
     pub fn custom(find: impl Fn(&[u8]) -> Frame + Send + Sync + 'static) -> Self {
         Self::Custom(Arc::new(find))
     }
@@ -83,6 +85,7 @@ impl fmt::Debug for Framing {
 
 /// Width and byte order of a length prefix; the length counts the body alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Prefix {
     /// One byte.
     U8,

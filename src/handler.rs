@@ -69,7 +69,7 @@ pub trait Handler {
     ) -> io::Result<()>;
 
     /// A reply that had to wait for the peer has gone out entirely: the peer keeps up again. Not
-    /// called for what went out at once, neither in a request nor here.
+    /// called for what went out at once, whether it was written in a request or in this hook.
     ///
     /// # Errors
     /// The connection is closed after flushing.
@@ -124,8 +124,9 @@ pub struct End {
 
 /// A callback's view of its connection.
 ///
-/// Writing to it ([`io::Write`]) queues bytes and never blocks; all that one turn wrote goes out
-/// in one system call, after the callbacks of that turn. A write that would leave more than
+/// Writing to it ([`io::Write`]) queues bytes and never blocks; all that the callbacks of one
+/// visit wrote goes out after them, in one system call if the socket has room and it is not much
+/// more than 64 KiB. A write that would leave more than
 /// [`write_limit`](crate::Config::write_limit) unsent fails, queues nothing and closes the
 /// connection.
 ///

@@ -34,7 +34,8 @@
 //! - A reply that was accepted goes out in order, each byte once, or is counted as unsent. A last
 //!   reply survives input that nobody will read.
 //! - A deadline never fires early. Reads go before deadlines: a peer that spoke in time is heard.
-//! - A warm request costs no allocation, one read, one write and its share of one wait.
+//! - A warm request costs no allocation, one read, one write and its share of one wait. Unix
+//!   sockets, boxed transports and systems other than Linux need a second read, which finds nothing.
 //! - Errors and panics of a callback end its connection and nothing else.
 //!
 //! # What is not

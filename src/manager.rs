@@ -1,5 +1,5 @@
-//! Manager: the life cycle, and the turn. Read [`Manager::turn`] first; the rest of this file is
-//! its phases, in the order in which they run.
+//! Manager: the life cycle, and the turn. Read [`Manager::turn`] first; behind it come its phases,
+//! in the order in which they run.
 //!
 //! It owns everything and decides nothing by itself: who is served is the pool's affair, what is
 //! done with a connection the worker's, and the world is behind the backend.
@@ -89,8 +89,11 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     spares: Spares,
     stats: Stats,
     now: Now,
+    /// When the last turn read the clock, and when it was done.
     last_turn: Span,
+    /// When spares that were not needed are freed, if there are any.
     reap_at: Tick,
+    /// What was warned of, so that it is not said too often.
     alarms: Alarms,
     phase: Phase,
 }
@@ -212,24 +215,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let expired = self.expire_due();
         let accepted = self.accept_new();
         self.reap_spares();
-        self.raise_alarms();
-        let stopped = self.finish_if_drained();
-        let next = until(self.due(), self.now.at);
-        Ok(Turn { events, served, expired, accepted, next, stopped })
+        Ok(self.report(Turn { events, served, expired, accepted, ..Turn::default() }))
     }
 
     /// 1. Wait. The clock is read before a wait that may block: time spent in callbacks, or
-    ///    outside, would make it oversleep. It also tells when the last turn ended.
+    ///    outside, would make it oversleep.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        self.last_turn = Span { began: self.now.stamp, ended: Tick::NEVER };
         let timeout = match self.due() {
-            _ if timeout == Some(Duration::ZERO) => timeout,
-            due if due <= self.now.tick => Some(Duration::ZERO),
+            due if timeout == Some(Duration::ZERO) || due <= self.now.tick => Some(Duration::ZERO),
             Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
             due => {
-                let now = Now::new(self.backend.now());
-                self.last_turn.ended = now.stamp;
-                let left = due.away(now.at).min(LONGEST_WAIT);
+                let left = due.away(self.backend.now()).min(LONGEST_WAIT);
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
         };
@@ -247,7 +243,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// 2. Read the clock, once: everything in a turn sees the same time.
     fn read_clock(&mut self) {
         self.now = Now::new(self.backend.now());
-        self.last_turn.ended = self.last_turn.ended.min(self.now.stamp);
     }
 
     /// 3. Commands of callbacks and handles, at most a batch.
@@ -329,6 +324,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.spares.reap();
             self.reap_at = self.now.stamp.after(self.config.reap_interval);
         }
+    }
+
+    /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
+    ///    complete a stop. The clock is read again: what was done counts from here.
+    fn report(&mut self, turn: Turn) -> Turn {
+        self.raise_alarms();
+        let stopped = self.finish_if_drained();
+        let ended = Now::new(self.backend.now()).stamp;
+        self.last_turn = Span { began: self.now.stamp, ended };
+        Turn { next: until(self.due(), self.now.at), stopped, ..turn }
     }
 
     /// When the next turn is due even if nothing becomes ready: now if work is left, `NEVER` if

@@ -20,11 +20,11 @@ use std::time::Duration;
 pub struct Turn {
     /// Readiness events taken.
     pub events: usize,
-    /// Visits to workers on the ready list.
+    /// Entries of the ready list served; of those whose connection was gone by then, too.
     pub served: usize,
     /// Deadlines that passed.
     pub expired: usize,
-    /// Connections accepted.
+    /// Connections accepted, also those that were then refused as busy.
     pub accepted: usize,
     /// How long from this turn's clock reading until the next is due even if nothing becomes
     /// ready: zero if work is left, `None` if nothing is planned.

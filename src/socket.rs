@@ -53,7 +53,7 @@ use crate::network::Stream;
 /// impl Transport for Shout {}
 ///
 /// let (_peer, ours) = UnixStream::pair()?;
-/// let socket = Socket::Boxed(Box::new(Shout(ours)));
+/// let socket = Socket::boxed(Shout(ours));
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Transport: Read + Write + AsFd + Send {
@@ -108,9 +108,15 @@ impl Socket {
         }
     }
 
-    /// The descriptor; a simulated connection has none.
+    /// Anything else with a descriptor.
+    pub fn boxed(transport: impl Transport + 'static) -> Self {
+        Self::Boxed(Box::new(transport))
+    }
+
+    /// The descriptor, to look at its options; a simulated connection has none.
+    #[must_use]
     #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tcp(stream) => Some(stream.as_fd()),
             Self::Unix(stream) => Some(stream.as_fd()),

@@ -33,10 +33,11 @@ pub enum Cause {
     Full,
     /// The peer will send no more; this is what it left. The connection closes after the reply.
     Eof,
-    /// A deadline passed; this is what was there, nothing if the peer never sent a byte. The
-    /// connection closes after the reply.
+    /// A deadline passed; this is what was there, nothing if the peer never sent a byte (or not
+    /// all of a length prefix: [`Conn::bytes_in`](crate::Conn::bytes_in) tells). The connection
+    /// closes after the reply.
     Expired,
-    /// The frame does not fit in the buffer; this is as much as was there. The connection closes
+    /// The frame is longer than the buffer or the framing's limit; this is as much as was there. The connection closes
     /// after the reply.
     Overlong,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
@@ -78,7 +79,7 @@ pub enum CloseReason {
     WriteStalled,
     /// More reply than `write_limit` would have been unsent.
     WriteLimit,
-    /// A frame did not fit in the buffer.
+    /// A frame was longer than the buffer or the framing's limit.
     Overlong,
     /// A custom framing found the bytes invalid.
     Invalid,
@@ -151,7 +152,7 @@ impl fmt::Display for CloseReason {
             Self::Expired => "its deadline passed",
             Self::WriteStalled => "the peer took no reply until its deadline",
             Self::WriteLimit => "more reply than write_limit was unsent",
-            Self::Overlong => "a frame did not fit in the buffer",
+            Self::Overlong => "a frame was too long",
             Self::Invalid => "the framing found its bytes invalid",
             Self::Requested => "it was asked for",
             Self::Aborted => "it was aborted",

@@ -23,7 +23,7 @@ pub use os::Os;
 /// until it has gone and come back. A socket is registered once, for reading, writing and
 /// priority alike, and reports what it is ready for at that moment.
 ///
-/// Implemented by [`Os`]; the trait may gain methods in any release.
+/// Implemented by [`Os`] and by the simulated network; the trait may gain methods in any release.
 pub trait Backend {
     /// A listening socket.
     type Listener;

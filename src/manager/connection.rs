@@ -17,7 +17,8 @@ use crate::worker::{Verdict, Visit, Worker};
 
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Gives a connected socket to a worker; it is served from the next turn on. It is made
-    /// non-blocking; one with a linger time set (`SO_LINGER`) may block when it is closed.
+    /// non-blocking; its other options are as they were, `TCP_NODELAY` for one. A socket with a
+    /// linger time set (`SO_LINGER`) may block when it is closed.
     ///
     /// # Errors
     /// [`PutError`], with the socket inside: the pool is busy or not running, or the socket

@@ -86,8 +86,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// stale socket there is replaced, a live one is not. The path is removed at stop.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is no socket, is longer
-    /// than 107 bytes, or cannot be written.
+    /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is no socket, is too
+    /// long for a socket's address (107 bytes on Linux), or cannot be written.
     pub fn listen_unix(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.check_running()?;
         let path = path.as_ref();
@@ -128,8 +128,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///
     /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
     /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
-    /// one at once. Held bytes are framed anew, and deadlines counted anew from when bytes last
-    /// moved.
+    /// one at once. Held bytes are framed anew. The idle deadline is counted from when bytes last
+    /// moved, the total one from the request's first byte; either may have passed already. Takes
+    /// time in proportion to the number of connections.
     ///
     /// # Errors
     /// [`Error::Config`]; the configuration is as before.
@@ -174,6 +175,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// How long from now until [`Manager::turn`] has something to do even if the descriptor does
     /// not become readable: zero if it has now, `None` if nothing is planned. For a loop of your
     /// own; reads the clock.
+    #[must_use]
     pub fn next_deadline(&mut self) -> Option<Duration> {
         if matches!(self.phase, Phase::Stopped) {
             return None;

@@ -26,7 +26,8 @@ impl<S> Worker<S> {
             socket: &self.socket,
             output: &mut visit.spares.output,
             desk: visit.desk,
-            write_limit: visit.config.write_limit,
+            // What has gathered and was offered to no socket yet is not the peer's fault.
+            write_limit: visit.config.write_limit.saturating_add(mark),
             now: visit.now,
             cause,
         };
@@ -38,7 +39,9 @@ impl<S> Worker<S> {
         match outcome {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                log::debug!("{}: {cause:?} callback failed: {error}", self.vitals.id);
+                if visit.config.debug {
+                    log::debug!("{}: {cause:?} callback failed: {}", self.vitals.id, error.kind());
+                }
                 self.vitals.end(CloseReason::Failed);
             }
             None => {

@@ -746,3 +746,14 @@ fn nothing_is_written_to_a_peer_that_is_owed_nothing() {
     assert_eq!(rig.manager.stats().writes, 0);
     assert_eq!(flushes(&rig.record.all()), 0);
 }
+
+#[test]
+fn replies_that_gather_do_not_count_against_the_next_one() {
+    let mut rig = rig(lines(), |conn, body| {
+        let size: usize = std::str::from_utf8(body).unwrap().parse().unwrap();
+        conn.write_all(&vec![b'x'; size])
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(b"60000\n1000000\n").unwrap();
+    assert_eq!(rig.read_exact(&mut client, 1_060_000).len(), 1_060_000);
+}

@@ -14,7 +14,8 @@ use pool_manager::{
 };
 
 use crate::support::{
-    PATIENCE, Record, Rig, Seen, alone, descriptors, echo, pair, rig, shrink_buffers,
+    PATIENCE, Record, Rig, Seen, alone, descriptors, echo, logged, pair, remember_log, rig,
+    shrink_buffers,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -937,4 +938,71 @@ fn what_is_promised_to_other_threads_holds() {
     send::<Socket>();
     send::<Desk>();
     movable(&Manager::new(Config::new(), |_, _| Ok(())).unwrap());
+}
+
+#[test]
+fn slow_callbacks_are_counted_and_warned_of_once_a_second() {
+    remember_log();
+    let limit = Duration::from_millis(2);
+    let mut rig = rig(lines().slow_callback(limit), |_, body| {
+        let began = Instant::now();
+        while body == b"slow" && began.elapsed() <= limit {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    });
+    let (mut client, _) = rig.connect();
+    for count in 1..=3 {
+        client.write_all(b"slow\n").unwrap();
+        rig.requests(count);
+    }
+    let stats = rig.manager.stats();
+    assert!(stats.slow_callbacks >= 3, "at least the slow ones");
+    assert!(stats.longest_callback > limit);
+    let warnings = logged(log::Level::Warn);
+    assert!(!warnings.is_empty() && warnings.len() <= 2, "{warnings:?}");
+    assert!(warnings[0].contains("slow callback"), "{warnings:?}");
+}
+
+#[test]
+fn without_a_limit_callbacks_are_not_timed() {
+    let mut rig = echo(lines());
+    let (mut client, _) = rig.connect();
+    client.write_all(b"quick\n").unwrap();
+    rig.requests(1);
+    assert_eq!(rig.manager.stats().longest_callback, Duration::ZERO);
+}
+
+#[test]
+fn panics_are_warned_of_but_not_one_by_one() {
+    remember_log();
+    let mut rig = rig(lines(), |_, _| panic!("each time"));
+    for count in 1..=5 {
+        let (mut client, _) = rig.connect();
+        client.write_all(b"?\n").unwrap();
+        rig.until(|rig| rig.record.closed().len() == count);
+    }
+    assert_eq!(rig.manager.stats().panics, 5);
+    let warnings = logged(log::Level::Warn);
+    assert!(!warnings.is_empty() && warnings.len() <= 2, "{warnings:?}");
+    assert!(warnings[0].contains("panicked"), "{warnings:?}");
+}
+
+#[test]
+fn a_connection_knows_its_age() {
+    let mut rig = rig(lines(), |conn, _| write!(conn, "{}", conn.age().as_millis()));
+    let began = Instant::now();
+    let (mut client, id) = rig.connect();
+    rig.manager.handle().pause(id).unwrap();
+    let passed = Duration::from_millis(30);
+    rig.until(|_| began.elapsed() > passed);
+    rig.manager.handle().resume(id).unwrap();
+    client.write_all(b"how old?\n").unwrap();
+    rig.requests(1);
+    rig.turn();
+    let mut age = [0; 16];
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let count = client.read(&mut age).unwrap();
+    let age: u128 = std::str::from_utf8(&age[..count]).unwrap().parse().unwrap();
+    assert!((29..=began.elapsed().as_millis()).contains(&age), "{age} ms");
 }
