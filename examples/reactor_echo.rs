@@ -130,9 +130,14 @@ fn serve(options: Options) -> Result<(), Failure> {
     if let Some(path) = &options.unix {
         manager.listen_unix(path).map_err(run_error)?;
     }
-    say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
+    // Only the end of file makes a short body complete under `filled`.
+    let client = match manager.config().framing {
+        Framing::Filled => "echo hello | nc -N",
+        _ => "nc",
+    };
+    say(format_args!("listening on {addr}; try: {client} {} {}", addr.ip(), addr.port()));
     if let Some(path) = &options.unix {
-        say(format_args!("listening on {0}; try: nc -U {0}", path.display()));
+        say(format_args!("listening on {0}; try: {client} -U {0}", path.display()));
     }
     let patience = manager.config().clients_deadline;
     log::info!("a peer that is silent for {patience:?} is closed; --deadline-ms changes that");

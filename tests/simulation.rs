@@ -536,3 +536,46 @@ fn who_is_answered_in_a_slow_turn_has_its_time_whatever_comes_between() {
     let (closed, due) = (sim.now(), answered + deadline);
     assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
 }
+
+#[test]
+fn nobody_lingers_for_more_than_five_seconds() {
+    let sim = Sim::new(1);
+    let config = Config::new().framing(Framing::Drained);
+    let last_word = |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.close();
+        conn.write_all(b"bye")
+    };
+    let mut manager = Manager::with_backend(config, last_word, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let (mut peer, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    peer.write_all(b"?").unwrap();
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    let began = sim.now();
+    assert_eq!(manager.stats().lingering, 1);
+    while manager.stats().lingering > 0 {
+        manager.turn(None).unwrap();
+    }
+    assert_eq!(sim.now(), began + Duration::from_secs(5));
+}
+
+#[test]
+fn a_stop_is_timed_from_when_it_is_asked_for() {
+    let sim = Sim::new(1);
+    let drain = Duration::from_millis(100);
+    let config = Config::new()
+        .clients_deadline(Duration::from_secs(600))
+        .request_deadline(Duration::ZERO)
+        .drain_deadline(drain);
+    let nothing = |_: &mut Conn<'_>, _: &[u8]| Ok(());
+    let mut manager = Manager::with_backend(config, nothing, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let (mut peer, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    peer.write_all(b"half a requ").unwrap();
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    sim.advance(Duration::from_secs(60));
+    let asked = sim.now();
+    assert_eq!(manager.stop().unwrap().aborted, 1);
+    assert_eq!(sim.now(), asked + drain);
+}

@@ -1,0 +1,162 @@
+//! What is taken is given back, and what is counted is counted once.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pool_manager::{
+    CloseReason, Config, Conn, Desk, End, Frame, Framing, Handler, Manager, PutError, PutErrorKind,
+    Socket, Transport,
+};
+
+use crate::support::{Seen, echo, rig, unix_pair};
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// A transport that takes no byte and does not say why.
+struct Deaf(UnixStream);
+
+impl Read for Deaf {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl Write for Deaf {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Deaf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Transport for Deaf {}
+
+#[test]
+fn a_transport_that_takes_nothing_and_does_not_say_why_has_failed() {
+    let mut rig = echo(Config::new().framing(Framing::Drained).clients_deadline(LONG));
+    let (mut client, stream) = UnixStream::pair().unwrap();
+    rig.manager.put(Socket::Boxed(Box::new(Deaf(stream)))).unwrap();
+    client.write_all(b"hello").unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Io(ErrorKind::WriteZero));
+    assert_eq!(rig.record.ends()[0].bytes_unsent, 5);
+}
+
+/// It has to wait at the end of the visit only: what is longer is sent before the panic.
+/// The framing is not asked again once the reply that had to wait is out.
+#[test]
+fn a_panic_in_a_custom_framing_is_counted_once_though_an_earlier_reply_has_to_wait() {
+    const REPLY: usize = 60_000;
+    let framing = Framing::custom(|held| match held {
+        [b'!', ..] => panic!("a panic that a test provokes"),
+        [_, ..] => Frame::Complete(1),
+        [] => Frame::Partial,
+    });
+    let config = Config::new().framing(framing).clients_deadline(LONG).write_limit(1 << 20);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&b"x".repeat(REPLY)));
+    let (mut client, ours) = unix_pair();
+    socket2::SockRef::from(&ours).set_send_buffer_size(1).unwrap();
+    rig.manager.put(ours).unwrap();
+    client.write_all(b"a!").unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
+    assert_eq!(rig.first_close(), CloseReason::Panicked);
+    assert_eq!(rig.manager.stats().panics, 1);
+    let flushed = |seen: &Seen| matches!(seen, Seen::Flushed(_));
+    assert!(!rig.record.all().iter().any(flushed), "it was ending");
+}
+
+#[test]
+fn however_small_its_reads_a_connection_has_sixteen_a_turn() {
+    let mut rig = echo(Config::new().buffer_size(16).clients_deadline(LONG));
+    let (mut client, ours) = unix_pair();
+    rig.manager.put(ours).unwrap();
+    client.write_all(&[b'x'; 16 * 100]).unwrap();
+    rig.until(|rig| {
+        let before = rig.manager.stats().reads;
+        rig.turn();
+        let stats = rig.manager.stats();
+        assert!(stats.reads - before <= 16, "{stats}");
+        stats.bytes_in == 1_600
+    });
+}
+
+/// Puts a socket when a connection closes, and notes whether it is told that nothing runs.
+struct Phoenix(Rc<RefCell<Vec<bool>>>);
+
+impl Handler for Phoenix {
+    type Session = ();
+
+    fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn closed(&mut self, _: &End, (): (), desk: &mut Desk) {
+        let outcome = desk.put(UnixStream::pair().unwrap().0);
+        let refused = |error: &PutError| matches!(error.kind(), PutErrorKind::NotRunning);
+        self.0.borrow_mut().push(outcome.as_ref().is_err_and(refused));
+    }
+}
+
+#[test]
+fn a_put_while_the_manager_is_dropped_is_refused() {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let mut manager = Manager::with_handler(Config::new(), Phoenix(told.clone())).unwrap();
+    manager.start().unwrap();
+    manager.put(UnixStream::pair().unwrap().0).unwrap();
+    drop(manager);
+    assert_eq!(*told.borrow(), [true]);
+}
+
+#[test]
+fn a_report_counts_what_is_dropped_from_the_beginning_of_its_own_stop() {
+    let config = Config::new().clients_deadline(LONG).drain_deadline(Duration::from_nanos(1));
+    let mut rig = echo(config.min_workers(3));
+    for round in 1..=2 {
+        let (mut client, _) = rig.connect();
+        client.write_all(b"part").unwrap();
+        rig.bytes_in(4 * round);
+        assert_eq!(rig.manager.stop().unwrap().dropped_bytes, 4);
+        assert_eq!(rig.manager.stats().spare, 0, "what is stopped holds no buffer");
+        rig.manager.start().unwrap();
+    }
+}
+
+/// A descriptor that names a directory and can do nothing cannot be made non-blocking.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_socket_that_cannot_be_made_non_blocking_leaves_its_place_free() {
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_PATH: i32 = 0x20_0000;
+    let mut rig = echo(Config::new().min_workers(1).max_workers(1));
+    let name = std::fs::OpenOptions::new().read(true).custom_flags(O_PATH).open("/").unwrap();
+    let error = rig.manager.put(UnixStream::from(std::os::fd::OwnedFd::from(name))).unwrap_err();
+    assert!(matches!(error.kind(), PutErrorKind::Unsuitable(_)), "{error}");
+    rig.connect();
+}
+
+#[test]
+fn who_lingers_is_let_go_of_once_its_peer_has_closed() {
+    let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.write_all(b"bye")?;
+        conn.close();
+        Ok(())
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(b"go\n").unwrap();
+    rig.until(|rig| rig.manager.stats().lingering == 1);
+    drop(client);
+    rig.quiet();
+    assert_eq!(rig.manager.stats().lingering, 0, "not only when its time is up");
+}
