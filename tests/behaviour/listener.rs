@@ -277,15 +277,15 @@ fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
         rig.until(|rig| rig.manager.stats().starved > 0);
 
         let (began, before) = (Instant::now(), rig.manager.stats());
-        let mut exchanges = 0;
-        while began.elapsed() < Duration::from_millis(400) {
+        let (mut exchanges, mut tried) = (0, 0);
+        while began.elapsed() < Duration::from_millis(400) || exchanges < 10 || tried < 3 {
+            assert!(began.elapsed() < PATIENCE, "{exchanges} exchanges, {tried} attempts");
             assert_served(&mut rig, &mut served);
             exchanges += 1;
+            tried = rig.manager.stats().accepts - before.accepts;
         }
-        let tried = rig.manager.stats().accepts - before.accepts;
         let most = began.elapsed().as_millis().div_ceil(50) as u64 + 1;
-        assert!((3..=most).contains(&tried), "{tried} attempts in {:?}", began.elapsed());
-        assert!(exchanges > 10, "{exchanges}");
+        assert!(tried <= most, "{tried} attempts in {:?}", began.elapsed());
         assert_eq!(rig.manager.stats().accepted, before.accepted);
         assert_eq!(logged(log::Level::Warn).len(), 1, "{:?}", logged(log::Level::Warn));
 
