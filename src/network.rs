@@ -23,7 +23,8 @@ pub use stream::Stream;
 pub struct Look {
     /// Bytes that the peer has sent and the pool has not read.
     pub unread: usize,
-    /// When the pool last read or wrote a byte, or the connection was registered.
+    /// When the pool last read or wrote a byte or found no room to, or the connection was
+    /// registered.
     pub moved: Duration,
     /// Whether the pool's last write found no more room.
     pub full: bool,
@@ -59,7 +60,8 @@ struct End {
     starved: bool,
     token: Option<u64>,
     edge: Edge,
-    /// When a byte last moved through this end's reads and writes, or it was registered.
+    /// When a byte last moved through this end's reads and writes, or found no room, or when it
+    /// was registered.
     moved: Duration,
 }
 
@@ -189,6 +191,7 @@ impl Network {
         let room = self.ends[peer].capacity - self.ends[peer].inbox.len();
         if room == 0 {
             self.ends[end].starved = true;
+            self.ends[end].moved = self.now;
             return Err(ErrorKind::WouldBlock.into());
         }
         let mut count = bytes.len().min(room);

@@ -26,6 +26,8 @@ struct Life {
     /// What was written and not taken back.
     replied: Vec<u8>,
     paused: bool,
+    /// When its last callback began: frames that are held are no silence.
+    called: Duration,
     /// The longest deadline of its own that it was given.
     patience: Duration,
     closed: Option<CloseReason>,
@@ -92,6 +94,7 @@ impl Handler for Player {
                 model.complaints.push("a callback within a callback".into());
             }
             let life = model.lives.entry(id).or_default();
+            life.called = self.sim.now();
             if life.closed.is_some() {
                 let complaint = format!("{id}: a callback after it was closed");
                 model.complaints.push(complaint);
@@ -390,9 +393,10 @@ impl World {
             assert!(!lost, "{id}: asleep over input that no event will report");
             if let Some(look) = self.sim.look(id).filter(|look| !life.paused && !look.full) {
                 // What happens in a turn counts from its end, which may be the next one's begin.
-                let after = self.turns.partition_point(|turn| turn.0 <= look.moved);
+                let moved = look.moved.max(life.called);
+                let after = self.turns.partition_point(|turn| turn.0 <= moved);
                 let end = self.turns[after.min(self.turns.len() - 1)].1;
-                let moved = look.moved.max(end);
+                let moved = moved.max(end);
                 let patience = self.patience.max(life.patience);
                 let due = moved.saturating_add(patience).saturating_add(TICKS);
                 let (look, config) = (look, self.manager.config());
