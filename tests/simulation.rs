@@ -493,7 +493,21 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// A manager that answers each body with it, after `slow`; its world, and one connection.
+/// A manager in `sim` with one connection, whose peer has said something.
+fn spoken_to<F>(sim: &Sim, config: Config, answer: F, says: &[u8]) -> (Manager<F, Sim>, Stream)
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    let mut manager = Manager::with_backend(config, answer, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let (mut peer, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    peer.write_all(says).unwrap();
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    (manager, peer)
+}
+
+/// One that answers each body with it, after `slow`; and its world.
 fn answering(
     deadline: Duration,
     slow: Duration,
@@ -505,12 +519,7 @@ fn answering(
         conn.write_all(body)
     };
     let config = Config::new().framing(Framing::Drained).clients_deadline(deadline);
-    let mut manager = Manager::with_backend(config, answer, sim.clone()).unwrap();
-    manager.start().unwrap();
-    let (mut peer, ours) = sim.pair();
-    manager.put(ours).unwrap();
-    peer.write_all(b"?").unwrap();
-    manager.turn(Some(Duration::ZERO)).unwrap();
+    let (manager, peer) = spoken_to(&sim, config, answer, b"?");
     assert_eq!(manager.stats().bytes_out, 1);
     (sim, manager, peer)
 }
@@ -549,12 +558,7 @@ fn nobody_lingers_for_more_than_five_seconds() {
         conn.close();
         conn.write_all(b"bye")
     };
-    let mut manager = Manager::with_backend(config, last_word, sim.clone()).unwrap();
-    manager.start().unwrap();
-    let (mut peer, ours) = sim.pair();
-    manager.put(ours).unwrap();
-    peer.write_all(b"?").unwrap();
-    manager.turn(Some(Duration::ZERO)).unwrap();
+    let (mut manager, _peer) = spoken_to(&sim, config, last_word, b"?");
     let began = sim.now();
     assert_eq!(manager.stats().lingering, 1);
     while manager.stats().lingering > 0 {
@@ -572,12 +576,7 @@ fn a_stop_is_timed_from_when_it_is_asked_for() {
         .request_deadline(Duration::ZERO)
         .drain_deadline(drain);
     let nothing = |_: &mut Conn<'_>, _: &[u8]| Ok(());
-    let mut manager = Manager::with_backend(config, nothing, sim.clone()).unwrap();
-    manager.start().unwrap();
-    let (mut peer, ours) = sim.pair();
-    manager.put(ours).unwrap();
-    peer.write_all(b"half a requ").unwrap();
-    manager.turn(Some(Duration::ZERO)).unwrap();
+    let (mut manager, _peer) = spoken_to(&sim, config, nothing, b"half a requ");
     sim.advance(Duration::from_secs(60));
     let asked = sim.now();
     assert_eq!(manager.stop().unwrap().aborted, 1);

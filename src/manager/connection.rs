@@ -85,6 +85,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.lose(outcome);
     }
 
+    /// Closes a connection that has a place but came too late to be served.
+    pub(super) fn give_up(&mut self, socket: Socket) {
+        self.mailbox.places.release();
+        socket.discard();
+    }
+
     /// Closes a connection that could not be admitted, if so.
     pub(super) fn lose(&mut self, outcome: Result<ConnId, (Socket, io::Error)>) {
         if let Err((socket, error)) = outcome {

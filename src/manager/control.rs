@@ -191,10 +191,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let outcome = self.adopt(socket);
                 self.lose(outcome);
             }
-            Command::Put(socket) => {
-                self.mailbox.places.release();
-                socket.discard();
-            }
+            Command::Put(socket) => self.give_up(socket),
             Command::Linger(socket) => self.linger(socket),
             Command::SetConfig(config) => self.apply(*config),
             Command::PublishStats => self.mailbox.publish(&self.stats()),

@@ -123,11 +123,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let mut left = self.mailbox.close();
         left.extend(std::iter::from_fn(|| self.desk.next()));
         for command in left {
-            if let Command::Put(_) = command {
-                self.mailbox.places.release();
-            }
-            if let Command::Put(socket) | Command::Linger(socket) = command {
-                socket.discard();
+            match command {
+                Command::Put(socket) => self.give_up(socket),
+                Command::Linger(socket) => socket.discard(),
+                _ => {}
             }
         }
         self.backend.stop();
