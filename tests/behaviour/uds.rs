@@ -9,7 +9,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,45 +17,12 @@ use pool_manager::{
     Cause, CloseReason, Config, Conn, Error, Framing, Manager, PutErrorKind, Socket, Transport,
 };
 
-use crate::support::{PATIENCE, Rig, alone, descriptors, echo, logged, remember_log, rig};
+use crate::support::{Dir, PATIENCE, Rig, alone, descriptors, echo, logged, remember_log, rig};
 
 const LONG: Duration = Duration::from_secs(600);
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(LONG)
-}
-
-/// A fresh directory, removed with everything in it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("pm-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// What is in it, sorted.
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        // Left behind, it is a test's litter in a temporary directory.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 fn connect(path: &Path) -> UnixStream {

@@ -10,24 +10,13 @@ use std::time::Duration;
 
 use pool_manager::{Config, Error, Framing, Manager};
 
-use crate::support::{PATIENCE, echo};
+use crate::support::{Dir, PATIENCE, echo};
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(600))
 }
 
-/// A fresh directory, removed with everything in it.
-struct Dir(PathBuf);
-
 impl Dir {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("pmp-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
     /// A path of exactly `length` bytes whose last part is `name`.
     fn long_path(&self, length: usize, name: &str) -> PathBuf {
         let fill = length - self.0.as_os_str().len() - name.len() - 2;
@@ -36,13 +25,6 @@ impl Dir {
         let path = parent.join(name);
         assert_eq!(path.as_os_str().len(), length);
         path
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        // Left behind, it is a test's litter in a temporary directory.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -9,10 +9,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Desk, End, Handler, Manager, Turn};
@@ -303,7 +306,7 @@ pub(crate) fn shrink_buffers(client: &TcpStream, ours: &TcpStream) {
 
 /// How many descriptors this process has open.
 pub(crate) fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 /// Writes all of `bytes` from another thread, for input larger than the kernel's buffers.
@@ -389,4 +392,37 @@ pub(crate) fn remember_log() {
 pub(crate) fn logged(level: log::Level) -> Vec<String> {
     let at = |(of, line): &(log::Level, String)| (*of == level).then(|| line.clone());
     LOGGED.with_borrow(|lines| lines.iter().filter_map(at).collect())
+}
+
+/// A fresh directory, removed with everything in it.
+pub(crate) struct Dir(pub(crate) PathBuf);
+
+impl Dir {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("pm-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// What is in it, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // Left behind, it is a test's litter in a temporary directory.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
