@@ -89,8 +89,8 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     spares: Spares,
     stats: Stats,
     now: Now,
-    /// When the last turn read the clock, and when it was done.
-    last_turn: Span,
+    /// The last turn, stop or put that took long: when it read the clock, and when it was done.
+    slow_turn: Span,
     /// When spares that were not needed are freed, if there are any.
     reap_at: Tick,
     /// What was warned of, so that it is not said too often.
@@ -141,7 +141,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let now = Now::new(backend.now());
         Ok(Self {
             now,
-            last_turn: Span { began: now.stamp, ended: now.stamp },
+            slow_turn: Span { began: now.stamp, ended: now.stamp },
             config,
             handler,
             backend,
@@ -327,13 +327,20 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
-    ///    complete a stop. The clock is read again: what was done counts from here.
+    ///    complete a stop.
     fn report(&mut self, turn: Turn) -> Turn {
         self.raise_alarms();
         let stopped = self.finish_if_drained();
-        let ended = Now::new(self.backend.now()).stamp;
-        self.last_turn = Span { began: self.now.stamp, ended };
+        self.note_if_slow();
         Turn { next: until(self.due(), self.now.at), stopped, ..turn }
+    }
+
+    /// Reads the clock once more when callbacks have run: what took long counts from its end.
+    fn note_if_slow(&mut self) {
+        let ended = Now::new(self.backend.now()).stamp;
+        if ended > self.now.stamp {
+            self.slow_turn = Span { began: self.now.stamp, ended };
+        }
     }
 
     /// When the next turn is due even if nothing becomes ready: now if work is left, `NEVER` if

@@ -33,7 +33,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return Err(PutError::refused(socket, Refusal::Busy, mailbox));
         }
         self.read_clock();
-        self.adopt(socket).map_err(|(socket, error)| {
+        let outcome = self.adopt(socket);
+        self.note_if_slow();
+        outcome.map_err(|(socket, error)| {
             PutError::new(socket, PutErrorKind::Unsuitable(error), mailbox)
         })
     }
@@ -129,7 +131,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// events than one wait returns, is itself late.
     pub(super) fn expire(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.vitals.credit(self.last_turn);
+            worker.vitals.credit(self.slow_turn);
             worker.vitals.readable |= !worker.vitals.eof;
         }
         self.serve(id);

@@ -37,6 +37,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         self.begin_stop();
+        self.note_if_slow();
         match self.finish_if_drained() {
             Some(report) => Ok(report),
             None => self.run(),

@@ -1,0 +1,135 @@
+//! The real loop in a seeded network: random peers, random callbacks, random faults, and after
+//! every turn what must always hold.
+
+mod world;
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use pool_manager::sim::{Sim, Stream};
+use pool_manager::{Config, Conn, Framing, Handler, Manager};
+
+const STEPS: usize = 300;
+
+/// How late a deadline may be: it is rounded up twice.
+const TICKS: Duration = Duration::from_millis(2);
+
+fn seeds() -> std::ops::Range<u64> {
+    let from = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let count = std::env::var("SIM_COUNT").ok().and_then(|seed| seed.parse().ok()).unwrap_or(200);
+    from..from + count
+}
+
+#[test]
+fn whatever_happens_everything_holds() {
+    for seed in seeds() {
+        if let Err(violation) = world::run(seed, 0..STEPS, false) {
+            let steps = violation.step + 1;
+            panic!(
+                "{}\ncargo run --release --features sim --example simulate -- \
+                --seeds {seed}..{} --steps {steps} # replays it",
+                violation.what,
+                seed + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 0..20 {
+        let [one, other] = [(); 2].map(|()| world::run(seed, 0..100, false).unwrap());
+        assert_eq!(one.turns, other.turns, "seed {seed}");
+        assert_eq!(one.digest, other.digest, "seed {seed}");
+    }
+}
+
+/// A manager in `sim` with one connection, whose peer has said something.
+fn spoken_to<F>(sim: &Sim, config: Config, answer: F, says: &[u8]) -> (Manager<F, Sim>, Stream)
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    let mut manager = Manager::with_backend(config, answer, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let (mut peer, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    peer.write_all(says).unwrap();
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    (manager, peer)
+}
+
+/// One that answers each body with it, after `slow`; and its world.
+fn answering(
+    deadline: Duration,
+    slow: Duration,
+) -> (Sim, Manager<impl Handler<Session = ()>, Sim>, Stream) {
+    let sim = Sim::new(1);
+    let clock = sim.clone();
+    let answer = move |conn: &mut Conn<'_>, body: &[u8]| {
+        clock.advance(slow);
+        conn.write_all(body)
+    };
+    let config = Config::new().framing(Framing::Drained).clients_deadline(deadline);
+    let (manager, peer) = spoken_to(&sim, config, answer, b"?");
+    assert_eq!(manager.stats().bytes_out, 1);
+    (sim, manager, peer)
+}
+
+#[test]
+fn in_a_loop_of_ones_own_a_deadline_is_as_punctual() {
+    let deadline = Duration::from_millis(30);
+    let (sim, mut manager, _peer) = answering(deadline, Duration::ZERO);
+    let answered = sim.now();
+    while manager.stats().live > 0 {
+        sim.advance(manager.next_deadline().expect("a deadline"));
+        manager.turn(Some(Duration::ZERO)).unwrap();
+    }
+    assert_eq!(sim.now(), answered + deadline);
+}
+
+#[test]
+fn who_is_answered_in_a_slow_turn_has_its_time_whatever_comes_between() {
+    let (deadline, slow) = (Duration::from_millis(200), Duration::from_millis(400));
+    let (sim, mut manager, _peer) = answering(deadline, slow);
+    let answered = sim.now();
+    let (_other, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    while manager.stats().closed_total() == 0 {
+        manager.turn(None).unwrap();
+    }
+    let (closed, due) = (sim.now(), answered + deadline);
+    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+}
+
+#[test]
+fn nobody_lingers_for_more_than_five_seconds() {
+    let sim = Sim::new(1);
+    let config = Config::new().framing(Framing::Drained);
+    let last_word = |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.close();
+        conn.write_all(b"bye")
+    };
+    let (mut manager, _peer) = spoken_to(&sim, config, last_word, b"?");
+    let began = sim.now();
+    assert_eq!(manager.stats().lingering, 1);
+    while manager.stats().lingering > 0 {
+        manager.turn(None).unwrap();
+    }
+    assert_eq!(sim.now(), began + Duration::from_secs(5));
+}
+
+#[test]
+fn a_stop_is_timed_from_when_it_is_asked_for() {
+    let sim = Sim::new(1);
+    let drain = Duration::from_millis(100);
+    let config = Config::new()
+        .clients_deadline(Duration::from_secs(600))
+        .request_deadline(Duration::ZERO)
+        .drain_deadline(drain);
+    let nothing = |_: &mut Conn<'_>, _: &[u8]| Ok(());
+    let (mut manager, _peer) = spoken_to(&sim, config, nothing, b"half a requ");
+    sim.advance(Duration::from_secs(60));
+    let asked = sim.now();
+    assert_eq!(manager.stop().unwrap().aborted, 1);
+    assert_eq!(sim.now(), asked + drain);
+}
