@@ -26,7 +26,8 @@ use world::{Marks, Violation};
 const HELP: &str = "\
 Runs the real loop in seeded networks and checks after every turn what must always hold.
 
-Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS] [--jobs N]
+Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
+                [--no-shrink] [--jobs N]
        simulate --trace SEED [--steps N] [--only STEPS]
        simulate --canary NAME|all [--seeds A..B] [--steps N]
 
@@ -34,6 +35,7 @@ Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS] [--jobs N]
   --steps N       steps of each (default 300)
   --digest        run each seed twice: both must do the same; the first turn that differs is told
   --only STEPS    leave out all other steps, as in 3,7..12: how a shrunk violation is replayed
+  --no-shrink     do not look for the fewest steps of a violation
   --jobs N        seeds to run at a time (default: as many as there are cores)
   --trace SEED    print what happens in each step of one seed
   --canary NAME   plant a known bug, or all, one at a time; each must be found
@@ -48,6 +50,7 @@ struct Options {
     only: Option<Vec<usize>>,
     twice: bool,
     jobs: usize,
+    shrink: bool,
     trace: Option<u64>,
     canary: Option<String>,
 }
@@ -60,6 +63,7 @@ fn options() -> Result<Options, lexopt::Error> {
         only: None,
         twice: false,
         jobs: cores,
+        shrink: true,
         trace: None,
         canary: None,
     };
@@ -71,6 +75,7 @@ fn options() -> Result<Options, lexopt::Error> {
             Long("only") => options.only = Some(parser.value()?.parse_with(shrink::parse)?),
             Long("digest") => options.twice = true,
             Long("jobs") => options.jobs = parser.value()?.parse::<usize>()?.max(1),
+            Long("no-shrink") => options.shrink = false,
             Long("trace") => options.trace = Some(parser.value()?.parse()?),
             Long("canary") => options.canary = Some(parser.value()?.string()?),
             Short('h') | Long("help") => {
@@ -195,7 +200,7 @@ fn simulate(options: &Options) -> ExitCode {
     let unmarked = total.violation.is_none() && all_steps >= MARKED && !missing.is_empty();
     if let Some((seed, violation)) = &total.violation {
         println!("seed {seed}, step {}: {}", violation.step, violation.what);
-        shrink::report(*seed, violation, &steps);
+        shrink::report(*seed, violation, &steps, options.shrink);
     }
     if unmarked {
         println!("never happened: {}", missing.join(", "));

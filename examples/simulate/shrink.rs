@@ -56,11 +56,14 @@ fn shrink(seed: u64, steps: &[usize]) -> (Vec<usize>, Option<Violation>) {
     (kept, last)
 }
 
-/// Tells how a violation is replayed, with all steps and with the fewest.
-pub(crate) fn report(seed: u64, violation: &Violation, steps: &[usize]) {
+/// Tells how a violation is replayed, with all steps and, if wanted, with the fewest.
+pub(crate) fn report(seed: u64, violation: &Violation, steps: &[usize], fewest: bool) {
     let command = "cargo run --release --features sim --example simulate --";
     let until: Vec<usize> = steps.iter().copied().filter(|&step| step <= violation.step).collect();
     println!("replay: {command} --trace {seed} --only {}", written(&until));
+    if !fewest {
+        return;
+    }
     let (kept, last) = shrink(seed, &until);
     if let Some(last) = last {
         println!("shrunk to {} steps: {}", kept.len(), last.what);

@@ -155,6 +155,12 @@ impl Listener {
     pub fn waiting(&self) -> usize {
         lock(&self.net).waiting(self.index)
     }
+
+    /// Whether an event is to come.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        lock(&self.net).is_pending(self.index)
+    }
 }
 
 impl From<Listener> for Bound {

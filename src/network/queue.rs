@@ -37,6 +37,11 @@ impl Network {
         self.listeners[listener].waiting.len()
     }
 
+    /// Whether its edge was not taken yet.
+    pub(crate) fn is_pending(&self, listener: usize) -> bool {
+        self.listeners[listener].edge
+    }
+
     /// One more waits; at a listener that is not open it is reset at once.
     pub(crate) fn arrive(&mut self, listener: usize, end: usize) {
         self.ends[end].ours = false;

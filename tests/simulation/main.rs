@@ -1,6 +1,7 @@
 //! The real loop in a seeded network: random peers, random callbacks, random faults, and after
 //! every turn what must always hold.
 
+mod canaries;
 mod world;
 
 use std::io::{self, Read, Write};
@@ -41,6 +42,15 @@ fn the_same_seed_gives_the_same_run() {
         let [one, other] = [(); 2].map(|()| world::run(seed, 0..100, false).unwrap());
         assert_eq!(one.turns, other.turns, "seed {seed}");
         assert_eq!(one.digest, other.digest, "seed {seed}");
+    }
+}
+
+#[test]
+fn canaries_have_their_place_in_the_source() {
+    for canary in &canaries::ALL {
+        let source = std::fs::read_to_string(format!("src/{}", canary.file)).expect("a source");
+        assert_eq!(source.matches(canary.was).count(), 1, "{}", canary.name);
+        assert!(canary.becomes.contains("PLANTED"), "{}", canary.name);
     }
 }
 

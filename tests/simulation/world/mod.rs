@@ -18,7 +18,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
-use pool_manager::{Config, ConnId, Error, Framing, Manager, PutError, PutErrorKind, Socket, Turn};
+use pool_manager::{Config, ConnId, Error, Framing, Manager, Overload, PutError, PutErrorKind, Socket, Stats, Turn};
 
 pub(crate) use marks::{ALL, Marks};
 use model::{Model, Turned};
@@ -149,6 +149,8 @@ struct World {
     dice: Dice,
     listener: Listener,
     running: bool,
+    /// Waiting never fails.
+    reliable: bool,
     crowded: bool,
     /// What had happened by the last turn, and in how many turns it has not changed.
     happened: [u64; 8],
@@ -188,6 +190,7 @@ impl World {
             peers: Vec::new(),
             dice,
             running: false,
+            reliable: faults.failed_waits == 0,
             crowded,
             happened: [0; 8],
             idle_turns: 0,
@@ -278,6 +281,11 @@ impl World {
             self.manager.put(ours).map(|_| ())
         };
         let Err(refused) = outcome else { return self.meet(peer) };
+        if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
+            let (taken, most) = (self.taken(), self.manager.config().max_workers as u64);
+            // The refused one is still open.
+            assert!(taken > most, "busy, with {} of {most} places taken", taken - 1);
+        }
         match refused.kind() {
             PutErrorKind::Busy { .. } if by_handle => self.stage.mark("busy, by a handle"),
             PutErrorKind::Busy { .. } => self.stage.mark("busy, by put"),
@@ -365,10 +373,13 @@ impl World {
         let full = (0..70_000).any(|_| matches!(handle.resume(id), Err(Error::QueueFull)));
         assert!(full, "a queue without an end");
         self.stage.mark("the handle's queue is full");
+        let before = self.manager.stats().commands;
         for _ in 0..80 {
             self.stage.model.borrow_mut().resume_all();
             self.turn();
         }
+        let done = self.manager.stats().commands - before;
+        assert!(!self.running || done >= 65_000, "{done} commands were done");
     }
 
     fn stop_by_handle(&mut self) {
@@ -389,6 +400,9 @@ impl World {
         let most = self.manager.config().drain_deadline.unwrap_or_default();
         let live = self.manager.stats().live;
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
+        if !again && self.reliable {
+            self.stage.model.borrow_mut().draining = sim.now() + most;
+        }
         let outcome = self.manager.stop();
         let took = clock() - before;
         assert!(again || took <= most + Duration::from_millis(3), "a stop of {most:?} took {took:?}");
@@ -418,6 +432,7 @@ impl World {
         self.stage.refused(refused, &mut peer);
         let mut model = self.stage.model.borrow_mut();
         model.stopping = false;
+        model.draining = Duration::ZERO;
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
@@ -512,10 +527,31 @@ impl World {
         assert_eq!(tally.registered as u64, open, "registered, {stats}");
         assert_eq!(tally.accepted, stats.accepted);
         assert!(self.taken() <= most, "{} connections, of at most {most}", self.taken());
+        self.check_plans(turn, &stats);
         if stats.lingering >= 250 {
             self.stage.lossless.set(false);
         }
         self.check_effort(asleep, turn);
+    }
+
+    /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
+    fn check_plans(&self, turn: Turn, stats: &Stats) {
+        let (config, next) = (self.manager.config(), turn.next.unwrap_or(Duration::MAX));
+        let asleep = !next.is_zero();
+        if turn.stopped.is_some() {
+            return;
+        }
+        assert!(!asleep || self.taken() == stats.live, "asleep over a socket that was put");
+        let five_seconds = Duration::from_millis(5_002);
+        assert!(stats.lingering == 0 || next <= five_seconds, "lingering, for {next:?}");
+        let spare = stats.spare > config.min_workers as u64;
+        let soon = config.reap_interval + Duration::from_millis(2);
+        assert!(!spare || next <= soon, "{} spare buffers, for {next:?}", stats.spare);
+        let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
+        let patient = full && matches!(config.overload, Overload::Pause);
+        if self.listener.waiting() > 0 && !self.listener.is_pending() && !patient {
+            assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
+        }
     }
 
     /// A loop that has nothing to do sleeps, and one that is starved does not insist.

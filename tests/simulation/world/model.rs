@@ -92,6 +92,8 @@ pub(crate) struct Model {
     /// Time that slow callbacks took.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
+    /// Until when a stop waits for replies to go out.
+    pub(crate) draining: Duration,
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
@@ -117,6 +119,7 @@ impl Model {
             busy: 0,
             slept: Duration::ZERO,
             stopping: false,
+            draining: Duration::ZERO,
             wild: true,
             trace,
             digest: 0,
@@ -429,6 +432,9 @@ impl Model {
         if end.reason == CloseReason::Eof && (!account.sent.is_empty() || end.bytes_dropped > 0) {
             wrong.push("an end of file before all was delivered".to_owned());
         }
+        if end.reason == CloseReason::Stopped && end.bytes_unsent > 0 && now < self.draining {
+            wrong.push("cut off though there was time".to_owned());
+        }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
         match end.reason {
@@ -520,9 +526,11 @@ fn early(
     now: Duration,
     began: Duration,
 ) -> bool {
-    // What happens in a turn may count from its beginning.
+    // What happens in a turn may count from its beginning, and what happens in a slow call of
+    // another kind from just before its end.
+    let tick = Duration::from_millis(1);
     let news = look.moved > account.seen_moved;
-    let moved = if news { look.moved.min(began) } else { account.moved.0 };
+    let moved = if news { look.moved.min(began) - tick } else { account.moved.0 };
     configs.iter().all(|config| {
         let total = config.request_deadline;
         let in_time = total.is_zero() || now < account.called.1 + total;
