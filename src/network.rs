@@ -219,8 +219,8 @@ impl Network {
 
     fn read_nothing(&mut self, end: usize) -> io::Result<usize> {
         let me = &mut self.ends[end];
-        if std::mem::take(&mut me.reset) {
-            me.fin = true;
+        if std::mem::take(&mut me.reset) && !me.fin {
+            (me.fin, me.broken) = (true, true);
             return Err(ErrorKind::ConnectionReset.into());
         }
         if me.fin { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) }

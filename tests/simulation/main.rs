@@ -2,12 +2,14 @@
 //! every turn what must always hold.
 
 mod canaries;
+mod strings;
 mod world;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pool_manager::sim::{Sim, Stream};
+use pool_manager::sim::{Dice, Sim, Stream};
 use pool_manager::{Config, Conn, Framing, Handler, Manager};
 
 const STEPS: usize = 300;
@@ -15,15 +17,15 @@ const STEPS: usize = 300;
 /// How late a deadline may be: it is rounded up twice.
 const TICKS: Duration = Duration::from_millis(2);
 
-fn seeds() -> std::ops::Range<u64> {
-    let from = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let count = std::env::var("SIM_COUNT").ok().and_then(|seed| seed.parse().ok()).unwrap_or(200);
-    from..from + count
+/// A number from the environment, or what it is otherwise.
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
 #[test]
 fn whatever_happens_everything_holds() {
-    for seed in seeds() {
+    let (seed, count) = (number("SIM_SEED", 0), number("SIM_COUNT", 200));
+    for seed in seed..seed + count {
         if let Err(violation) = world::run(seed, 0..STEPS, false) {
             let steps = violation.step + 1;
             panic!(
@@ -51,6 +53,87 @@ fn canaries_have_their_place_in_the_source() {
         let source = std::fs::read_to_string(format!("src/{}", canary.file)).expect("a source");
         assert_eq!(source.matches(canary.was).count(), 1, "{}", canary.name);
         assert!(canary.becomes.contains("PLANTED"), "{}", canary.name);
+    }
+}
+
+/// All strings of operations of up to this length.
+fn exhaust(length: usize) -> u64 {
+    let first: Vec<u8> = (0..strings::SYMBOLS).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let worker = || {
+            let mut played = 0;
+            while let Some(&first) = first.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut string = vec![first];
+                loop {
+                    play_in_sim(&string);
+                    played += 1;
+                    if !advance(&mut string, length) {
+                        break;
+                    }
+                }
+            }
+            played
+        };
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("it holds")).sum()
+    })
+}
+
+/// The next string with the same first symbol, shorter ones first in depth; false after the last.
+fn advance(string: &mut Vec<u8>, length: usize) -> bool {
+    if string.len() < length {
+        string.push(0);
+        return true;
+    }
+    while string.len() > 1 {
+        let last = string.len() - 1;
+        string[last] += 1;
+        if string[last] < strings::SYMBOLS {
+            return true;
+        }
+        string.pop();
+    }
+    false
+}
+
+fn play_in_sim(string: &[u8]) {
+    struct Told<'a>(&'a [u8]);
+    impl Drop for Told<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("the string of operations was {:?}", self.0);
+            }
+        }
+    }
+    let _told = Told(string);
+    strings::play(&Sim::new(1), Framing::Delimited(b'\n'), string);
+}
+
+#[test]
+fn every_short_string_of_operations_ends_well() {
+    let length = number("SIM_LENGTH", 3) as usize;
+    let played = exhaust(length);
+    let symbols = u64::from(strings::SYMBOLS);
+    assert_eq!(played, (1..=length as u32).map(|length| symbols.pow(length)).sum());
+    println!("{played} strings of up to {length} of {symbols} operations");
+}
+
+#[test]
+fn the_simulated_network_and_the_real_one_show_the_same() {
+    let (seed, count) = (number("SIM_SEED", 0), number("SIM_STRINGS", 200));
+    let loopback = strings::Loopback::new();
+    for seed in seed..seed + count {
+        let mut dice = Dice::new(seed);
+        let length = 1 + dice.below(12);
+        let string: Vec<u8> =
+            (0..length).map(|_| dice.below(strings::EXPIRE.into()) as u8).collect();
+        for framing in [Framing::Delimited(b'\n'), Framing::Drained, Framing::Filled] {
+            let simulated = strings::play(&Sim::new(seed), framing.clone(), &string);
+            let real = strings::play(&loopback, framing.clone(), &string);
+            assert_eq!(simulated, real, "simulated and real, {framing:?}: {string:?}, seed {seed}");
+        }
     }
 }
 
