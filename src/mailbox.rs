@@ -4,11 +4,13 @@
 //! loop owns everything else. It knows what a command is, not what it does.
 //!
 //! # Why no wake is lost
-//! A sender pushes the command under the lock, *then* sets `pending`, and wakes the loop only if
-//! `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
+//! A sender pushes the command, *then* sets `pending`, both under the lock, and wakes the loop only
+//! if `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
 //! sets `pending` again if it leaves some, and never waits while `pending` is set. So a command is
 //! either in the queue when the loop takes from it, or its sender finds `pending` clear and wakes
-//! the loop. The other order would lose the command that arrives between taking and clearing.
+//! the loop. The other order would lose the command that arrives between taking and clearing. And
+//! a sender that set `pending` after the lock could do so when the loop has been stopped, started
+//! again and gone to wait: it would wake the loop that was, and the next sender none.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -109,8 +111,9 @@ impl Mailbox {
     /// command is done at the next turn in any case.
     fn wake(&self, queue: MutexGuard<'_, Queue>) {
         let wake = queue.wake.clone();
+        let first = !self.pending.swap(true, Ordering::AcqRel);
         drop(queue);
-        if !self.pending.swap(true, Ordering::AcqRel) {
+        if first {
             if let Some(Err(error)) = wake.map(|wake| wake()) {
                 log::warn!(
                     "could not wake the loop, which will see to it at its next turn: {error}"
