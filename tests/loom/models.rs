@@ -152,6 +152,8 @@ pub(crate) fn sockets_meet_a_stop() {
                 }
                 _ => {
                     this.mailbox.refuse_puts();
+                    let late = this.mailbox.post_put(Socket(3));
+                    assert_eq!(late, Err((Socket(3), Refusal::NotRunning)));
                     stopping = true;
                 }
             }
