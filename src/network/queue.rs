@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
-use super::{Network, Source};
+use super::Network;
+use super::readiness::Source;
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {

@@ -2,16 +2,16 @@
 //! sockets alike. Each symbol is one thing that one of two peers, a handle or time may do.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pool_manager::backend::Backend;
+use pool_manager::backend::{Backend, Os};
 use pool_manager::sim::{Sim, Stream};
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handler, Manager, Os, Socket,
+    CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handler, Manager, Socket,
 };
 
 /// Operations of a peer or on it; there are two peers.
@@ -153,7 +153,7 @@ impl Net for Loopback {
 /// What was seen of one connection, from both sides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// The bodies, each with its cause; chunks of a stream are one.
+    /// The bodies, each with its cause.
     delivered: Vec<(String, Vec<u8>)>,
     closed: Option<CloseReason>,
     got: Vec<u8>,
@@ -164,25 +164,29 @@ pub(crate) struct Seen {
 type Log = Rc<RefCell<BTreeMap<ConnId, Seen>>>;
 
 /// Echoes, and writes down what it sees.
-struct Scribe(Log);
+struct Scribe {
+    log: Log,
+    /// Where a chunk of the stream ends depends on the time, so they count as one.
+    chunks: bool,
+}
 
 impl Handler for Scribe {
     type Session = ();
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        let mut log = self.0.borrow_mut();
+        let mut log = self.log.borrow_mut();
         let seen = log.entry(conn.id()).or_default();
         assert_eq!(seen.closed, None, "a callback after the end");
-        let cause = format!("{:?}", conn.cause());
+        let cause = if self.chunks { "a chunk".into() } else { format!("{:?}", conn.cause()) };
         match seen.delivered.last_mut() {
-            Some((last, bytes)) if *last == "Drained" && cause == "Drained" => bytes.extend(body),
+            Some((_, bytes)) if self.chunks => bytes.extend(body),
             _ => seen.delivered.push((cause, body.to_vec())),
         }
         conn.write_all(body)
     }
 
     fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
-        let mut log = self.0.borrow_mut();
+        let mut log = self.log.borrow_mut();
         let twice = log.entry(end.id).or_default().closed.replace(end.reason);
         assert_eq!(twice, None, "closed twice");
     }
@@ -192,7 +196,6 @@ struct Client<P> {
     /// `None` once it was reset.
     stream: Option<P>,
     id: ConnId,
-    paused: bool,
 }
 
 struct Stage<'a, N: Net> {
@@ -202,11 +205,13 @@ struct Stage<'a, N: Net> {
     clients: [Option<Client<N::Peer>>; 2],
     /// All connections, in the order in which they were put.
     ids: Vec<ConnId>,
+    paused: BTreeSet<ConnId>,
     running: bool,
 }
 
 /// Plays a string, and returns what was seen of each connection, in the order they were put.
 pub(crate) fn play<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Seen> {
+    let chunks = matches!(framing, Framing::Drained);
     let config = Config::new()
         .framing(framing)
         .buffer_size(BUFFER)
@@ -214,11 +219,18 @@ pub(crate) fn play<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Seen
         .clients_deadline(DEADLINE)
         .drain_deadline(Duration::from_secs(1));
     let log = Log::default();
-    let mut manager =
-        Manager::with_backend(config, Scribe(log.clone()), net.backend()).expect("a manager");
+    let scribe = Scribe { log: log.clone(), chunks };
+    let mut manager = Manager::with_backend(config, scribe, net.backend()).expect("a manager");
     manager.start().expect("start");
-    let ids = Vec::new();
-    let mut stage = Stage { net, manager, log, clients: [None, None], ids, running: true };
+    let mut stage = Stage {
+        net,
+        manager,
+        log,
+        clients: [None, None],
+        ids: Vec::new(),
+        paused: BTreeSet::new(),
+        running: true,
+    };
     for &symbol in string {
         stage.perform(symbol);
     }
@@ -264,15 +276,20 @@ impl<N: Net> Stage<'_, N> {
                 let _ = stream.write(bytes);
             }
             (Operation::Finish, Some(stream)) => N::finish(stream),
-            (Operation::Reset, stream @ Some(_)) => {
+            (Operation::Reset, Some(_)) => {
                 self.hear(index);
                 let stream = self.clients[index].take().and_then(|client| client.stream);
                 N::reset(stream.expect("it is there"));
             }
             (Operation::Close, _) => drop(handle.close(client.id)),
             (Operation::PauseOrResume, _) => {
-                client.paused = !client.paused;
-                drop(if client.paused { handle.pause(client.id) } else { handle.resume(client.id) });
+                let resumed = self.paused.remove(&client.id);
+                if resumed {
+                    drop(handle.resume(client.id));
+                } else {
+                    self.paused.insert(client.id);
+                    drop(handle.pause(client.id));
+                }
             }
             (Operation::Send, _) => drop(handle.send(client.id, *b"sent")),
             _ => {}
@@ -285,7 +302,7 @@ impl<N: Net> Stage<'_, N> {
         let Ok(id) = self.manager.put(socket) else { return };
         self.log.borrow_mut().entry(id).or_default();
         self.ids.push(id);
-        self.clients[index] = Some(Client { stream: Some(stream), id, paused: false });
+        self.clients[index] = Some(Client { stream: Some(stream), id });
     }
 
     fn turns(&mut self, most: usize) {
@@ -304,10 +321,9 @@ impl<N: Net> Stage<'_, N> {
             let busy = turn.events > 0 || turn.next == Some(Duration::ZERO);
             quiet = if busy { 0 } else { quiet + 1 };
         }
-        let served = self.clients.iter().flatten().filter(|client| !client.paused);
-        let served: Vec<ConnId> = served.map(|client| client.id).collect();
-        let open = |id: &ConnId| self.log.borrow()[id].closed.is_none();
-        let served: Vec<ConnId> = served.into_iter().filter(open).collect();
+        let log = self.log.borrow();
+        let served = |id: &ConnId| log[id].closed.is_none() && !self.paused.contains(id);
+        let served: Vec<ConnId> = self.ids.iter().copied().filter(served).collect();
         assert_eq!(self.net.complaints(&served), [""; 0]);
     }
 
@@ -328,15 +344,17 @@ impl<N: Net> Stage<'_, N> {
         }
     }
 
+    fn resume_all(&mut self) {
+        for id in std::mem::take(&mut self.paused) {
+            self.manager.handle().resume(id).expect("resume");
+        }
+        self.quiet();
+    }
+
     fn stop(&mut self) {
         self.quiet();
         // Who is paused would be waited for.
-        for client in self.clients.iter_mut().flatten() {
-            if std::mem::take(&mut client.paused) {
-                let _ = self.manager.handle().resume(client.id);
-            }
-        }
-        self.quiet();
+        self.resume_all();
         // Who lingers would be waited for, too.
         (0..2).for_each(|index| self.hear(index));
         for client in self.clients.iter_mut().flatten() {
@@ -359,12 +377,7 @@ impl<N: Net> Stage<'_, N> {
             for index in 0..2 {
                 self.hear(index);
             }
-            for client in self.clients.iter_mut().flatten() {
-                if std::mem::take(&mut client.paused) {
-                    let _ = self.manager.handle().resume(client.id);
-                }
-            }
-            self.quiet();
+            self.resume_all();
             for client in self.clients.iter().flatten() {
                 client.stream.iter().for_each(N::finish);
             }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// In a run of so many steps each is due.
+pub(crate) const DUE: u64 = 200_000;
+
 /// Everything that a run over many seeds must have met.
 pub(crate) const ALL: [&str; 44] = [
     "a stale event",
@@ -72,8 +75,16 @@ impl Marks {
         }
     }
 
-    /// What was never met.
-    pub(crate) fn missing(&self) -> Vec<&'static str> {
+    /// How many were met.
+    pub(crate) fn met(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What a run of so many steps should have met and has not.
+    pub(crate) fn missed(&self, steps: u64) -> Vec<&'static str> {
+        if steps < DUE {
+            return Vec::new();
+        }
         ALL.into_iter().filter(|mark| !self.0.contains_key(mark)).collect()
     }
 }

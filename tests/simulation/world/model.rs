@@ -265,7 +265,8 @@ impl Model {
     /// A callback takes its time. What happened just before may count from its end.
     pub(crate) fn slept(&mut self, from: Duration, time: Duration) {
         self.slept += time;
-        let extend = |clock: &mut Duration| *clock += if *clock == from { time } else { Duration::ZERO };
+        let extend =
+            |clock: &mut Duration| *clock += if *clock == from { time } else { Duration::ZERO };
         for account in self.accounts.values_mut() {
             extend(&mut account.moved.1);
             account.since.as_mut().map(extend);
@@ -372,7 +373,13 @@ impl Model {
     }
 
     /// A peer that saw the end of file, or a reset, may have missed nothing that was promised.
-    pub(crate) fn ended_for_peer(&mut self, number: usize, reset: bool, now: Duration, lossless: bool) {
+    pub(crate) fn ended_for_peer(
+        &mut self,
+        number: usize,
+        reset: bool,
+        now: Duration,
+        lossless: bool,
+    ) {
         let Some(account) = self.accounts.get(&number) else { return };
         let Some((end, when)) = account.end else { return };
         let missed = end.bytes_out.saturating_sub(account.got);
@@ -504,8 +511,7 @@ impl Model {
             must(&format!("{cause:?}"), stats.requests(*cause), *count);
         }
         if live == 0 {
-            let told =
-                [stats.bytes_in, stats.bytes_out, stats.bytes_dropped, stats.bytes_unsent];
+            let told = [stats.bytes_in, stats.bytes_out, stats.bytes_dropped, stats.bytes_unsent];
             for (told, known) in told.into_iter().zip(self.totals) {
                 must("bytes", told, known);
             }
@@ -530,7 +536,7 @@ fn early(
     // another kind from just before its end.
     let tick = Duration::from_millis(1);
     let news = look.moved > account.seen_moved;
-    let moved = if news { look.moved.min(began) - tick } else { account.moved.0 };
+    let moved = if news { look.moved.min(began).saturating_sub(tick) } else { account.moved.0 };
     configs.iter().all(|config| {
         let total = config.request_deadline;
         let in_time = total.is_zero() || now < account.called.1 + total;
@@ -563,7 +569,7 @@ impl Account {
         let progress = (look.received, look.sent) != self.seen;
         self.seen = (look.received, look.sent);
         self.keep_time(turn, look, held, blocked);
-                self.ordered = self.ordered.saturating_sub(1);
+        self.ordered = self.ordered.saturating_sub(1);
         let paused = self.paused || self.unsure;
         self.was_paused = if self.paused && !self.unsure { self.was_paused + 1 } else { 0 };
         let still = paused || self.over || self.closing;

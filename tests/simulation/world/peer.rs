@@ -30,6 +30,8 @@ pub(crate) struct Peer {
     pub(crate) number: usize,
     habit: Habit,
     sent: usize,
+    /// A write has told it of a reset.
+    told: bool,
     /// It saw the end.
     over: bool,
 }
@@ -59,7 +61,7 @@ impl Peer {
             _ => Habit::Chatty,
         };
         let number = stream.connection();
-        Self { stream: Some(stream), number, habit, sent: 0, over: false }
+        Self { stream: Some(stream), number, habit, sent: 0, told: false, over: false }
     }
 
     /// One step: most write, most read, few leave.
@@ -106,11 +108,14 @@ impl Peer {
         if account.shut {
             return;
         }
-        if let Ok(count) = stream.write(bytes) {
-            account.sent.extend(&bytes[..count]);
-            self.sent += count;
-            let (number, kept) = (self.number, bytes[..count].to_vec());
-            model.note(&|| format!("connection {number} says {kept:?}"), number, count as u64);
+        match stream.write(bytes) {
+            Ok(count) => {
+                account.sent.extend(&bytes[..count]);
+                self.sent += count;
+                let (number, said) = (self.number, &bytes[..count]);
+                model.note(&|| format!("connection {number} says {said:?}"), number, count as u64);
+            }
+            Err(error) => self.told |= error.kind() != ErrorKind::WouldBlock,
         }
     }
 
@@ -130,7 +135,7 @@ impl Peer {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             outcome => {
                 if !std::mem::replace(&mut self.over, true) {
-                    let reset = outcome.is_err();
+                    let reset = outcome.is_err() || self.told;
                     let (now, lossless) = (world.sim.now(), world.lossless.get());
                     model.ended_for_peer(self.number, reset, now, lossless);
                 }
