@@ -34,7 +34,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         let outcome = self.adopt(socket);
-        self.note_if_slow();
+        self.credit_visited();
         outcome.map_err(|(socket, error)| {
             PutError::new(socket, PutErrorKind::Unsuitable(error), mailbox)
         })
@@ -126,12 +126,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Ends a worker whose time is up, unless a last read shows that its peer did speak, or it
-    /// was served in a turn that took long: a process that was suspended or slow, or had more
-    /// events than one wait returns, is itself late.
+    /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a process
+    /// that was suspended or slow, or had more events than one wait returns, is itself late.
     pub(super) fn expire(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.vitals.credit(self.slow_turn);
             worker.vitals.readable |= !worker.vitals.eof;
         }
         self.serve(id);
@@ -209,6 +207,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// A worker, and everything around it.
     fn visit(&mut self, id: ConnId) -> Option<Call<'_, H, B>> {
         let worker = self.pool.get_mut(id)?;
+        self.visited.push(id);
         let visit = Visit {
             backend: &mut self.backend,
             handler: &mut self.handler,

@@ -37,7 +37,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         self.begin_stop();
-        self.note_if_slow();
+        self.credit_visited();
         match self.finish_if_drained() {
             Some(report) => Ok(report),
             None => self.run(),

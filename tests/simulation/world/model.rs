@@ -43,6 +43,7 @@ pub(crate) struct Account {
     seen_moved: Duration,
     /// When its last callback ran, and when the turn of it began.
     called: (Duration, Duration),
+    called_now: bool,
     /// When it began to collect a request or to owe a reply, at the latest.
     since: Option<Duration>,
     owed: bool,
@@ -239,6 +240,7 @@ impl Model {
         }
         account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
         account.called = (now, began);
+        account.called_now = true;
         account.since = None;
         account.waited = 0;
         for wrong in wrong {
@@ -605,8 +607,15 @@ impl Account {
     fn keep_time(&mut self, turn: Turned, look: Look, held: usize, blocked: bool) {
         let in_turn = |time: Duration| time >= turn.began;
         let latest = |time: Duration| if in_turn(time) { turn.ended } else { time };
+        // What happens in a turn counts from just before its end.
+        let tick = Duration::from_millis(1);
+        let almost_ended = turn.ended.saturating_sub(tick).max(turn.began);
+        let earliest = |time: Duration| if in_turn(time) { almost_ended } else { time };
+        if std::mem::take(&mut self.called_now) {
+            self.called.1 = earliest(self.called.0);
+        }
         if look.moved > self.seen_moved {
-            self.moved.0 = look.moved.min(turn.began).max(self.moved.0);
+            self.moved.0 = earliest(look.moved).max(self.moved.0);
             self.seen_moved = look.moved;
         }
         self.moved.1 = latest(self.moved.1.max(look.moved).max(self.called.0));
