@@ -34,8 +34,7 @@ use pool_manager::{
 };
 use support::{
     ALONE, Dir, PATIENCE, Random, alone, assert_nothing_left, connect, deep_listener, descriptors,
-    listen_on_many, logged, one_test, pass, patient, remember_log, reset, resident_bytes,
-    turn_until,
+    listen_on_many, logged, one_test, pass, remember_log, reset, resident_bytes, turn_until,
 };
 
 /// Later than this after its deadline nobody may be closed, on a machine that has other work too.
@@ -567,10 +566,12 @@ struct Batch {
 }
 
 impl Batch {
-    fn look<H: Handler>(&mut self, manager: &Manager<H>) {
-        let accepted = manager.stats().accepted;
-        self.most = self.most.max(accepted - self.accepted);
-        self.accepted = accepted;
+    /// How many were accepted since the last look.
+    fn look<H: Handler>(&mut self, manager: &Manager<H>) -> u64 {
+        let accepted = manager.stats().accepted - self.accepted;
+        self.most = self.most.max(accepted);
+        self.accepted += accepted;
+        accepted
     }
 }
 
@@ -636,30 +637,32 @@ fn a_storm_of_twenty_thousand_resets_is_accounted_for_one_by_one() {
     reset_storm_drill(NAME, 20_000);
 }
 
-/// Connects, and leaves: at once, when it has read to the end that it was refused, or only when
-/// so many others have come that it should be gone.
+/// Connects, and leaves: most at once, one in sixteen only when so many others have come that it
+/// should be gone; beside them one client reads to the end that it was refused.
 fn come_and_go(addrs: &[SocketAddr], time: Duration) {
     const STUBBORN: usize = 400;
     let began = Instant::now();
     let stubborn = Mutex::new(VecDeque::new());
-    let count = storm(addrs, |done, addr| {
-        match TcpStream::connect(addr) {
-            Ok(client) if done % 16 == 0 => {
-                let mut last_word = String::new();
-                patient(client).read_to_string(&mut last_word).expect("an end of file");
-                assert_eq!(last_word, ERROR_SERVER_BUSY);
-            }
-            Ok(client) if done % 16 == 1 => {
+    let polite = || {
+        while began.elapsed() < time {
+            let mut last_word = String::new();
+            connect(addrs[0]).read_to_string(&mut last_word).expect("an end of file");
+            assert_eq!(last_word, ERROR_SERVER_BUSY);
+        }
+    };
+    let count = thread::scope(|scope| {
+        scope.spawn(polite);
+        storm(addrs, |done, addr| {
+            // Refused by the kernel, if its ports have run out for a moment.
+            if let (Ok(client), 0) = (TcpStream::connect(addr), done % 16) {
                 let mut stubborn = stubborn.lock().expect("a queue");
                 stubborn.push_back(client);
                 if stubborn.len() > STUBBORN {
                     stubborn.pop_front();
                 }
             }
-            // Refused by the kernel if its ports have run out for a moment.
-            _ => {}
-        }
-        began.elapsed() < time
+            began.elapsed() < time
+        })
     });
     eprintln!("{count}");
 }
@@ -685,11 +688,17 @@ fn come_and_go_drill(name: &str, time: Duration) {
         let mut batch = Batch::default();
         turn_until(&mut manager, |manager| {
             batch.look(manager);
+            if manager.stats().turns % 256 == 0 {
+                // As long as a slow callback would, so that the queues fill.
+                thread::sleep(Duration::from_millis(100));
+            }
             lingering = lingering.max(manager.stats().lingering);
             most_open = most_open.max(descriptors());
             Instant::now() > until
         });
         let count: u64 = crowd.disperse(&mut manager).trim().parse().expect("a count");
+        // Nobody who waits in the kernel may find a place when those who are in leave.
+        turn_until(&mut manager, |manager| batch.look(manager) == 0);
         let delays = bystander.leave(&mut manager);
         drop(held);
 
@@ -883,12 +892,13 @@ fn descriptors_passed_by_the_hundred_thousand_do_not_stay() {
 /// What a terminal or a log must not be shown.
 const FORGED: &[u8] = b"\x1b]0;FORGED\x07\x1b[2J\r\n[ERROR pool_manager] FORGED\n\0";
 
-/// Random bytes, with escape sequences and forged lines among them.
+/// Random bytes, with escape sequences and forged lines among them, and a newline at the end.
 fn garbage(random: &mut Random) -> Vec<u8> {
     let mut bytes = FORGED.to_vec();
     let length = random.below(60_000);
     bytes.extend(random.bytes(length));
     bytes.extend_from_slice(FORGED);
+    bytes.push(b'\n');
     bytes
 }
 
@@ -918,6 +928,12 @@ fn throw_garbage(addr: SocketAddr, seed: u64, volume: usize) {
             }
         }
     }
+}
+
+/// Echoes all it is sent, whatever the framing.
+fn echo_all(conn: &mut Conn<'_>, body: &[u8]) -> io::Result<()> {
+    conn.write_all(body)?;
+    if conn.cause() == Cause::Framed { conn.write_all(b"\n") } else { Ok(()) }
 }
 
 /// Fails or panics with what it was sent in its message, now and then.
@@ -973,19 +989,23 @@ fn garbage_drill(name: &str, volume: usize) {
         }));
         remember_log();
         let began = Instant::now();
-        let config = lines().debug(true).framing(Framing::Drained);
-        let (mut manager, _) = witness(config.clone(), |conn, body| conn.write_all(body));
-        serve_four(&mut manager, |addr, seed| stream_garbage(connect(addr), seed, volume));
-        let echoed = manager.stats();
-        assert_eq!(echoed.bytes_in, echoed.bytes_out);
-        assert_log_is_clean();
+        let config = lines().debug(true).buffer_size(1 << 16);
+        let mut echoed = 0;
+        for framing in [Framing::Drained, Framing::Delimited(b'\n')] {
+            let (mut manager, _) = witness(config.clone().framing(framing), echo_all);
+            let volume = volume / 2;
+            serve_four(&mut manager, |addr, seed| stream_garbage(connect(addr), seed, volume));
+            let stats = manager.stats();
+            assert_eq!((stats.bytes_in, stats.bytes_dropped), (stats.bytes_out, 0));
+            echoed += stats.bytes_in;
+            assert_log_is_clean();
+        }
 
         let prefix = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 0 };
         let mut thrown = 0;
         for framing in [Framing::Delimited(b'\n'), prefix, Framing::custom(picky), Framing::Filled]
         {
-            let (mut manager, lives) =
-                witness(config.clone().framing(framing).buffer_size(1 << 16), indiscreet);
+            let (mut manager, lives) = witness(config.clone().framing(framing), indiscreet);
             serve_four(&mut manager, |addr, seed| throw_garbage(addr, seed, volume / 4));
 
             let lives = lives.borrow();
@@ -997,9 +1017,9 @@ fn garbage_drill(name: &str, volume: usize) {
         }
         eprintln!(
             "garbage: {} MiB echoed, {} MiB thrown, {} KiB a second",
-            echoed.bytes_in >> 20,
+            echoed >> 20,
             thrown >> 20,
-            (u128::from(echoed.bytes_in + thrown) / began.elapsed().as_millis()),
+            (u128::from(echoed + thrown) / began.elapsed().as_millis()),
         );
     });
 }
