@@ -154,8 +154,8 @@ impl Delays {
     /// Fails if the bystander was starved: an echo takes well under a millisecond at rest.
     #[track_caller]
     fn assert_served(&self) {
-        assert!(self.median() <= Duration::from_millis(50), "starved: {self}");
-        assert!(self.worst() <= Duration::from_secs(1), "starved: {self}");
+        assert!(self.median() <= Duration::from_millis(100), "starved: {self}");
+        assert!(self.worst() <= Duration::from_secs(2), "starved: {self}");
     }
 }
 
@@ -301,7 +301,7 @@ fn ten_thousand_silent_peers_are_reaped_at_the_idle_deadline_and_cost_little() {
         turn_until(&mut manager, |manager| manager.stats().put == all + 2);
         later.leave(&mut manager).assert_served();
 
-        let lives = lives.borrow();
+        let lives = lives.take();
         let lasted = range(lives[..PEERS].iter().map(|life| life.lasted));
         eprintln!(
             "silence: {PEERS} peers, {} bytes each; closed {lasted:.2?} after they came; {delays}",
@@ -386,7 +386,7 @@ impl Drip {
         assert_eq!(manager.stats().live, 1, "the bystander is in no hurry");
         let delays = bystander.leave(&mut manager);
 
-        let lives = lives.borrow();
+        let lives = lives.take();
         let lasted = range(lives[..self.peers].iter().map(|life| life.lasted));
         eprintln!(
             "drips: {} peers, a byte every {:.2?} (at most {longest:.2?}), idle at {:.2?}; closed \
@@ -512,7 +512,7 @@ fn a_thousand_peers_that_never_read_are_gone_at_their_deadline_and_cost_no_more_
         crowd.disperse(&mut manager);
         let delays = bystander.leave(&mut manager);
 
-        let (lives, grown) = (lives.borrow(), most.saturating_sub(used));
+        let (lives, grown) = (lives.take(), most.saturating_sub(used));
         let (endless, stalled): (Vec<&Life>, Vec<&Life>) =
             lives[..PEERS].iter().partition(|life| life.end.reason == CloseReason::WriteLimit);
         let ended = range(stalled.iter().filter_map(|life| life.answered));
@@ -559,19 +559,20 @@ fn storm(addrs: &[SocketAddr], each: impl Fn(u64, SocketAddr) -> bool + Sync) ->
 }
 
 /// How many were accepted in one turn at most.
-#[derive(Default)]
 struct Batch {
     most: u64,
     accepted: u64,
 }
 
 impl Batch {
-    /// How many were accepted since the last look.
-    fn look<H: Handler>(&mut self, manager: &Manager<H>) -> u64 {
-        let accepted = manager.stats().accepted - self.accepted;
-        self.most = self.most.max(accepted);
-        self.accepted += accepted;
-        accepted
+    fn new<H: Handler>(manager: &Manager<H>) -> Self {
+        Self { most: 0, accepted: manager.stats().accepted }
+    }
+
+    fn look<H: Handler>(&mut self, manager: &Manager<H>) {
+        let accepted = manager.stats().accepted;
+        self.most = self.most.max(accepted - self.accepted);
+        self.accepted = accepted;
     }
 }
 
@@ -601,7 +602,7 @@ fn reset_storm_drill(name: &str, count: u64) {
         let open = descriptors();
         let bystander = Bystander::start(addrs[0]);
         let (began, crowd) = (Instant::now(), Crowd::gather(&addrs));
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(&manager);
         turn_until(&mut manager, |manager| {
             batch.look(manager);
             lives.borrow().len() as u64 == count
@@ -612,7 +613,7 @@ fn reset_storm_drill(name: &str, count: u64) {
         let delays = bystander.leave(&mut manager);
 
         let stats = manager.stats();
-        let lives = lives.borrow();
+        let lives = lives.take();
         eprintln!(
             "resets: {count} in {took:.2?}, {} accepted in a turn at most; {delays}",
             batch.most
@@ -685,7 +686,7 @@ fn come_and_go_drill(name: &str, time: Duration) {
         let open_before = descriptors();
         let (mut lingering, mut most_open) = (0, 0);
         let until = Instant::now() + time;
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(&manager);
         turn_until(&mut manager, |manager| {
             batch.look(manager);
             if manager.stats().turns % 256 == 0 {
@@ -698,7 +699,7 @@ fn come_and_go_drill(name: &str, time: Duration) {
         });
         let count: u64 = crowd.disperse(&mut manager).trim().parse().expect("a count");
         // Nobody who waits in the kernel may find a place when those who are in leave.
-        turn_until(&mut manager, |manager| batch.look(manager) == 0);
+        while manager.turn(Some(Duration::ZERO)).expect("turn").accepted > 0 {}
         let delays = bystander.leave(&mut manager);
         drop(held);
 
@@ -1008,7 +1009,7 @@ fn garbage_drill(name: &str, volume: usize) {
             let (mut manager, lives) = witness(config.clone().framing(framing), indiscreet);
             serve_four(&mut manager, |addr, seed| throw_garbage(addr, seed, volume / 4));
 
-            let lives = lives.borrow();
+            let lives = lives.take();
             let stats = manager.stats();
             thrown += stats.bytes_in;
             assert_eq!(lives.len() as u64, stats.put, "each ended once");
