@@ -613,7 +613,7 @@ fn reset_storm_drill(name: &str, count: u64) {
     if is_crowd(|addrs: &[_]| reset_storm(addrs, count)) {
         return;
     }
-    drill(name, 16_000, || {
+    drill(name, 4_000, || {
         let (mut manager, lives) = witness(lines(), echo_line);
         let addrs = listen_on_many(&mut manager, 8);
         let open = descriptors();
