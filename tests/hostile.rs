@@ -295,11 +295,12 @@ fn ten_thousand_silent_peers_are_reaped_at_the_idle_deadline_and_cost_little() {
         let config = lines().clients_deadline(idle).max_workers(PEERS + 1);
         let (mut manager, lives) = witness(config, echo_line);
         let addrs = listen_on_many(&mut manager, 4);
-        let (open, used, kept) = (descriptors(), resident_bytes(), kept_waiting());
+        let (open, used) = (descriptors(), resident_bytes());
         let crowd = Crowd::gather(&addrs);
         let all = PEERS as u64;
         turn_until(&mut manager, |manager| manager.stats().live == all);
         let grown = resident_bytes().saturating_sub(used);
+        let kept = kept_waiting();
         let newcomer = Bystander::start(addrs[0]);
         turn_until(&mut manager, |manager| manager.stats().live == all + 1);
         let mut beyond = connect(addrs[0]);
