@@ -38,6 +38,9 @@
 //!   sockets, boxed transports and systems other than Linux need a second read, which finds nothing.
 //! - Errors and panics of a callback end its connection and nothing else.
 //!
+//! What this is worth against peers that mean harm, with each limit and the test that shows it, is
+//! in `docs/threat-model.md`.
+//!
 //! # What is not
 //! UDP, `async`, HTTP, DNS, Windows, more than one thread inside a manager. For more cores run
 //! one manager on each, with `SO_REUSEPORT`. Safe Rust's standard library cannot set

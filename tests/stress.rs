@@ -12,12 +12,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pool_manager::{
     CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Framing, Handler, Manager,
 };
-use support::{Dir, PATIENCE, descriptors, pair, reset, shrink_buffers, unix_pair};
+use support::{
+    Dir, Random, assert_nothing_left, connect, descriptors, listen_on_many, pair, patient, reset,
+    resident_bytes, shrink_buffers, turn_until, unix_pair,
+};
 
 /// Longer than any of these tests takes: nobody's deadline passes unless a test means it to.
 const NEVER: Duration = Duration::from_secs(300);
@@ -30,27 +33,6 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(NEVER).request_deadline(NEVER)
-}
-
-/// Splitmix64: seeded, so that a failure comes again.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(count).collect()
-    }
 }
 
 /// Clients that each send a request and wait for it to come back, all of them in every round.
@@ -86,38 +68,6 @@ impl Clients {
         }
         total
     }
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let socket = TcpStream::connect(addr).expect("connect");
-    socket.set_nodelay(true).expect("no delay");
-    patient(socket)
-}
-
-fn patient(socket: TcpStream) -> TcpStream {
-    socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    socket.set_write_timeout(Some(PATIENCE)).expect("write timeout");
-    socket
-}
-
-/// Turns until `done` says so, and leaves nothing behind.
-fn turn_until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(&mut Manager<H>) -> bool) {
-    let deadline = Instant::now() + 3 * PATIENCE;
-    while !done(manager) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
-        manager.turn(Some(Duration::from_millis(5))).expect("turn");
-    }
-}
-
-/// Once the clients are gone, nothing is left of them.
-fn assert_nothing_left<H: Handler>(manager: &mut Manager<H>, descriptors_before: usize) {
-    turn_until(manager, |manager| {
-        let stats = manager.stats();
-        stats.live == 0 && stats.lingering == 0
-    });
-    let stats = manager.stats();
-    assert_eq!(stats.closed_total(), stats.put, "each that was put was closed once: {stats}");
-    assert_eq!(descriptors(), descriptors_before, "descriptors: {stats}");
 }
 
 #[test]
@@ -224,15 +174,7 @@ fn of_twenty_thousand_connections_each_is_served_or_refused_and_counted() {
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
     let mut manager = Manager::new(drained().max_workers(PLACES), echo).expect("a manager");
     manager.start().expect("start");
-    // More than one address, so that ports that wait out their last connection do not run short.
-    let addrs: Vec<SocketAddr> = (1..=4)
-        .map(|host| {
-            let listener = deep_listener([127, 0, 0, host].into());
-            let addr = listener.local_addr().expect("address");
-            manager.listen_on(listener).expect("listen");
-            addr
-        })
-        .collect();
+    let addrs = listen_on_many(&mut manager, 4);
     let before = descriptors();
 
     let tally = thread::scope(|scope| {
@@ -262,15 +204,6 @@ fn of_twenty_thousand_connections_each_is_served_or_refused_and_counted() {
     let resets = stats.closed(CloseReason::Reset);
     assert!(resets > 0, "{stats}");
     assert_eq!(resets + stats.closed(CloseReason::Eof), stats.put);
-}
-
-/// A listener whose queue holds a whole wave: the standard library's may be too short.
-fn deep_listener(host: std::net::Ipv4Addr) -> TcpListener {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    let socket = socket.expect("socket");
-    socket.bind(&SocketAddr::from((host, 0)).into()).expect("bind");
-    socket.listen(4096).expect("listen");
-    socket.into()
 }
 
 /// Peers that take nothing of what they are sent.
@@ -305,11 +238,6 @@ fn put_reader<H: Handler>(manager: &mut Manager<H>) -> TcpStream {
     socket2::SockRef::from(&ours).set_send_buffer_size(1).expect("send buffer");
     manager.put(ours).expect("put");
     patient(peer)
-}
-
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().expect("a number") * 4096)
 }
 
 #[test]
