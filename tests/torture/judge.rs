@@ -1,5 +1,7 @@
 //! What must hold after a fault, whichever it was, and what this one may not be noticed by.
 
+use pool_manager::ERROR_SERVER_BUSY;
+
 use crate::program::{CLOSED, FAILED, LEFT, MISSED, OPEN, WARNED};
 use crate::trace::{Fault, Run, name};
 
@@ -64,6 +66,8 @@ fn is_invisible(fault: &Fault, call: &str) -> bool {
     match fault.call {
         "accept4" | "read" | "write" => true,
         "epoll_ctl" => call.contains("EPOLL_CTL_DEL"),
+        // The last word of a listener that refuses is said once: who was just accepted has room.
+        "sendto" if fault.error == "EAGAIN" && call.contains(ERROR_SERVER_BUSY) => false,
         _ => ["EINTR", "EAGAIN"].contains(&fault.error) && SERVING.contains(&fault.call),
     }
 }

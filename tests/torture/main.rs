@@ -66,7 +66,7 @@ impl Job {
 fn main() -> ExitCode {
     if let Some(scenario) = env::var(PLAY).ok().and_then(|name| Scenario::named(&name)) {
         let path = env::temp_dir().join("socket");
-        program::play(Scene::new(scenario, path, millis(PATIENCE)), millis(DEADLINE));
+        program::play(Scene::new(scenario, path, millis(PATIENCE), millis(DEADLINE)));
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -171,6 +171,7 @@ fn spread(places: &[usize], most: usize) -> Vec<usize> {
 #[derive(Default)]
 struct Outcome {
     missed: usize,
+    slowest: Option<(Duration, String)>,
     failures: Vec<String>,
 }
 
@@ -182,10 +183,13 @@ fn run(jobs: VecDeque<Job>, clean: &Run) -> Outcome {
         while let Some(job) = next() {
             let run = trace::play(job.scenario, Some(&job.fault));
             let injected = run.injected();
-            let fair = injected.iter().all(|line| is_fair(line));
+            // How often a call is made varies a little: this one may have come too late.
+            let fair = !injected.is_empty() && injected.iter().all(|line| is_fair(line));
             let verdict = if fair { judge(Some(&job.fault), &run, clean) } else { Ok(()) };
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            outcome.missed += usize::from(injected.is_empty() || !fair);
+            outcome.missed += usize::from(!fair);
+            outcome.slowest = outcome.slowest.take().max(Some((run.took, job.name())));
+            if run.took > Duration::from_secs(2) { eprintln!("SLOW {} {:?} {:?}", job.name(), run.took, run.said); }
             if let Err(what) = verdict {
                 let said = run.said.join("\n    ");
                 outcome.failures.push(format!(

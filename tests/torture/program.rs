@@ -4,8 +4,8 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::process;
 use std::rc::Rc;
@@ -85,7 +85,7 @@ struct Program {
 }
 
 /// Plays a scenario and reports on it; panics if something is wrong in any case.
-pub(crate) fn play(scene: Scene, deadline: Duration) {
+pub(crate) fn play(scene: Scene) {
     let scene = Arc::new(scene);
     thread::spawn(|| {
         thread::sleep(LIMIT);
@@ -96,7 +96,7 @@ pub(crate) fn play(scene: Scene, deadline: Duration) {
     let (opened, ids) = channel();
     let lives = Rc::new(Cell::new((0, 0)));
     let echo = Echo { scenario: scene.scenario, opened, lives: lives.clone() };
-    let manager = Manager::with_handler(config(scene.scenario, deadline), echo).expect("a manager");
+    let manager = Manager::with_handler(config(&scene), echo).expect("a manager");
     let failed = Vec::new();
     let mut program = Program { scene: scene.clone(), manager, failed, running: false, addr: None };
     if scene.scenario == Scenario::Unix {
@@ -131,9 +131,10 @@ pub(crate) fn play(scene: Scene, deadline: Duration) {
     }
 }
 
-fn config(scenario: Scenario, deadline: Duration) -> Config {
-    let config = Config::new().debug(true).clients_deadline(deadline);
-    match scenario {
+fn config(scene: &Scene) -> Config {
+    let config = Config::new().debug(true).clients_deadline(scene.deadline);
+    let config = config.drain_deadline(2 * scene.deadline);
+    match scene.scenario {
         Scenario::Restart => config.framing(Framing::Delimited(b'\n')),
         Scenario::Busy => config.framing(Framing::Drained).max_workers(1),
         _ => config.framing(Framing::Drained),
@@ -265,17 +266,23 @@ impl Program {
         let addr = self.manager.listen("127.0.0.1:0").expect("listen");
         let handle = self.manager.handle();
         let peer = thread::spawn(move || {
-            let mut stream = std::net::TcpStream::connect(addr).expect("connect");
-            stream.set_read_timeout(Some(LIMIT)).expect("read timeout");
-            stream.write_all(b"word\n").expect("send");
-            let heard = io::Read::read(&mut stream, &mut [0; 4]).expect("a reply");
-            assert_eq!(heard, 4);
-            drop(stream);
+            let heard = ask(addr);
+            // Whatever it heard, or the loop would not end.
             handle.stop().expect("stop");
+            heard
         });
         self.manager.run().expect("a life without faults");
-        peer.join().expect("a peer that is served");
+        let heard = peer.join().expect("a peer");
+        assert_eq!(heard.expect("a reply"), 4);
     }
+}
+
+/// How many bytes of a word come back.
+fn ask(addr: SocketAddr) -> io::Result<usize> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"word\n")?;
+    stream.read(&mut [0; 4])
 }
 
 /// A listener whose connections have little room for what they send.

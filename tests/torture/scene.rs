@@ -67,13 +67,21 @@ pub(crate) struct Scene {
     pub(crate) path: PathBuf,
     /// How long a peer waits for anything.
     pub(crate) patience: Duration,
+    /// How long it may be silent.
+    pub(crate) deadline: Duration,
     news: Mutex<News>,
     changed: Condvar,
 }
 
 impl Scene {
-    pub(crate) fn new(scenario: Scenario, path: PathBuf, patience: Duration) -> Self {
-        Self { scenario, path, patience, news: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn new(
+        scenario: Scenario,
+        path: PathBuf,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Self {
+        let (news, changed) = (Mutex::default(), Condvar::new());
+        Self { scenario, path, patience, deadline, news, changed }
     }
 
     pub(crate) fn tell<T>(&self, change: impl FnOnce(&mut News) -> T) -> T {
@@ -82,20 +90,20 @@ impl Scene {
         told
     }
 
-    /// Waits until something holds; false if it does not in time.
-    pub(crate) fn wait(&self, mut holds: impl FnMut(&News) -> bool) -> bool {
+    /// Waits until something holds, but not longer than this.
+    pub(crate) fn wait(&self, most: Duration, mut holds: impl FnMut(&News) -> bool) {
         let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(news, self.patience, |news| !holds(news));
-        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+        drop(self.changed.wait_timeout_while(news, most, |news| !holds(news)));
     }
 
     /// Where to connect; waits until there is such a place.
     pub(crate) fn addr(&self) -> Option<SocketAddr> {
-        self.wait(|news| news.addr.is_some());
+        self.wait(self.patience, |news| news.addr.is_some());
         self.tell(|news| news.addr)
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
+    /// Until when a peer that begins to wait now waits.
+    pub(crate) fn patient_until(&self) -> Instant {
         Instant::now() + self.patience
     }
 }
