@@ -11,7 +11,7 @@ const fn call(name: &'static str, errors: &'static str) -> Call {
     Call { name, errors }
 }
 
-pub(crate) const CALLS: [Call; 29] = [
+pub(crate) const CALLS: [Call; 30] = [
     call("epoll_create1", "EINVAL EMFILE ENFILE ENOMEM"),
     call("epoll_ctl", "EBADF EEXIST EINVAL ELOOP ENOENT ENOMEM ENOSPC EPERM"),
     call("epoll_wait", "EBADF EFAULT EINTR EINVAL"),
@@ -20,7 +20,10 @@ pub(crate) const CALLS: [Call; 29] = [
     call("recvfrom", RECEIVING),
     call("read", "EAGAIN EBADF EFAULT EINTR EINVAL EIO EISDIR"),
     call("sendto", SENDING),
-    call("write", "EAGAIN EBADF EDESTADDRREQ EDQUOT EFAULT EFBIG EINTR EINVAL EIO ENOSPC EPERM EPIPE"),
+    call(
+        "write",
+        "EAGAIN EBADF EDESTADDRREQ EDQUOT EFAULT EFBIG EINTR EINVAL EIO ENOSPC EPERM EPIPE",
+    ),
     call("accept4", ACCEPTING),
     call("shutdown", "EBADF EINVAL ENOTCONN ENOTSOCK"),
     call("setsockopt", "EBADF EFAULT EINVAL ENOPROTOOPT ENOTSOCK ENOMEM ENOBUFS"),
@@ -30,17 +33,36 @@ pub(crate) const CALLS: [Call; 29] = [
     call("fcntl", "EACCES EAGAIN EBADF EBUSY EDEADLK EINTR EINVAL EMFILE ENOLCK EPERM"),
     call("close", "EBADF EDQUOT EINTR EIO ENOSPC"),
     call("socket", "EACCES EAFNOSUPPORT EINVAL EMFILE ENFILE ENOBUFS ENOMEM EPROTONOSUPPORT"),
-    call("bind", "EACCES EADDRINUSE EADDRNOTAVAIL EBADF EFAULT EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR ENOTSOCK EROFS"),
+    call(
+        "bind",
+        "EACCES EADDRINUSE EADDRNOTAVAIL EBADF EFAULT EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR ENOTSOCK EROFS",
+    ),
     call("listen", "EADDRINUSE EBADF ENOTSOCK EOPNOTSUPP"),
-    call("connect", "EACCES EAGAIN EBADF ECONNREFUSED EINTR ENOENT ENOTSOCK EPERM EPROTOTYPE ETIMEDOUT"),
-    call("mkdir", "EACCES EDQUOT EEXIST ELOOP EMLINK ENAMETOOLONG ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS"),
+    call(
+        "connect",
+        "EACCES EAGAIN EBADF ECONNREFUSED EINTR ENOENT ENOTSOCK EPERM EPROTOTYPE ETIMEDOUT",
+    ),
+    call(
+        "mkdir",
+        "EACCES EDQUOT EEXIST ELOOP EMLINK ENAMETOOLONG ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS",
+    ),
     call("openat", "EACCES EINTR EISDIR ELOOP EMFILE ENFILE ENOENT ENOMEM ENOTDIR EPERM"),
     call("chmod", "EACCES ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR EPERM EROFS"),
-    call("linkat", "EACCES EDQUOT EEXIST ELOOP EMLINK ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS EXDEV"),
-    call("rename", "EACCES EBUSY EDQUOT EINVAL EISDIR ELOOP ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS EXDEV"),
+    call(
+        "linkat",
+        "EACCES EDQUOT EEXIST ELOOP EMLINK ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS EXDEV",
+    ),
+    call(
+        "rename",
+        "EACCES EBUSY EDQUOT EINVAL EISDIR ELOOP ENOENT ENOMEM ENOSPC ENOTDIR EPERM EROFS EXDEV",
+    ),
     call("statx", "EACCES EBADF EFAULT EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR"),
     call("unlink", "EACCES EBUSY EISDIR ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR EPERM EROFS"),
-    call("rmdir", "EACCES EBUSY EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR ENOTEMPTY EPERM EROFS"),
+    call("rt_sigaction", "EFAULT EINVAL"),
+    call(
+        "rmdir",
+        "EACCES EBUSY EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR ENOTEMPTY EPERM EROFS",
+    ),
 ];
 
 const RECEIVING: &str = "EAGAIN EBADF ECONNREFUSED ECONNRESET EFAULT EHOSTUNREACH EINTR EINVAL EIO \
@@ -55,7 +77,7 @@ const ACCEPTING: &str = "EAGAIN EBADF ECONNABORTED EFAULT EHOSTDOWN EHOSTUNREACH
     EPERM EPROTO EPROTONOSUPPORT ESOCKTNOSUPPORT ETIMEDOUT";
 
 /// Calls of the thread that are not the loop's affair: memory, threads, locks and who it is.
-pub(crate) const SPARED: [&str; 15] = [
+pub(crate) const SPARED: [&str; 18] = [
     "brk",
     "clone3",
     "futex",
@@ -68,6 +90,9 @@ pub(crate) const SPARED: [&str; 15] = [
     "mremap",
     "munmap",
     "rt_sigprocmask",
+    "rt_sigreturn",
+    "sigaltstack",
+    "exit_group",
     "sched_yield",
     "clock_gettime",
     "sched_getaffinity",

@@ -10,7 +10,6 @@ const TURNS: u64 = 150;
 
 /// What is wrong, if something is. `clean` is the same scenario without a fault.
 pub(crate) fn judge(fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(), String> {
-    let expect = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
     let of = |kind| run.all(kind);
     expect(run.code == Some(0), "it does not end well")?;
     expect(!run.said.iter().any(|line| line.contains("panicked")), "a panic")?;
@@ -21,7 +20,8 @@ pub(crate) fn judge(fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(),
     let injected = run.injected();
     let Some((fault, first)) = fault.zip(injected.first()) else {
         let silent = [MISSED, FAILED, WARNED, CLOSED, LEFT, OPEN].map(|kind| of(kind).len());
-        return expect(silent == [0; 6], "something went wrong without a fault");
+        expect(silent == [0; 6], "something went wrong without a fault")?;
+        return expect(run.calls.iter().all(|line| cannot_signal(line)), "SIGPIPE may come");
     };
     // strace lets it fail without doing it, which the kernel never would.
     let unclosed = injected.iter().filter(|line| name(line) == "close").count();
@@ -81,12 +81,27 @@ fn is_farewell(fault: &Fault) -> bool {
     ["shutdown", "recvfrom", "epoll_ctl", "close", "sendto"].contains(&fault.call)
 }
 
+pub(crate) fn expect(holds: bool, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what.to_owned()) }
+}
+
+/// Whether the call cannot raise `SIGPIPE`, whatever the process does about that signal: sockets
+/// are written to only with `MSG_NOSIGNAL`, and else there is only the waker, with its 8 bytes.
+fn cannot_signal(line: &str) -> bool {
+    match name(line) {
+        "sendto" => line.contains("MSG_NOSIGNAL"),
+        "write" => line.contains(", 8)"),
+        "writev" | "sendmsg" | "sendmmsg" | "splice" | "sendfile" => false,
+        _ => true,
+    }
+}
+
 fn leading_number(line: &str) -> usize {
     line.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// `Too many open files` in `= -1 EMFILE (Too many open files) (INJECTED)`.
-fn text(line: &str) -> &str {
+pub(crate) fn text(line: &str) -> &str {
     let text = line.rsplit_once(" = -1 ").and_then(|(_, rest)| rest.split_once('('));
     text.and_then(|(_, text)| text.split_once(") (INJECTED)")).map_or("", |(text, _)| text)
 }

@@ -35,7 +35,7 @@ pub(crate) struct Peers<'a> {
 }
 
 /// One peer. The first thing that goes wrong is remembered, and ends it.
-struct Peer<'a> {
+pub(crate) struct Peer<'a> {
     scene: &'a Scene,
     name: &'static str,
     stream: Option<TcpStream>,
@@ -126,7 +126,7 @@ impl Peers<'_> {
         let put = |socket| self.handle.put(socket).err().map(|error| error.to_string());
         let mut missed = Vec::new();
         let mut peers = [("tcp", tcp.0), ("unix", unix.0), ("boxed", boxed.0), ("own", own.0)]
-            .map(|(name, stream)| self.peer(name, Ok(stream)));
+            .map(|(name, stream)| self.peer(name, stream));
         peers[0].missed = put(Socket::from(tcp.1));
         self.errands.send(Errand::Put(unix.1.into())).expect("the loop is there");
         peers[2].missed = put(Socket::boxed(Plain(boxed.1)));
@@ -146,7 +146,7 @@ impl Peers<'_> {
     fn command(&self, mut other: Peer<'_>) -> Option<String> {
         self.opened.try_iter().for_each(drop);
         let (client, ours) = pair();
-        let mut peer = self.peer("commanded", Ok(client));
+        let mut peer = self.peer("commanded", client);
         peer.missed = self.handle.put(ours).err().map(|error| error.to_string());
         peer.exchange(b"hello");
         if let (None, Some(id)) = (&peer.missed, self.opened.try_iter().last()) {
@@ -187,17 +187,11 @@ impl Peers<'_> {
     }
 
     fn connect(&self, name: &'static str) -> Peer<'_> {
-        self.peer(name, connect(self.scene))
+        Peer::connect(self.scene, name)
     }
 
-    fn peer(&self, name: &'static str, stream: io::Result<TcpStream>) -> Peer<'_> {
-        let ready = |stream: TcpStream| stream.set_read_timeout(Some(KNOCK)).map(|()| stream);
-        let mut peer = Peer::new(self.scene, name);
-        match stream.and_then(ready) {
-            Ok(stream) => peer.stream = Some(stream),
-            Err(error) => peer.miss(&format!("connecting: {error}")),
-        }
-        peer
+    fn peer(&self, name: &'static str, stream: TcpStream) -> Peer<'_> {
+        Peer::new(self.scene, name, Ok(stream))
     }
 }
 
@@ -207,7 +201,9 @@ fn connect(scene: &Scene) -> io::Result<TcpStream> {
     loop {
         let connected = match scene.scenario {
             Scenario::Unix => UnixStream::connect(&scene.path).map(OwnedFd::from),
-            _ => TcpStream::connect(scene.addr().ok_or(ErrorKind::NotConnected)?).map(OwnedFd::from),
+            _ => {
+                TcpStream::connect(scene.addr().ok_or(ErrorKind::NotConnected)?).map(OwnedFd::from)
+            }
         };
         match connected {
             Ok(stream) => {
@@ -224,16 +220,25 @@ fn connect(scene: &Scene) -> io::Result<TcpStream> {
 }
 
 impl<'a> Peer<'a> {
-    fn new(scene: &'a Scene, name: &'static str) -> Self {
-        Self { scene, name, stream: None, missed: None, moved: Instant::now(), late: false }
+    pub(crate) fn connect(scene: &'a Scene, name: &'static str) -> Self {
+        Self::new(scene, name, connect(scene))
+    }
+
+    fn new(scene: &'a Scene, name: &'static str, stream: io::Result<TcpStream>) -> Self {
+        let ready = |stream: TcpStream| stream.set_read_timeout(Some(KNOCK)).map(|()| stream);
+        let (stream, missed) = match stream.and_then(ready) {
+            Ok(stream) => (Some(stream), None),
+            Err(error) => (None, Some(format!("{name}: connecting: {error}"))),
+        };
+        Self { scene, name, stream, missed, moved: Instant::now(), late: false }
     }
 
     /// What it missed and had a right to.
-    fn missed(self) -> Option<String> {
+    pub(crate) fn missed(self) -> Option<String> {
         self.missed.filter(|_| !self.late)
     }
 
-    fn exchange(&mut self, request: &[u8]) {
+    pub(crate) fn exchange(&mut self, request: &[u8]) {
         self.say(request);
         self.hear(request);
     }
@@ -244,7 +249,7 @@ impl<'a> Peer<'a> {
     }
 
     /// A last request, and the end of file behind its reply.
-    fn finish(&mut self, request: &[u8]) {
+    pub(crate) fn finish(&mut self, request: &[u8]) {
         self.say(request);
         self.half_close();
         self.hear_end(request);

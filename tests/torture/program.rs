@@ -160,14 +160,14 @@ impl Program {
         self.open();
         let (errands, to_do) = channel();
         let (scene, handle) = (self.scene.clone(), self.manager.handle());
-        let peers = thread::spawn(move || {
-            Peers { scene: &scene, handle, errands, opened }.play()
-        });
+        let peers = thread::spawn(move || Peers { scene: &scene, handle, errands, opened }.play());
         while !self.scene.tell(|news| news.done) {
             match self.manager.turn(Some(TURN)) {
                 Ok(turn) => {
                     self.running = turn.stopped.is_none();
-                    to_do.try_iter().for_each(|errand| self.run_errand(errand));
+                    for errand in to_do.try_iter() {
+                        self.run_errand(errand);
+                    }
                 }
                 Err(error) => self.fail(&error),
             }
@@ -250,12 +250,19 @@ impl Program {
         let by_fault = |line: &String| {
             line.contains("its socket failed") || line.contains(&CloseReason::Reset.to_string())
         };
-        let (debug, warn, error) = (logged(Level::Debug), logged(Level::Warn), logged(Level::Error));
+        let (debug, warn, error) =
+            (logged(Level::Debug), logged(Level::Warn), logged(Level::Error));
         let closed: Vec<String> = debug.into_iter().filter(by_fault).collect();
-        let sections =
-            [(MISSED, missed), (FAILED, &self.failed), (WARNED, &[warn, error].concat()), (CLOSED, &closed)];
+        let sections = [
+            (MISSED, missed),
+            (FAILED, &self.failed),
+            (WARNED, &[warn, error].concat()),
+            (CLOSED, &closed),
+        ];
         for (what, lines) in sections {
-            lines.iter().for_each(|line| println!("{what}{line}"));
+            for line in lines {
+                println!("{what}{line}");
+            }
         }
         println!("{COUNTS}{} turns, {} lost; {stats}", stats.turns, stats.lost);
     }

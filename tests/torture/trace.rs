@@ -1,10 +1,11 @@
 //! Running this program under strace, and reading what strace and the program say.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::program;
 use crate::scene::Scenario;
@@ -25,6 +26,18 @@ pub(crate) struct Fault {
     pub(crate) when: String,
 }
 
+impl Fault {
+    pub(crate) fn injection(&self) -> String {
+        format!("inject={}:error={}:when={}", self.call, self.error, self.when)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.call, self.error, self.when)
+    }
+}
+
 /// What became of one run.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -35,7 +48,6 @@ pub(crate) struct Run {
     pub(crate) before: HashMap<String, usize>,
     /// The calls between the marks.
     pub(crate) calls: Vec<String>,
-    pub(crate) took: Duration,
 }
 
 impl Run {
@@ -70,57 +82,51 @@ pub(crate) fn play(scenario: Scenario, fault: Option<&Fault>) -> Run {
     let log = directory.path("strace");
     let mut strace = Command::new("strace");
     strace.arg("-o").arg(&log);
-    if let Some(Fault { call, error, when }) = fault {
-        strace.arg("-e").arg(format!("trace={call},statx"));
-        strace.arg("-e").arg(format!("inject={call}:error={error}:when={when}"));
+    if let Some(fault) = fault {
+        strace.args(["-e", &format!("trace={},statx", fault.call), "-e", &fault.injection()]);
     }
     strace.arg(std::env::current_exe().expect("this program"));
-    let times = Times::of(fault);
+    let (patience, deadline) = patience_and_deadline(fault);
     strace.env(PLAY, scenario.name()).env("TMPDIR", &directory.0);
-    strace.env(PATIENCE, times.patience.to_string()).env(DEADLINE, times.deadline.to_string());
-    let began = Instant::now();
+    strace
+        .env(PATIENCE, patience.as_millis().to_string())
+        .env(DEADLINE, deadline.as_millis().to_string());
     let output = strace.output().expect("strace runs");
-    let took = began.elapsed();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
-    let (before, calls) = split_at_marks(&log);
-    Run { code: output.status.code(), said, before, calls, took }
+    let (before, calls) =
+        split_at(&log, |line| line.contains(program::BEGIN), |line| line.contains(program::END));
+    Run { code: output.status.code(), said, before, calls }
 }
 
-/// How patient peers and the program are, in milliseconds.
-struct Times {
-    patience: u64,
-    deadline: u64,
-}
-
-impl Times {
-    fn of(fault: Option<&Fault>) -> Self {
-        match fault {
-            // What is not closed does not end for its peer either.
-            Some(fault) if fault.call == "close" => Self { patience: 1_000, deadline: 5_000 },
-            // The kernel says nothing is there, and it is: the deadline finds it.
-            Some(fault) if fault.error == "EAGAIN" => Self { patience: 10_000, deadline: 500 },
-            _ => Self { patience: 10_000, deadline: 20_000 },
-        }
+/// How long a peer waits for anything, and how long a connection may be silent.
+pub(crate) fn patience_and_deadline(fault: Option<&Fault>) -> (Duration, Duration) {
+    let seconds =
+        |patience, deadline| (Duration::from_secs_f32(patience), Duration::from_secs_f32(deadline));
+    match fault {
+        // What is not closed does not end for its peer either.
+        Some(fault) if fault.call == "close" => seconds(1.0, 5.0),
+        // The kernel says nothing is there, and it is: the deadline finds it.
+        Some(fault) if fault.error == "EAGAIN" => seconds(10.0, 0.5),
+        _ => seconds(10.0, 20.0),
     }
 }
 
-/// What the main thread did up to its first mark, and from there to the second.
-fn split_at_marks(log: &Path) -> (HashMap<String, usize>, Vec<String>) {
+/// How often each call was made before a line, and the calls from there to another.
+pub(crate) fn split_at(
+    log: &Path,
+    begins: impl Fn(&str) -> bool,
+    ends: impl Fn(&str) -> bool,
+) -> (HashMap<String, usize>, Vec<String>) {
     let log = fs::read_to_string(log).unwrap_or_default();
-    let (mut before, mut lines) = (HashMap::new(), log.lines());
-    for line in lines.by_ref() {
-        *before.entry(name(line).to_owned()).or_default() += 1;
-        if line.contains(program::BEGIN) {
-            break;
-        }
-    }
-    let calls = lines.take_while(|line| !line.contains(program::END));
-    (before, calls.map(str::to_owned).collect())
+    let mut before = HashMap::new();
+    let early = log.lines().take_while(|line| !begins(line));
+    early.for_each(|line| *before.entry(name(line).to_owned()).or_default() += 1);
+    let late = log.lines().skip_while(|line| !begins(line)).take_while(|line| !ends(line));
+    (before, late.map(str::to_owned).collect())
 }
 
 /// The name of a call in a line of strace's.
 pub(crate) fn name(line: &str) -> &str {
     line.split('(').next().unwrap_or_default()
 }
-
