@@ -150,9 +150,13 @@ fn a_jump_of_the_monotonic_clock_ends_the_silent_and_answers_who_spoke() {
     let Some(clock) = Clock::new() else { return };
     let (program, addr) = clock.start("600000", "0");
     let (mut silent, mut speaker) = (connect(addr), connect(addr));
-    for client in [&mut silent, &mut speaker] {
-        say(client, "hello");
-        assert_eq!(hear(client, 5), "hello");
+    say(&mut silent, "hello");
+    assert_eq!(hear(&mut silent, 5), "hello");
+    // Who is served in the very turn that the jump prolongs has not been silent since it began.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(20) {
+        say(&mut speaker, "hello");
+        assert_eq!(hear(&mut speaker, 5), "hello");
     }
     suspend(&program);
     say(&mut speaker, "before the jump");

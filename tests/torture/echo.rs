@@ -9,17 +9,17 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::examples::directory;
-use crate::judge::{expect, text};
+use crate::judge::{expect, is_tidy, text};
 use crate::peers::Peer;
 use crate::program::MISSED;
 use crate::scene::{Scenario, Scene};
 use crate::support::{Dir, PATIENCE};
-use crate::trace::{Fault, Run, name, patience_and_deadline, split_at};
+use crate::trace::{Fault, LOG, Run, left, name, patience_and_deadline, split_at};
 
 /// Serves two peers between its start and a signal.
 pub(crate) fn play(fault: Option<&Fault>) -> Run {
     let own = Dir::new();
-    let log = own.path("strace");
+    let log = own.path(LOG);
     // strace steps behind the program, which is our own child then.
     let mut strace = Command::new("strace");
     strace.arg("-D").arg("-o").arg(&log);
@@ -53,7 +53,7 @@ pub(crate) fn play(fault: Option<&Fault>) -> Run {
     said.extend(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned));
     await_end(&log);
     let (before, calls) = split_at(&log, |line| name(line) == "socket", |_| false);
-    Run { code: output.status.code(), said, before, calls }
+    Run { code: output.status.code(), said, left: left(&own), before, calls }
 }
 
 fn visit(scene: &Scene) -> Vec<String> {
@@ -87,8 +87,10 @@ pub(crate) fn judge(fault: Option<&Fault>, run: &Run) -> Result<(), String> {
     let complaints = run.all("reactor_echo: ");
     let Some((fault, first)) = fault.zip(injected.first()) else {
         expect(complaints.is_empty() && missed.is_empty(), "something went wrong without a fault")?;
+        expect(run.left.is_empty(), "a path is left")?;
         return expect(run.code == Some(0) && stopped, "it does not end well");
     };
+    expect(is_tidy(fault, run), "a path is left")?;
     if run.code == Some(0) {
         expect(complaints.is_empty() && stopped, "it ends well, but does not say so")?;
     } else {

@@ -44,6 +44,8 @@ pub(crate) struct Run {
     pub(crate) code: Option<i32>,
     /// What the program printed, on both streams.
     pub(crate) said: Vec<String>,
+    /// What it left in its directory.
+    pub(crate) left: Vec<String>,
     /// How often each call was made before the first mark.
     pub(crate) before: HashMap<String, usize>,
     /// The calls between the marks.
@@ -79,7 +81,7 @@ pub(crate) fn is_possible() -> bool {
 /// Plays a scenario under strace, with a fault or without.
 pub(crate) fn play(scenario: Scenario, fault: Option<&Fault>) -> Run {
     let directory = Dir::new();
-    let log = directory.path("strace");
+    let log = directory.path(LOG);
     let mut strace = Command::new("strace");
     strace.arg("-o").arg(&log);
     if let Some(fault) = fault {
@@ -96,7 +98,7 @@ pub(crate) fn play(scenario: Scenario, fault: Option<&Fault>) -> Run {
     let said = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
     let (before, calls) =
         split_at(&log, |line| line.contains(program::BEGIN), |line| line.contains(program::END));
-    Run { code: output.status.code(), said, before, calls }
+    Run { code: output.status.code(), said, left: left(&directory), before, calls }
 }
 
 /// How long a peer waits for anything, and how long a connection may be silent.
@@ -111,6 +113,16 @@ pub(crate) fn patience_and_deadline(fault: Option<&Fault>) -> (Duration, Duratio
         _ => seconds(10.0, 20.0),
     }
 }
+
+/// What a program left in the directory that was its own.
+pub(crate) fn left(directory: &Dir) -> Vec<String> {
+    let mut names = directory.names();
+    names.retain(|name| name != LOG);
+    names
+}
+
+/// The file that strace writes.
+pub(crate) const LOG: &str = "strace";
 
 /// How often each call was made before a line, and the calls from there to another.
 pub(crate) fn split_at(
