@@ -11,11 +11,10 @@ const fn call(name: &'static str, errors: &'static str) -> Call {
     Call { name, errors }
 }
 
-pub(crate) const CALLS: [Call; 30] = [
+pub(crate) const CALLS: [Call; 29] = [
     call("epoll_create1", "EINVAL EMFILE ENFILE ENOMEM"),
     call("epoll_ctl", "EBADF EEXIST EINVAL ELOOP ENOENT ENOMEM ENOSPC EPERM"),
     call("epoll_wait", "EBADF EFAULT EINTR EINVAL"),
-    call("epoll_pwait", "EBADF EFAULT EINTR EINVAL"),
     call("eventfd2", "EINVAL EMFILE ENFILE ENODEV ENOMEM"),
     call("recvfrom", RECEIVING),
     call("read", "EAGAIN EBADF EFAULT EINTR EINVAL EIO EISDIR"),

@@ -108,7 +108,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !trace::is_possible() {
-        println!("torture: skipped, for strace is missing or may not trace here");
+        println!("torture: skipped: it needs strace, which may trace here, and Linux on x86-64");
         return ExitCode::SUCCESS;
     }
     torture(filter.map_or("", String::as_str))

@@ -72,8 +72,11 @@ impl Run {
     }
 }
 
-/// Whether strace is there and may trace.
+/// Whether strace is there and may trace, and the calls are those that this knows.
 pub(crate) fn is_possible() -> bool {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return false;
+    }
     let probe = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     probe.is_ok_and(|probe| probe.status.success())
 }
