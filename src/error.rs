@@ -179,7 +179,12 @@ impl PutError {
         let mailbox = self.mailbox.clone();
         let mut socket = self.into_inner();
         socket.set_nonblocking()?;
-        let count = socket.write(bytes)?;
+        let count = loop {
+            match socket.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                said => break said?,
+            }
+        };
         socket.flush()?;
         if count < bytes.len() {
             return Err(io::ErrorKind::WriteZero.into());
@@ -198,6 +203,7 @@ fn discard(socket: &mut Socket) {
     for _ in 0..64 {
         match socket.read(&mut waste) {
             Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return,
         }
     }

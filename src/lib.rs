@@ -47,6 +47,13 @@
 //! `SO_LINGER`, look at the descriptor limit or choose a backlog: hand over a socket that
 //! `socket2` has configured. With `panic = "abort"` a panic ends the process.
 //!
+//! # What is logged
+//! Through `log`: the life cycle at `info`; at `warn` what an operator must act on, at most once a
+//! second of a kind; at `error` an end that nobody asked for. Single connections are the business
+//! of `debug` and of [`Config::debug`], their bytes of nobody. A logger that waits, for a full
+//! pipe behind stderr, makes the loop wait; at the default level nothing that peers do every day
+//! gets so far.
+//!
 //! # The rooms
 //! In reading order, each beginning with what it is and what it does not know:
 //!

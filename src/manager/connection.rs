@@ -1,6 +1,6 @@
 //! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use super::{Manager, Phase};
 use crate::backend::Backend;
@@ -106,9 +106,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn refuse(&mut self, mut socket: Socket) {
         self.mailbox.places.count_refused();
         if let Overload::Reject(last_word) = &self.config.overload {
-            self.stats.writes += 1;
             // Best effort: a socket just accepted has room, or has been reset.
-            let _ = self.backend.write(&mut socket, last_word);
+            let mut interrupted = true;
+            while interrupted {
+                self.stats.writes += 1;
+                let said = self.backend.write(&mut socket, last_word);
+                interrupted = said.is_err_and(|error| error.kind() == ErrorKind::Interrupted);
+            }
         }
         self.linger(socket);
     }
