@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::ConfigError;
 use crate::mailbox::{Command, Mailbox, Refusal};
-use crate::socket::Socket;
+use crate::socket::{Socket, uninterrupted};
 
 /// Why a call on a [`Manager`](crate::Manager) or a [`Handle`](crate::Handle) failed.
 ///
@@ -179,12 +179,7 @@ impl PutError {
         let mailbox = self.mailbox.clone();
         let mut socket = self.into_inner();
         socket.set_nonblocking()?;
-        let count = loop {
-            match socket.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                said => break said?,
-            }
-        };
+        let count = uninterrupted(|| socket.write(bytes))?;
         socket.flush()?;
         if count < bytes.len() {
             return Err(io::ErrorKind::WriteZero.into());

@@ -1,6 +1,6 @@
 //! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
 
-use std::io::{self, ErrorKind};
+use std::io;
 
 use super::{Manager, Phase};
 use crate::backend::Backend;
@@ -11,7 +11,7 @@ use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
 use crate::mailbox::Refusal;
-use crate::socket::Socket;
+use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
 use crate::worker::{Verdict, Visit, Worker};
 
@@ -107,12 +107,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.places.count_refused();
         if let Overload::Reject(last_word) = &self.config.overload {
             // Best effort: a socket just accepted has room, or has been reset.
-            let mut interrupted = true;
-            while interrupted {
+            let _ = uninterrupted(|| {
                 self.stats.writes += 1;
-                let said = self.backend.write(&mut socket, last_word);
-                interrupted = said.is_err_and(|error| error.kind() == ErrorKind::Interrupted);
-            }
+                self.backend.write(&mut socket, last_word)
+            });
         }
         self.linger(socket);
     }

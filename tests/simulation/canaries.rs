@@ -71,8 +71,8 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "starved_listener_not_retried",
         "listener.rs",
-        "self.starved_until.filter(|_| self.any_ready()).unwrap_or(Tick::NEVER)",
-        "self.starved_until.filter(|_| !PLANTED && self.any_ready()).unwrap_or(Tick::NEVER)",
+        "self.starved_until.filter(|_| self.any_ready());",
+        "self.starved_until.filter(|_| !PLANTED && self.any_ready());",
     ),
     canary(
         "paused_listener_forgotten",
