@@ -24,7 +24,7 @@ mod reference;
 use reference::{Cuts, Ending, Rules};
 
 /// Rounds of a turn and a read in which nothing moves, and nothing is owed, before something is lost.
-const PATIENCE: usize = 200;
+const PATIENCE: usize = 1_000;
 
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -47,12 +47,12 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
 pub(crate) fn drive_simulated(u: &mut Unstructured<'_>) -> Result<()> {
     let case = Case::any(u)?;
     let mut faults = Faults::none();
-    let few = [0, 0, 100, 500];
-    faults.short_reads = *u.choose(&few)?;
-    faults.short_writes = *u.choose(&few)?;
-    faults.interrupts = *u.choose(&few)?;
-    faults.spurious_events = *u.choose(&few)?;
-    faults.truncated_waits = *u.choose(&few)?;
+    let often = [0, 0, 100, 900];
+    faults.short_reads = *u.choose(&often)?;
+    faults.short_writes = *u.choose(&often)?;
+    faults.interrupts = *u.choose(&often)?;
+    faults.spurious_events = *u.choose(&often)?;
+    faults.truncated_waits = *u.choose(&often)?;
     faults.split_events = u.arbitrary()?;
     let sim = Sim::with_faults(u.arbitrary()?, faults);
     let sizes = [1, 5, 64, 5_000];
@@ -219,7 +219,8 @@ impl Case {
             let cut = self.cuts.next();
             idle += 1;
             if !unsent.is_empty() {
-                let size = unsent.len().min(1 + usize::from(cut & 0x3f));
+                let size = if cut & 0x3f == 0 { 4096 } else { usize::from(cut & 0x3f) };
+                let size = size.min(unsent.len());
                 let sent = client.write(&unsent[..size]);
                 match Moved::of(sent.as_ref().copied().map_err(|error| error.kind().into())) {
                     Moved::Some => (unsent, idle) = (&unsent[sent.unwrap_or(0)..], 0),

@@ -99,18 +99,19 @@ impl Rules {
     }
 
     /// A stream of up to `most` bytes: mostly frames, some of them too long, and now and then
-    /// anything.
+    /// anything. Many short ones, or a few about as long as the buffer.
     pub(crate) fn stream(
         self,
         u: &mut Unstructured<'_>,
         capacity: usize,
         most: usize,
     ) -> Result<Vec<u8>> {
+        let longest = *u.choose(&[1, 16, 1 + capacity.min(300)])?;
         let mut stream = Vec::new();
         while !u.is_empty() && stream.len() < most {
-            let length = u.int_in_range(0..=1 + capacity.min(300))?.min(u.len());
+            let length = u.int_in_range(0..=longest)?.min(u.len());
             let bytes = u.bytes(length)?;
-            if !u.ratio(1, 16)? {
+            if !u.ratio(1, 64)? {
                 stream.extend(self.header(length));
             }
             stream.extend(bytes);
