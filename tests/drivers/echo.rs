@@ -171,7 +171,7 @@ struct Case {
 impl Case {
     fn any(u: &mut Unstructured<'_>) -> Result<Self> {
         let rules = Rules::any(u)?;
-        let capacity = *u.choose(&[1, 2, 3, 4, 5, 16, 64, 300, 5_120])?;
+        let capacity = *u.choose(&[1, 2, 5, 16, 64, 300, 5_120, 5_120])?;
         Ok(Self { rules, capacity, cuts: Cuts::any(u)? })
     }
 
@@ -219,7 +219,7 @@ impl Case {
             let cut = self.cuts.next();
             idle += 1;
             if !unsent.is_empty() {
-                let size = if cut & 0x3f == 0 { 4096 } else { usize::from(cut & 0x3f) };
+                let size = if cut & 0x3f < 8 { 4096 } else { usize::from(cut & 0x3f) };
                 let size = size.min(unsent.len());
                 let sent = client.write(&unsent[..size]);
                 match Moved::of(sent.as_ref().copied().map_err(|error| error.kind().into())) {
