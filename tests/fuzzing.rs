@@ -1,47 +1,34 @@
 //! The fuzz drivers, for a bounded time each. `tests/fuzz` runs the same ones under cargo-fuzz; those
 //! of the private rooms, the framing and the wheel, are run by the tests of these rooms.
 //!
-//! A failure prints its seed; `POOL_MANAGER_SEED=0x… cargo test --test fuzzing NAME` plays it again,
-//! smaller. What cargo-fuzz found is at the end, each crash as a test with a name.
+//! A failure prints its seed; `ARBTEST_SEED=0x… cargo test --test fuzzing NAME` plays it again. What cargo-fuzz found is at the end, each crash as a test with a name.
 
 #[path = "drivers/config.rs"]
 mod config;
 #[path = "drivers/echo.rs"]
 mod echo;
 
-use std::time::Duration;
-
 use arbtest::arbitrary::{Result, Unstructured};
 
-const SEED: &str = "POOL_MANAGER_SEED";
-
-/// Runs `driver` on random input for `time`, or on the input of one seed.
-fn fuzz(time: Duration, driver: fn(&mut Unstructured<'_>) -> Result<()>) {
-    let run = arbtest::arbtest(driver).size_max(8 << 10);
-    match std::env::var(SEED) {
-        Ok(seed) => {
-            let digits = seed.trim_start_matches("0x");
-            let seed = u64::from_str_radix(digits, 16).expect("a seed as it was printed");
-            run.seed(seed).minimize().budget(Duration::from_secs(5)).run();
-        }
-        Err(_) => run.budget(time).run(),
-    }
+/// Runs `driver` on random input for this long.
+fn fuzz(millis: u64, driver: fn(&mut Unstructured<'_>) -> Result<()>) {
+    arbtest::arbtest(driver).size_max(8 << 10).budget_ms(millis);
 }
 
 #[test]
 fn a_stream_comes_back_framed_alike_wherever_it_is_cut() {
-    fuzz(Duration::from_millis(2_500), echo::drive);
+    fuzz(2_500, echo::drive);
 }
 
 #[cfg(feature = "sim")]
 #[test]
 fn a_stream_does_so_in_a_simulated_network_that_loses_time_and_order() {
-    fuzz(Duration::from_millis(2_500), echo::drive_simulated);
+    fuzz(2_500, echo::drive_simulated);
 }
 
 #[test]
 fn any_configuration_is_refused_as_a_whole_or_runs() {
-    fuzz(Duration::from_millis(1_500), config::drive);
+    fuzz(1_500, config::drive);
 }
 
 // Operation strings: the driver is the interpreter of `tests/simulation/strings.rs`. It is included

@@ -98,8 +98,8 @@ impl Rules {
         }
     }
 
-    /// A stream of up to `most` bytes: mostly frames, some of them too long, and now and then
-    /// anything. Many short ones, or a few about as long as the buffer.
+    /// A stream of up to `most` bytes: many short frames or a few about as long as the buffer, and in
+    /// some streams bytes that are no frame.
     pub(crate) fn stream(
         self,
         u: &mut Unstructured<'_>,
@@ -107,11 +107,11 @@ impl Rules {
         most: usize,
     ) -> Result<Vec<u8>> {
         let longest = *u.choose(&[1, 16, 1 + capacity.min(300)])?;
-        let mut stream = Vec::new();
+        let (wild, mut stream) = (u.ratio(1, 3)?, Vec::new());
         while !u.is_empty() && stream.len() < most {
             let length = u.int_in_range(0..=longest)?.min(u.len());
             let bytes = u.bytes(length)?;
-            if !u.ratio(1, 64)? {
+            if !(wild && u.ratio(1, 32)?) {
                 stream.extend(self.header(length));
             }
             stream.extend(bytes);
