@@ -1,7 +1,8 @@
 //! The fuzz drivers, for a bounded time each. `tests/fuzz` runs the same ones under cargo-fuzz; those
 //! of the private rooms, the framing and the wheel, are run by the tests of these rooms.
 //!
-//! A failure prints its seed; `ARBTEST_SEED=0x… cargo test --test fuzzing NAME` plays it again. What cargo-fuzz found is at the end, each crash as a test with a name.
+//! A failure prints its seed; `ARBTEST_SEED=0x… cargo test --test fuzzing NAME` plays it again.
+//! What either of them found has a test with a name.
 
 #[path = "drivers/config.rs"]
 mod config;
