@@ -23,7 +23,7 @@ mod reference;
 
 use reference::{Cuts, Ending, Rules};
 
-/// Rounds of a turn and a read in which nothing moves, and nothing is owed, before something is lost.
+/// Rounds in which no byte moves before one is lost, or the loop spins.
 const PATIENCE: usize = 1_000;
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -140,25 +140,15 @@ impl AsFd for Plain {
 
 impl Transport for Plain {}
 
-/// What an attempt to move bytes came to.
-#[derive(Clone, Copy, PartialEq)]
-enum Moved {
-    Some,
-    Nothing,
-    /// Nothing ever will.
-    Over,
-}
-
-impl Moved {
-    fn of(outcome: io::Result<usize>) -> Self {
-        match outcome {
-            Ok(0) => Self::Over,
-            Ok(_) => Self::Some,
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::Interrupted => Self::Nothing,
-                _ => Self::Over,
-            },
-        }
+/// How many bytes an attempt moved; `None` if nothing ever will.
+fn moved(outcome: io::Result<usize>) -> Option<usize> {
+    match outcome {
+        Ok(0) => None,
+        Ok(count) => Some(count),
+        Err(error) => match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Some(0),
+            _ => None,
+        },
     }
 }
 
@@ -213,44 +203,33 @@ impl Case {
         stream: &[u8],
     ) -> Vec<u8> {
         let (mut unsent, mut replies, mut chunk) = (stream, Vec::new(), [0; 4096]);
-        let (mut finished, mut ended, mut idle) = (false, false, 0);
+        let (mut finished, mut ended, mut progress, mut idle) = (false, false, 0, 0);
         while !ended || manager.stats().live > 0 {
             // The low bits of a cut are its size, the high ones say what happens before the next.
             let cut = self.cuts.next();
-            idle += 1;
+            let size = if cut & 0x3f < 8 { 4096 } else { usize::from(cut & 0x3f) };
             if !unsent.is_empty() {
-                let size = if cut & 0x3f < 8 { 4096 } else { usize::from(cut & 0x3f) };
-                let size = size.min(unsent.len());
-                let sent = client.write(&unsent[..size]);
-                match Moved::of(sent.as_ref().copied().map_err(|error| error.kind().into())) {
-                    Moved::Some => (unsent, idle) = (&unsent[sent.unwrap_or(0)..], 0),
-                    Moved::Nothing => {}
-                    Moved::Over => unsent = &[],
-                }
+                let sent = moved(client.write(&unsent[..size.min(unsent.len())]));
+                unsent = sent.map_or(&[], |count| &unsent[count..]);
             } else if !finished {
                 client.finish();
                 finished = true;
             }
             if cut & 0x40 == 0 || finished || idle > 0 {
-                let turn = manager.turn(Some(Duration::ZERO)).expect("turn");
-                idle *= usize::from(turn.served == 0);
+                manager.turn(Some(Duration::ZERO)).expect("turn");
             }
-            if cut & 0x80 == 0 || finished || idle > 0 {
-                let got = client.read(&mut chunk);
-                let count = got.as_ref().map_or(0, |count| *count);
-                replies.extend_from_slice(&chunk[..count]);
-                match Moved::of(got) {
-                    Moved::Some => idle = 0,
-                    Moved::Nothing => {}
-                    Moved::Over => ended = true,
-                }
+            if !ended && (cut & 0x80 == 0 || finished || idle > 0) {
+                let got = moved(client.read(&mut chunk));
+                replies.extend_from_slice(&chunk[..got.unwrap_or(0)]);
+                ended = got.is_none();
             }
-            assert!(
-                idle < PATIENCE,
-                "something is lost: {} left, {}",
-                unsent.len(),
-                manager.stats()
-            );
+            let stats = manager.stats();
+            let so_far = stats.bytes_in
+                + stats.bytes_out
+                + (stream.len() - unsent.len() + replies.len()) as u64;
+            idle = if so_far > progress { 0 } else { idle + 1 };
+            progress = so_far;
+            assert!(idle < PATIENCE, "something is lost: {} unsent, {stats}", unsent.len());
         }
         replies
     }
