@@ -342,11 +342,16 @@ mod tests {
         let error = Config::new().min_workers(usize::MAX).checked().unwrap_err();
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
-        let tiny = Config::new().buffer_size(1);
-        let error = tiny.clone().min_workers(4_000_000_000).checked().unwrap_err();
-        let most = (64 << 30) / (1 + 512);
-        assert!(error.to_string().ends_with(&format!("at most {most}")), "{error}");
-        assert!(tiny.min_workers(most).checked().is_ok());
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
+    }
+
+    /// Found by fuzzing: four billion warm buffers of a byte each were accepted, and start aborted.
+    #[test]
+    fn warm_workers_are_bounded_however_small_their_buffers() {
+        let tiny = Config::new().buffer_size(1);
+        let most = (64 << 30) / (1 + 512);
+        let refused = ConfigError::TooLarge { field: "min_workers", value: most + 1, most };
+        assert_eq!(tiny.clone().min_workers(most + 1).checked().unwrap_err(), refused);
+        assert!(tiny.min_workers(most).checked().is_ok());
     }
 }
