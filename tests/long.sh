@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What takes too long for every change: fuzzing, sanitizers, valgrind, mutants, coverage and long
-# simulations. Installs what it needs, and prints its figures at the end.
+# simulations. Installs what it needs, goes on where something fails, and prints its figures at the
+# end.
 #
 #   bash tests/long.sh [fuzz|sanitizers|valgrind|mutants|coverage|simulation|all]...
 #
@@ -21,13 +22,9 @@ rooms=(src/framing.rs src/buffer.rs src/wheel.rs src/worker.rs src/worker/*.rs s
   src/listener.rs)
 logs=target/long
 mkdir -p "$logs"
-figures=()
 
 step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
-figure() {
-  figures+=("$*")
-  echo "$*"
-}
+figure() { echo "$*" | tee -a "$logs/figures"; }
 
 # nightly [COMPONENT]...
 nightly() {
@@ -167,24 +164,30 @@ simulation() {
   figure "simulation: $(tail -n 1 "$logs/simulation")"
 }
 
-for section in "${@:-all}"; do
-  case $section in
-    fuzz | sanitizers | mutants | coverage | simulation) "$section" ;;
-    valgrind) memcheck ;;
-    all)
-      fuzz
-      sanitizers
-      memcheck
-      simulation
-      coverage
-      mutants
-      ;;
-    *)
-      sed -n '2,8s/^# \{0,1\}//p' "$0"
-      exit 2
-      ;;
-  esac
+sections=(fuzz sanitizers valgrind simulation coverage mutants)
+if [ "${LONG_SECTION:-}" ]; then
+  [ "$LONG_SECTION" = valgrind ] && LONG_SECTION=memcheck
+  "$LONG_SECTION"
+  exit
+fi
+wanted=("$@")
+[ "${*:-all}" = all ] && wanted=("${sections[@]}")
+for section in "${wanted[@]}"; do
+  if [[ " ${sections[*]} " != *" $section "* ]]; then
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    exit 2
+  fi
+done
+: >"$logs/figures"
+failed=()
+for section in "${wanted[@]}"; do
+  # In a shell of its own, which an error ends, and nothing else.
+  LONG_SECTION=$section bash "$0" || failed+=("$section")
 done
 
 step figures
-printf '%s\n' "${figures[@]}"
+cat "$logs/figures"
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
