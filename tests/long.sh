@@ -108,9 +108,10 @@ sanitizers() {
 checked() {
   local program log=$logs/valgrind-$1
   program=$(cargo test --locked --no-run --test "$1" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
-  valgrind --leak-check=full --show-leak-kinds=definite,indirect --track-fds=yes \
-    --errors-for-leak-kinds=definite,indirect --error-exitcode=9 --log-file="$log" \
-    "$program" "$2" --test-threads 1
+  # It runs one thread at a time: fairly, or one that waits for another waits long.
+  valgrind --fair-sched=yes --leak-check=full --show-leak-kinds=definite,indirect \
+    --errors-for-leak-kinds=definite,indirect --error-exitcode=9 --track-fds=yes \
+    --log-file="$log" "$program" "$2" --test-threads 1
   # This version of valgrind lists open descriptors without calling them errors.
   local open
   open=$(grep -A 1 '^==[0-9]*== Open ' "$log" | grep -c -v -e '== Open ' -e 'inherited' -e '^--') ||
