@@ -666,10 +666,14 @@ fn tcp_ok_tells_the_eleventh_that_it_is_busy_until_the_others_leave() {
 #[test]
 fn tcp_ok_says_at_the_end_how_many_it_refused() {
     let (program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
-    let _ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
+    let mut ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
     for _ in 0..2 {
         assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
     }
+    // Who is served was put before, and so were those who came first: none is still queued.
+    say(&mut ten[9], "hello");
+    ten[9].shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut ten[9]), "OK");
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");

@@ -7,6 +7,9 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use std::time::{Duration, Instant};
 use pool_manager::{
     CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Framing, Handler, Manager,
 };
-use support::{PATIENCE, descriptors, pair, reset, shrink_buffers};
+use support::{Dir, PATIENCE, descriptors, pair, reset, shrink_buffers, unix_pair};
 
 /// Longer than any of these tests takes: nobody's deadline passes unless a test means it to.
 const NEVER: Duration = Duration::from_secs(300);
@@ -368,4 +371,98 @@ fn peers_that_never_read_end_and_cost_those_that_do_nothing() {
     assert_nothing_left(&mut manager, before);
     let stats = manager.stats();
     assert_eq!(stats.closed(CloseReason::Eof), READERS, "each reader ended well");
+}
+
+/// One connection by each way there is, all of which were served once.
+/// `door` is a listener of the test's own, for those that are put.
+fn visit<H: Handler>(
+    manager: &mut Manager<H>,
+    addr: SocketAddr,
+    path: &Path,
+    door: &TcpListener,
+) -> [TcpStream; 4] {
+    // Dressed as a TCP connection, so that all are of one kind.
+    let unix: OwnedFd = UnixStream::connect(path).expect("connect").into();
+    let put = connect(door.local_addr().expect("address"));
+    let (handed_over, theirs) = unix_pair();
+    let mut visitors = [connect(addr), patient(unix.into()), put, patient(handed_over)];
+    manager.put(door.accept().expect("accept").0).expect("put");
+    manager.handle().put(theirs).expect("put by a handle");
+    for visitor in &mut visitors {
+        visitor.write_all(b"hello").expect("send a request");
+    }
+    let served = manager.stats().bytes_out + 4 * 5;
+    turn_until(manager, |manager| manager.stats().bytes_out == served);
+    for visitor in &mut visitors {
+        let mut reply = [0; 5];
+        visitor.read_exact(&mut reply).expect("a reply");
+        assert_eq!(&reply, b"hello");
+    }
+    visitors
+}
+
+/// Two leave, one of them by a reset, and one comes whom no turn will serve.
+fn change<H: Handler>(manager: &mut Manager<H>, visitors: [TcpStream; 4]) -> [TcpStream; 3] {
+    let [gone, unix, reset_by_peer, stays] = visitors;
+    drop(gone);
+    reset(reset_by_peer);
+    turn_until(manager, |manager| manager.stats().live == 2);
+    let (queued, ours) = unix_pair();
+    manager.handle().put(ours).expect("two places are free");
+    [unix, stays, patient(queued)]
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+#[test]
+fn two_thousand_restarts_under_traffic_leave_nothing_behind() {
+    const CYCLES: u64 = 2_000;
+    const WARM: u64 = 500;
+    let _alone = alone();
+    support::alone("two_thousand_restarts_under_traffic_leave_nothing_behind", 64, || {
+        // As many places as there are visitors: one that is lost is missed in the next cycle.
+        let config = drained().min_workers(2).max_workers(4).drain_deadline(Duration::ZERO);
+        let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
+        let mut manager = Manager::new(config, echo).expect("a manager");
+        // A host of its own, so that nobody takes the port between a stop and a start.
+        let (dir, mut addr) = (Dir::new(), SocketAddr::from(([127, 0, 0, 77], 0)));
+        let path = dir.path("echo.sock");
+        let door = TcpListener::bind(addr).expect("bind");
+        let before = (descriptors(), threads());
+        let mut resident = 0;
+        for cycle in 0..CYCLES {
+            manager.start().expect("start");
+            addr = manager.listen(addr).expect("the address of the last cycle");
+            manager.listen_unix(&path).expect("the path of the last cycle");
+            let visitors = visit(&mut manager, addr, &path, &door);
+            assert!(manager.put(unix_pair().1).expect_err("no place is left").is_busy());
+            let left = if cycle % 2 == 0 {
+                assert_eq!(manager.stop().expect("stop").idle, 4);
+                Vec::from(visitors)
+            } else {
+                let left = change(&mut manager, visitors);
+                assert_eq!(manager.stop().expect("stop").idle, 2);
+                Vec::from(left)
+            };
+            for mut visitor in left {
+                assert_eq!(visitor.read(&mut [0]).expect("an end of file"), 0);
+            }
+            assert_eq!((descriptors(), threads()), before, "after cycle {cycle}");
+            assert_eq!(dir.names(), [""; 0], "the path is removed");
+            if cycle == WARM {
+                resident = resident_bytes();
+            }
+        }
+        let stats = manager.stats();
+        assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0));
+        assert_eq!((stats.put, stats.closed_total()), (4 * CYCLES, 4 * CYCLES));
+        assert_eq!((stats.accepted, stats.busy, stats.lost), (2 * CYCLES, CYCLES, 0));
+        assert_eq!((stats.bytes_in, stats.bytes_out), (20 * CYCLES, 20 * CYCLES));
+        assert_eq!(stats.closed(CloseReason::Stopped), 3 * CYCLES);
+        assert_eq!((stats.bytes_dropped, stats.bytes_unsent, stats.stale_events), (0, 0, 0));
+        let grown = resident_bytes().saturating_sub(resident);
+        assert!(grown <= 100 * (CYCLES - WARM), "grown by {grown} bytes");
+    });
 }
