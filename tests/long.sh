@@ -86,21 +86,22 @@ sanitized() {
 sanitizers() {
   step 'AddressSanitizer and LeakSanitizer'
   nightly rust-src
-  local bounded=peers_that_never_read_end_and_cost_those_that_do_nothing
+  local deaf=peers_that_never_read_end_and_cost_those_that_do_nothing
+  local restarts=two_thousand_restarts_under_traffic_leave_nothing_behind
   # A payload that panics when it is dropped cannot be freed: src/guard.rs forgets it on purpose.
   echo 'leak:Bomb as core::ops::drop::Drop' >"$logs/leaks"
   export LSAN_OPTIONS=suppressions=$PWD/$logs/leaks
   # Left out: LeakSanitizer cannot work where strace traces; memory that is not given back at once
-  # looks like memory that grows, so the one test that bounds it is run apart, where it is.
+  # looks like memory that grows, so the tests that bound it are run apart, where it is.
   sanitized address --features sim --lib --tests --no-fail-fast -- --skip traced:: \
-    --skip "$bounded" | tee "$logs/address"
-  ASAN_OPTIONS=quarantine_size_mb=1 sanitized address --test stress -- "$bounded" |
+    --skip "$deaf" --skip "$restarts" | tee "$logs/address"
+  ASAN_OPTIONS=quarantine_size_mb=1 sanitized address --test stress -- "$deaf" "$restarts" |
     tee -a "$logs/address"
   figure "AddressSanitizer and LeakSanitizer: $(tests "$logs/address") tests, no report"
 
   step 'ThreadSanitizer'
   sanitized thread -Zbuild-std --lib --test behaviour --test stress --no-fail-fast -- \
-    --skip "$bounded" | tee "$logs/thread"
+    --skip "$deaf" | tee "$logs/thread"
   figure "ThreadSanitizer: $(tests "$logs/thread") tests, no report"
 }
 
