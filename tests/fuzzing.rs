@@ -8,6 +8,9 @@
 mod config;
 #[path = "drivers/echo.rs"]
 mod echo;
+#[cfg(feature = "sim")]
+#[path = "drivers/operations.rs"]
+mod operations;
 
 use arbtest::arbitrary::{Result, Unstructured};
 
@@ -32,5 +35,8 @@ fn any_configuration_is_refused_as_a_whole_or_runs() {
     fuzz(1_500, config::drive);
 }
 
-// Operation strings: the driver is the interpreter of `tests/simulation/strings.rs`. It is included
-// and run here as the others are, with a target of its own in `tests/fuzz`.
+#[cfg(feature = "sim")]
+#[test]
+fn any_string_of_operations_ends_well() {
+    fuzz(2_500, operations::drive);
+}
