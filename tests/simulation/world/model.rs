@@ -233,7 +233,10 @@ impl Model {
             account.moved.1 + idle(account, config) + Duration::from_millis(2) < began
         });
         match cause {
-            Cause::Expired if early => wrong.push(format!("{id}: expired early, {account:?}")),
+            Cause::Expired if early => wrong.push(format!("expired early, {account:?}")),
+            Cause::Expired if unheard(account, &self.configs, &look, now) => {
+                wrong.push(format!("expired though it spoke, {look:?}"));
+            }
             Cause::Eof if late => self.marks.hit("a deadline and the end of file in one turn"),
             Cause::Full if late => self.marks.hit("a deadline and a full buffer in one turn"),
             _ => {}
@@ -438,6 +441,12 @@ impl Model {
         if timed && !account.over && early(account, &self.configs, &look, now, began) {
             wrong.push(format!("closed before its deadline, {look:?}"));
         }
+        if end.reason == CloseReason::Expired
+            && !account.over
+            && unheard(account, &self.configs, &look, now)
+        {
+            wrong.push(format!("expired though it spoke, {look:?}"));
+        }
         if end.reason == CloseReason::Eof && (!account.sent.is_empty() || end.bytes_dropped > 0) {
             wrong.push("an end of file before all was delivered".to_owned());
         }
@@ -544,6 +553,14 @@ fn early(
         let in_time = total.is_zero() || now < account.called.1 + total;
         now < moved + idle(account, config) && in_time
     })
+}
+
+/// Whether it has said something that was not heard, and only silence can be held against it.
+fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) -> bool {
+    let total = |config: &Config| {
+        config.request_deadline.is_zero() || now < account.called.1 + config.request_deadline
+    };
+    (look.unread > 0 || look.ended) && configs.iter().all(total)
 }
 
 impl Account {
