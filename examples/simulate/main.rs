@@ -27,7 +27,7 @@ const HELP: &str = "\
 Runs the real loop in seeded networks and checks after every turn what must always hold.
 
 Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
-                [--no-shrink] [--jobs N]
+                [--marks] [--no-shrink] [--jobs N]
        simulate --trace SEED [--steps N] [--only STEPS]
        simulate --canary NAME|all [--seeds A..B] [--steps N]
 
@@ -35,6 +35,7 @@ Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
   --steps N       steps of each (default 300)
   --digest        run each seed twice: both must do the same; the first turn that differs is told
   --only STEPS    leave out all other steps, as in 3,7..12: how a shrunk violation is replayed
+  --marks         tell how often each mark was met
   --no-shrink     do not look for the fewest steps of a violation
   --jobs N        seeds to run at a time (default: as many as there are cores)
   --trace SEED    print what happens in each step of one seed
@@ -48,6 +49,7 @@ struct Options {
     twice: bool,
     jobs: usize,
     shrink: bool,
+    marks: bool,
     trace: Option<u64>,
     canary: Option<String>,
 }
@@ -61,6 +63,7 @@ fn options() -> Result<Options, lexopt::Error> {
         twice: false,
         jobs: cores,
         shrink: true,
+        marks: false,
         trace: None,
         canary: None,
     };
@@ -72,6 +75,7 @@ fn options() -> Result<Options, lexopt::Error> {
             Long("only") => options.only = Some(parser.value()?.parse_with(shrink::parse)?),
             Long("digest") => options.twice = true,
             Long("jobs") => options.jobs = parser.value()?.parse::<usize>()?.max(1),
+            Long("marks") => options.marks = true,
             Long("no-shrink") => options.shrink = false,
             Long("trace") => options.trace = Some(parser.value()?.parse()?),
             Long("canary") => options.canary = Some(parser.value()?.string()?),
@@ -195,11 +199,14 @@ fn simulate(options: &Options) -> ExitCode {
     let seeds = run.done.into_inner();
     let total = run.came_to.into_inner().unwrap();
     let all_steps = seeds * steps.len() as u64;
-    let missed = total.marks.missed(all_steps);
+    let missed = total.marks.missed(seeds, steps.len() as u64);
     let unmarked = total.violation.is_none() && !missed.is_empty();
     if let Some((seed, violation)) = &total.violation {
         println!("seed {seed}, step {}: {}", violation.step, violation.what);
         shrink::report(*seed, violation, &steps, options.shrink);
+    }
+    if options.marks {
+        total.marks.counts().for_each(|(mark, count)| println!("{count:>9} {mark}"));
     }
     if unmarked {
         println!("never happened: {}", missed.join(", "));

@@ -17,14 +17,16 @@ fn framing(dice: &mut Dice) -> Framing {
     }
 }
 
-pub(crate) fn config(dice: &mut Dice) -> Config {
+/// Any valid one; for a crowd, one that lets many in.
+pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let millis = |millis: usize| Duration::from_millis(millis as u64);
-    let max = dice.below(6);
+    let max = if crowded { dice.below(2) * 500 } else { dice.below(6) };
+    let min = dice.below(max.min(5) + 1);
     Config::new()
         .framing(framing(dice))
         .buffer_size(8 + dice.below(200))
         .max_workers(max)
-        .min_workers(dice.below(max + 1))
+        .min_workers(min)
         .clients_deadline(millis(1 + dice.below(500)))
         .request_deadline(millis(dice.below(2) * dice.below(900)))
         .write_limit(300 + dice.below(5_000))
@@ -35,15 +37,10 @@ pub(crate) fn config(dice: &mut Dice) -> Config {
 
 /// One that must be refused as a whole.
 pub(crate) fn invalid(dice: &mut Dice) -> Config {
-    let valid = config(dice);
+    let valid = config(dice, false);
     match dice.below(3) {
         0 => valid.max_workers(1).min_workers(2),
         1 => valid.buffer_size(usize::MAX),
         _ => valid.write_limit(usize::MAX),
     }
-}
-
-/// One for a crowd: many at once, with the same deadline.
-pub(crate) fn crowded(dice: &mut Dice) -> Config {
-    config(dice).max_workers(dice.below(2) * 500).min_workers(0)
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-/// In a run of so many steps each is due.
-pub(crate) const DUE: u64 = 200_000;
+/// In a run of so many seeds, of so many steps each, all are due.
+const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
 pub(crate) const ALL: [&str; 44] = [
     "a stale event",
-    "an index is used again twice in a turn",
+    "an index is used again within a turn",
     "busy, by put",
     "busy, by a handle",
     "busy, by a listener",
@@ -75,14 +75,19 @@ impl Marks {
         }
     }
 
+    /// What was met, and how often.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ALL.into_iter().map(|mark| (mark, self.0.get(mark).copied().unwrap_or(0)))
+    }
+
     /// How many were met.
     pub(crate) fn met(&self) -> usize {
         self.0.len()
     }
 
-    /// What a run of so many steps should have met and has not.
-    pub(crate) fn missed(&self, steps: u64) -> Vec<&'static str> {
-        if steps < DUE {
+    /// What a run of so many seeds and steps should have met and has not.
+    pub(crate) fn missed(&self, seeds: u64, steps: u64) -> Vec<&'static str> {
+        if seeds < DUE.0 || steps < DUE.1 {
             return Vec::new();
         }
         ALL.into_iter().filter(|mark| !self.0.contains_key(mark)).collect()

@@ -73,6 +73,7 @@ impl Stage {
         if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
             self.model.borrow_mut().busy += 1;
         }
+        self.model.borrow_mut().accounts.remove(&peer.connection());
         let Socket::Sim(mut ours) = refused.into_inner() else { return };
         let mut byte = [0];
         let said = std::io::Write::write(&mut ours, b"!");
@@ -171,7 +172,7 @@ impl World {
         let faults = Faults::swarm(seed);
         let sim = Sim::with_faults(seed, faults);
         let crowded = dice.permille(30);
-        let config = if crowded { draw::crowded(&mut dice) } else { draw::config(&mut dice) };
+        let config = draw::config(&mut dice, crowded);
         let lossless = faults.failed_registers == 0
             && faults.failed_reads == 0
             && faults.failed_waits == 0
@@ -235,16 +236,16 @@ impl World {
             55..57 => self.configure(),
             57 if self.running => self.stop(),
             58 if self.running => self.stop_by_handle(),
-            59 if self.running && self.dice.permille(if self.crowded { 30 } else { 1 }) => {
+            59 if self.running && self.dice.permille(if self.crowded { 200 } else { 1 }) => {
                 self.fill_the_queue();
             }
-            60..62 if self.crowded => self.crowd(),
+            60..64 if self.crowded => self.crowd(),
             _ if !self.peers.is_empty() => {
                 let index = self.dice.below(self.peers.len());
                 self.peers[index].step(&mut self.dice, &self.stage);
-                if self.peers[index].stream.is_none() {
+                if self.peers[index].stream.is_none() || self.peers[index].over {
                     let peer = self.peers.swap_remove(index);
-                    self.stage.model.borrow_mut().forget(peer.number);
+                    self.stage.model.borrow_mut().forget(peer.number, peer.over);
                 }
             }
             _ => {}
@@ -253,7 +254,7 @@ impl World {
 
     fn start(&mut self) {
         // Another framing while bytes are held could be taken for the old one.
-        let config = draw::config(&mut self.dice);
+        let config = draw::config(&mut self.dice, self.crowded);
         self.manager.set_config(config.clone()).unwrap();
         self.stage.model.borrow_mut().restarted(&config);
         if self.manager.start().is_err() {
@@ -350,7 +351,7 @@ impl World {
             assert_eq!(format!("{:?}", self.manager.config()), before, "a refused change");
             return self.stage.mark("an invalid configuration");
         }
-        let config = draw::config(&mut self.dice);
+        let config = draw::config(&mut self.dice, self.crowded);
         let config = self.stage.model.borrow_mut().asked_for(config);
         let live = self.manager.stats().live;
         if self.dice.permille(500) || !self.running {

@@ -61,6 +61,8 @@ pub(crate) struct Account {
     over: bool,
     /// The peer has said that it will send no more.
     pub(crate) shut: bool,
+    /// The peer has gone.
+    gone: bool,
 }
 
 /// What a turn was like.
@@ -180,8 +182,8 @@ impl Model {
         }
         let index = id.as_u64() as u32;
         self.turn_ids.push(index);
-        if self.turn_ids.iter().filter(|&&known| known == index).count() > 2 {
-            self.marks.hit("an index is used again twice in a turn");
+        if self.turn_ids.iter().filter(|&&known| known == index).count() > 1 {
+            self.marks.hit("an index is used again within a turn");
         }
     }
 
@@ -488,14 +490,23 @@ impl Model {
             }
         }
         self.complaints.extend(complaints);
+        let numbers = &mut self.numbers;
+        self.accounts.retain(|_, account| {
+            let kept = !account.gone || account.end.is_none();
+            if let Some(id) = account.id.filter(|_| !kept) {
+                numbers.remove(&id);
+            }
+            kept
+        });
     }
 
-    /// Its peer is gone: nobody will ask for it again once it is closed.
-    pub(crate) fn forget(&mut self, number: usize) {
-        if self.accounts.get(&number).is_some_and(|account| account.end.is_some()) {
-            if let Some(id) = self.accounts.remove(&number).and_then(|account| account.id) {
-                self.numbers.remove(&id);
-            }
+    /// Its peer has gone: it is forgotten once it is closed, or at once if it was refused, which a
+    /// peer that saw the end knows.
+    pub(crate) fn forget(&mut self, number: usize, saw_the_end: bool) {
+        let Some(account) = self.accounts.get_mut(&number) else { return };
+        account.gone = true;
+        if saw_the_end && account.id.is_none() {
+            self.accounts.remove(&number);
         }
     }
 

@@ -33,14 +33,14 @@ pub(crate) struct Peer {
     /// A write has told it of a reset.
     told: bool,
     /// It saw the end.
-    over: bool,
+    pub(crate) over: bool,
 }
 
 /// What peers say: letters, delimiters, lengths, and now and then what a framing cannot bear.
 fn speech(dice: &mut Dice, most: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         (0..=dice.below(most)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[dice.below(11)]).collect();
-    if dice.permille(20) {
+    if dice.permille(80) {
         bytes.push(b"\x05\x06"[dice.below(2)]);
     }
     if dice.permille(500) {

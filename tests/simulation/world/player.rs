@@ -63,7 +63,7 @@ impl Handler for Player {
         if conn.cause() != Cause::Flushed {
             self.world.model.borrow_mut().complain("flushed for another cause");
         }
-        or_panic(self.play(conn, b"", "a panic in flushed", 200))
+        or_panic(self.play(conn, b"", "a panic in flushed", 80))
     }
 
     fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
@@ -168,7 +168,7 @@ impl Player {
             }
             (6, _) => {
                 self.world.mark("set_config in a callback");
-                let config = draw::config(&mut self.dice);
+                let config = draw::config(&mut self.dice, false);
                 let config = self.world.model.borrow_mut().asked_for(config);
                 let _ = desk.set_config(config);
             }
