@@ -215,8 +215,8 @@ fn simulate(options: &Options) -> ExitCode {
         "seeds={seeds} steps={all_steps} violations={} marks={}/{} digest={:016x} \
          steps_per_s={}",
         u8::from(total.violation.is_some()),
-        total.marks.met(),
-        world::MARKS,
+        total.marks.counts().filter(|(_, count)| *count > 0).count(),
+        total.marks.counts().count(),
         total.digest,
         u128::from(all_steps) * 1_000 / began.elapsed().as_millis().max(1)
     );

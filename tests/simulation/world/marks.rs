@@ -80,11 +80,6 @@ impl Marks {
         ALL.into_iter().map(|mark| (mark, self.0.get(mark).copied().unwrap_or(0)))
     }
 
-    /// How many were met.
-    pub(crate) fn met(&self) -> usize {
-        self.0.len()
-    }
-
     /// What a run of so many seeds and steps should have met and has not.
     pub(crate) fn missed(&self, seeds: u64, steps: u64) -> Vec<&'static str> {
         if seeds < DUE.0 || steps < DUE.1 {

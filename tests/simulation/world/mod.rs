@@ -93,9 +93,6 @@ pub(crate) struct Outcome {
     pub(crate) turns: Vec<u64>,
 }
 
-/// How many marks there are.
-pub(crate) const MARKS: usize = marks::ALL.len();
-
 /// What must not happen, and has.
 #[derive(Clone, Debug)]
 pub(crate) struct Violation {
@@ -302,7 +299,13 @@ impl World {
         self.meet(peer);
     }
 
+    /// Many come at once.
     fn crowd(&mut self) {
+        // Those of the last crowd leave, all at once.
+        for peer in self.peers.drain(..) {
+            drop(peer.stream);
+            self.stage.model.borrow_mut().forget(peer.number, peer.over);
+        }
         let puts = self.dice.permille(500);
         for _ in 0..300 {
             if puts { self.put() } else { self.connect() }
