@@ -6,6 +6,16 @@ use std::io::{self, ErrorKind};
 use super::Network;
 use super::readiness::Source;
 
+/// How accepting fails for one connection: `accept(2)` passes on what went wrong with it.
+const ABORTED: [ErrorKind; 6] = [
+    ErrorKind::ConnectionAborted,
+    ErrorKind::ConnectionReset,
+    ErrorKind::PermissionDenied,
+    ErrorKind::NetworkDown,
+    ErrorKind::HostUnreachable,
+    ErrorKind::TimedOut,
+];
+
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<usize>,
@@ -77,7 +87,7 @@ impl Network {
         let end = end.ok_or(ErrorKind::WouldBlock)?;
         if self.dice.permille(self.faults.aborted_accepts) {
             self.refuse(end);
-            return Err(ErrorKind::ConnectionAborted.into());
+            return Err(ABORTED[self.dice.below(ABORTED.len())].into());
         }
         self.ends[end].ours = true;
         self.tally.open += 1;

@@ -7,6 +7,14 @@ use super::{Look, Network};
 /// Ends that are registered no more are kept in mind, for stale events and for who asks late.
 const RETIRED: usize = 512;
 
+/// How registering fails: no memory, no room for a watch, not pollable, registered already.
+const UNREGISTERED: [ErrorKind; 4] = [
+    ErrorKind::OutOfMemory,
+    ErrorKind::StorageFull,
+    ErrorKind::PermissionDenied,
+    ErrorKind::AlreadyExists,
+];
+
 /// What a socket has become ready for since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edge {
@@ -53,7 +61,7 @@ impl Network {
 
     pub(crate) fn register(&mut self, end: usize, token: u64) -> io::Result<()> {
         if self.dice.permille(self.faults.failed_registers) {
-            return Err(ErrorKind::OutOfMemory.into());
+            return Err(UNREGISTERED[self.dice.below(UNREGISTERED.len())].into());
         }
         if self.registered.insert(token, end).is_some() {
             self.violations.push(format!("two sockets registered as {token:#x}"));
