@@ -202,9 +202,12 @@ impl Network {
 
     fn read_nothing(&mut self, end: usize) -> io::Result<usize> {
         let me = &mut self.ends[end];
-        if std::mem::take(&mut me.reset) && !me.fin {
-            (me.fin, me.broken) = (true, true);
-            return Err(ErrorKind::ConnectionReset.into());
+        if std::mem::take(&mut me.reset) {
+            me.broken = true;
+            // After an end of file it is for writes to tell.
+            if !std::mem::replace(&mut me.fin, true) {
+                return Err(ErrorKind::ConnectionReset.into());
+            }
         }
         if me.fin { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) }
     }

@@ -122,7 +122,8 @@ pub(crate) fn hunt(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
     if name != "all" {
         names.retain(|known| *known == name);
         if names.is_empty() {
-            eprintln!("there is no canary {name}");
+            let known: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
+            eprintln!("there is no canary {name}; there are: all, {}", known.join(", "));
             return ExitCode::from(2);
         }
     }

