@@ -334,7 +334,7 @@ impl World {
                 handle.close(id).unwrap();
             }
             _ => {
-                let value = model::SENDS | self.dice.below(16) as u8;
+                let value = model::SENDS[1] | self.dice.below(8) as u8;
                 let bytes = model.send(id, value, 1 + self.dice.below(300));
                 handle.send(id, bytes).unwrap();
             }

@@ -1,6 +1,6 @@
 //! Model: what ought to be true, told by peers and callbacks. It shares no code with the pool.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pool_manager::sim::{Look, Sim};
@@ -12,8 +12,8 @@ use super::oracle;
 /// How long a polite goodbye is waited for.
 const LINGERING: Duration = Duration::from_secs(5);
 
-/// Bytes above these are of sends, the others of replies.
-pub(crate) const SENDS: u8 = 0xf0;
+/// Bytes from here on are of what desks sent, and of what handles sent; the others are of replies.
+pub(crate) const SENDS: [u8; 2] = [0xf0, 0xf8];
 
 /// What is known of one connection.
 #[derive(Debug, Default)]
@@ -26,8 +26,9 @@ pub(crate) struct Account {
     /// What callbacks wrote and the peer has not seen.
     replies: VecDeque<u8>,
     pub(crate) replied: u64,
-    /// What handles and desks sent: how many bytes of which value.
-    sends: VecDeque<(u8, usize, usize)>,
+    /// What desks and what handles sent, in the order of each: the value of the bytes, how many
+    /// there are, and how many the peer has seen.
+    sends: [VecDeque<(u8, usize, usize)>; 2],
     pub(crate) sends_total: u64,
     got: u64,
     paused: bool,
@@ -86,7 +87,7 @@ pub(crate) struct Model {
     /// Configurations that may be in effect: the last one known, and those asked for since.
     pub(crate) configs: Vec<Config>,
     /// All buffer sizes there ever were.
-    pub(crate) sizes: Vec<usize>,
+    sizes: BTreeSet<usize>,
     /// The largest `write_limit` there ever was.
     most_unsent: usize,
     pub(crate) depth: usize,
@@ -114,7 +115,7 @@ impl Model {
             numbers: BTreeMap::new(),
             complaints: Vec::new(),
             marks: Marks::default(),
-            sizes: vec![config.buffer_size],
+            sizes: BTreeSet::from([config.buffer_size]),
             most_unsent: config.write_limit,
             configs: vec![config.clone()],
             depth: 0,
@@ -157,7 +158,7 @@ impl Model {
     pub(crate) fn asked_for(&mut self, config: Config) -> Config {
         let config = config.framing(self.configs[0].framing.clone());
         self.configs.push(config.clone());
-        self.sizes.push(config.buffer_size);
+        self.sizes.insert(config.buffer_size);
         self.most_unsent = self.most_unsent.max(config.write_limit);
         config
     }
@@ -341,7 +342,7 @@ impl Model {
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
-            account.sends.push_back((value, count, 0));
+            account.sends[usize::from(value >= SENDS[1])].push_back((value, count, 0));
             account.sends_total += count as u64;
         }
         vec![value; count]
@@ -359,19 +360,20 @@ impl Model {
         account.got += bytes.len() as u64;
         let mut wrong = false;
         for &byte in bytes {
-            if byte < SENDS {
+            if byte < SENDS[0] {
                 wrong |= account.replies.pop_front() != Some(byte);
                 continue;
             }
-            while let Some((value, count, got)) = account.sends.front_mut() {
+            let sends = &mut account.sends[usize::from(byte >= SENDS[1])];
+            while let Some((value, count, got)) = sends.front_mut() {
                 if *value == byte && *got < *count {
                     *got += 1;
                     break;
                 }
                 wrong |= *got > 0 && *got < *count;
-                account.sends.pop_front();
+                sends.pop_front();
             }
-            wrong |= account.sends.is_empty();
+            wrong |= sends.is_empty();
         }
         if wrong {
             let id = account.id;
@@ -477,7 +479,7 @@ impl Model {
     pub(crate) fn after_turn(&mut self, turn: Turned, config: &Config, sim: &Sim) {
         self.turn_ids.clear();
         let mut complaints = Vec::new();
-        let held = self.sizes.iter().copied().max().unwrap_or(0);
+        let held = self.sizes.last().copied().unwrap_or(0);
         let most = (held, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
             let Some(id) = account.id.filter(|_| account.end.is_none()) else { continue };
@@ -575,6 +577,10 @@ fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) ->
 }
 
 impl Account {
+    pub(crate) fn is_over(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// It is to pause or to go on. What callbacks ask for and what handles do may be done in
     /// either order.
     fn order(&mut self, pause: bool) {

@@ -1,6 +1,7 @@
 //! Oracle: what a body must be made of, by a second, naive reading of the framings.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use pool_manager::{Cause, Frame, Framing, Prefix};
 
@@ -56,7 +57,7 @@ pub(crate) fn taken(
     cause: Cause,
     held: &[u8],
     body: &[u8],
-    sizes: &[usize],
+    sizes: &BTreeSet<usize>,
 ) -> Result<usize, String> {
     let found = frame(framing, held);
     let stream = matches!(framing, Framing::Filled | Framing::Drained);

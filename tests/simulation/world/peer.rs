@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use pool_manager::sim::{Dice, Stream};
 
 use super::Shared;
+use super::model::Account;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Habit {
@@ -67,6 +68,12 @@ impl Peer {
     /// One step: most write, most read, few leave.
     pub(crate) fn step(&mut self, dice: &mut Dice, world: &Shared) {
         let act = dice.below(24);
+        // Who does not listen leaves some time after the end.
+        let ended = world.model.borrow().accounts.get(&self.number).is_some_and(Account::is_over);
+        if ended && matches!(self.habit, Habit::Deaf | Habit::Silent) && dice.permille(300) {
+            self.stream = None;
+            return;
+        }
         match self.habit {
             Habit::Chatty | Habit::Closing | Habit::Resetting(_) if act < 9 => {
                 let bytes = speech(dice, 120);

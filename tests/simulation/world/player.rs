@@ -6,6 +6,7 @@ use std::time::Duration;
 use pool_manager::sim::Dice;
 use pool_manager::{Cause, Conn, ConnId, Desk, End, Handler, Socket};
 
+use super::model::SENDS;
 use super::{PLANNED, Shared, draw};
 
 pub(crate) struct Player {
@@ -153,7 +154,7 @@ impl Player {
             }
             (3, Some(id)) => {
                 self.world.mark("send in a callback");
-                let value = 0xf0 | self.dice.below(16) as u8;
+                let value = SENDS[0] | self.dice.below(8) as u8;
                 let count = 1 + self.dice.below(200);
                 let bytes = self.world.model.borrow_mut().send(id, value, count);
                 let _ = desk.send(id, bytes);
