@@ -989,6 +989,35 @@ fn panics_are_warned_of_but_not_one_by_one() {
 }
 
 #[test]
+fn what_happens_to_each_connection_is_logged_only_if_asked_for() {
+    remember_log();
+    for debug in [false, true] {
+        let mut rig = rig(lines().debug(debug), |_, _| Err(ErrorKind::InvalidData.into()));
+        let (client, gone) = rig.connect();
+        drop(client);
+        rig.first_close();
+        let (mut client, failed) = rig.connect();
+        client.write_all(b"secret\n").unwrap();
+        rig.until(|rig| rig.record.closed().len() == 2);
+        let said = logged(log::Level::Debug);
+        if debug {
+            let wanted = [
+                format!("{gone}: put"),
+                format!("{gone}: closed after "),
+                format!("{failed}: put"),
+                format!("{failed}: Framed callback failed: "),
+                format!("{failed}: closed after "),
+            ];
+            let agree = said.iter().zip(&wanted).all(|(said, wanted)| said.starts_with(wanted));
+            assert!(said.len() == wanted.len() && agree, "{said:#?}");
+            assert!(!said.concat().contains("secret"));
+        } else {
+            assert_eq!(said, [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn a_connection_knows_its_age() {
     let mut rig = rig(lines(), |conn, _| write!(conn, "{}", conn.age().as_millis()));
     let began = Instant::now();

@@ -200,19 +200,22 @@ fn who_is_refused_for_want_of_a_place_is_accepted_first_and_one_that_pauses_is_n
 
 #[test]
 fn an_accepted_connection_that_cannot_be_registered_is_closed_and_counted_as_lost() {
-    remember_log();
-    let (mut manager, world) = listening(Config::new().max_workers(1));
-    world.0.borrow_mut().nothing_registers = true;
-    let (mut client, socket) = accepted();
-    world.offer([socket]);
-    turn(&mut manager);
-    assert_eq!(client.read(&mut [0]).unwrap(), 0);
-    let stats = manager.stats();
-    assert_eq!((stats.accepted, stats.lost, stats.put, stats.live), (1, 1, 0, 0));
-    let warnings = logged(log::Level::Warn);
-    assert!(warnings.len() == 1 && warnings[0].contains("registered"), "{warnings:?}");
-    world.0.borrow_mut().nothing_registers = false;
-    manager.put(pair().1).expect("its place is free");
+    for debug in [false, true] {
+        remember_log();
+        let (mut manager, world) = listening(Config::new().max_workers(1).debug(debug));
+        world.0.borrow_mut().nothing_registers = true;
+        let (mut client, socket) = accepted();
+        world.offer([socket]);
+        turn(&mut manager);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        let stats = manager.stats();
+        assert_eq!((stats.accepted, stats.lost, stats.put, stats.live), (1, 1, 0, 0));
+        let warnings = logged(log::Level::Warn);
+        assert!(warnings.len() == 1 && warnings[0].contains("registered"), "{warnings:?}");
+        assert_eq!(logged(log::Level::Debug).len(), usize::from(debug), "only if asked for");
+        world.0.borrow_mut().nothing_registers = false;
+        manager.put(pair().1).expect("its place is free");
+    }
 }
 
 #[test]
