@@ -47,7 +47,7 @@ pub(crate) struct Lingering {
 }
 
 /// What reading and discarding came to.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Rest {
     /// The peer has closed, or the connection is broken.
     Over,
@@ -181,4 +181,44 @@ fn discard<B: Backend>(
         }
     }
     Rest::Again
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Os;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    /// What discarding comes to, with how many bytes left to discard and how many reads.
+    fn rest(socket: &mut Socket, bytes_left: usize) -> (Rest, usize, u64) {
+        let (mut left, mut stats) = (bytes_left, Stats::default());
+        let rest = discard(&mut Os::new(), socket, &mut left, &mut stats);
+        (rest, left, stats.reads)
+    }
+
+    #[test]
+    fn it_discards_as_many_bytes_as_it_may_and_not_one_more() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = Socket::from(ours);
+        assert_eq!(rest(&mut ours, 1), (Rest::Wait, 1, 1));
+        peer.write_all(b"12345").unwrap();
+        assert_eq!(rest(&mut ours, 6), (Rest::Wait, 1, 2));
+        peer.write_all(b"12345").unwrap();
+        assert_eq!(rest(&mut ours, 5), (Rest::Over, 5, 1));
+        peer.write_all(b"12345").unwrap();
+        drop(peer);
+        assert_eq!(rest(&mut ours, 6), (Rest::Over, 1, 2));
+    }
+
+    #[test]
+    fn a_peer_that_floods_is_read_sixteen_times_a_turn() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        while peer.write(&[7; 4096]).is_ok() {}
+        let (rest, left, reads) = rest(&mut Socket::from(ours), BYTES);
+        assert_eq!((rest, BYTES - left, reads), (Rest::Again, 16 * (8 << 10), 16));
+    }
 }

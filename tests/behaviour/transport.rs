@@ -312,6 +312,27 @@ fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
     panic_at_the_end(Call::Drop, Way::Dropped);
 }
 
+/// What epoll cannot wait for is queued, and cannot be registered.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[test]
+fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
+    let mut rig = echo(lines().max_workers(1));
+    let file = UnixStream::from(std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap()));
+    let bomb = |stream| {
+        let script = Arc::new(Mutex::new(Script { panics: Some(Call::Drop), ..Script::default() }));
+        Socket::boxed(Wire { stream, held: Vec::new(), farewell: b"", script })
+    };
+    let handle = rig.manager.handle();
+    handle.put(bomb(file)).unwrap();
+    rig.until(|rig| rig.manager.stats().lost == 1);
+    rig.assert_well();
+    rig.until(|rig| rig.manager.stats().live == 0);
+    handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
+    drop(rig.manager.stop());
+    rig.manager.start().unwrap();
+    rig.assert_well();
+}
+
 #[test]
 fn a_transport_that_panics_in_its_goodbye_leaves_its_place_free() {
     panic_at_the_end(Call::Shutdown, Way::Lingering);
