@@ -964,6 +964,37 @@ fn slow_callbacks_are_counted_and_warned_of_once_a_second() {
     assert!(warnings[0].contains("slow callback"), "{warnings:?}");
 }
 
+/// As the API guidelines ask: never empty, and never a byte of what a peer sent.
+#[test]
+fn debug_of_what_users_hold_says_something_and_no_contents() {
+    let mut rig = rig(lines(), |conn, body| {
+        let (shown, number) = (format!("{conn:?}"), conn.id());
+        let id = format!("{number:?}");
+        let parts = ["Conn {", &id, "cause: Framed", "Tcp(fd "];
+        assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
+        conn.desk().send(number, "secret")?;
+        let desk = format!("{:?}", conn.desk());
+        assert!(desk.contains("waiting: 1 commands") && desk.contains("Running"), "{desk}");
+        assert!(!shown.contains("secret") && !desk.contains("secret"), "{shown} {desk}");
+        conn.flush()?;
+        assert_eq!(conn.bytes_in(), 8);
+        conn.write_all(body)
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(b"secret\ns").unwrap();
+    rig.requests(1);
+    assert_eq!(rig.record.closed(), [], "an assertion in the callback failed");
+    let shown = format!("{:?}", rig.manager);
+    for part in ["Manager {", "phase: Running", "live: 1", "config: "] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(format!("{:?}", Socket::from(one)).starts_with("Unix(fd "));
+    let boxed = Socket::boxed(crate::support::Plain(other));
+    assert!(format!("{boxed:?}").starts_with("Boxed(fd "));
+    assert_eq!(boxed.peer_addr(), None, "unless the transport knows better");
+}
+
 #[test]
 fn without_a_limit_callbacks_are_not_timed() {
     let mut rig = echo(lines());
