@@ -260,6 +260,9 @@ mod tests {
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready(), 1);
         assert!(pool.get_mut(id).unwrap().vitals.readable, "what is there to read is remembered");
+        pool.pop_ready();
+        pool.mark_ready(id, Event { closed: true, ..event(false, false) });
+        assert_eq!(pool.ready(), 1, "a reset is found by the next write");
     }
 
     /// Linux says that a reset socket is readable as well; kqueue and poll need not.
