@@ -194,6 +194,22 @@ fn an_idle_boxed_transport_does_not_spin() {
     assert!(script.lock().unwrap().calls.is_empty());
 }
 
+/// It may have something of its own to send, and reading may give it more.
+#[test]
+fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
+    let mut rig = rig(lines(), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+    let (mut peer, socket, script) = wire();
+    rig.manager.put(socket).unwrap();
+    rig.quiet();
+    for said in [&b"half a"[..], b" line\n"] {
+        script.lock().unwrap().calls.clear();
+        peer.write_all(said).unwrap();
+        rig.quiet();
+        let calls = script.lock().unwrap().calls.clone();
+        assert_eq!(calls, [Call::Flush, Call::Read, Call::Read, Call::Flush]);
+    }
+}
+
 #[test]
 fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]));
