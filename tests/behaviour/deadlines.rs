@@ -402,7 +402,7 @@ fn data_and_deadline_in_the_same_turn_count_as_data() {
 #[test]
 fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
     const MANY: usize = 2_000;
-    let deadline = millis(300);
+    let deadline = millis(1_000);
     let mut rig = rig(idle(deadline), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
     let peers: Vec<UnixStream> = (0..MANY)
         .map(|_| {
