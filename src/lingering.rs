@@ -215,12 +215,12 @@ mod tests {
         assert_eq!(rest(&mut ours, 6), (Rest::Over, 1, 2));
     }
 
-    /// A peer that sends without end.
-    struct Flood(UnixStream);
+    /// A peer that sends without end, or reads from which fail.
+    struct Flood(UnixStream, Option<ErrorKind>);
 
     impl Read for Flood {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            Ok(into.len())
+            self.1.map_or(Ok(into.len()), |kind| Err(kind.into()))
         }
     }
 
@@ -254,7 +254,7 @@ mod tests {
         let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
         os.start().unwrap();
         let (_peer, ours) = UnixStream::pair().unwrap();
-        lingering.add(&mut os, Socket::boxed(Flood(ours)), &mut stats, now(0));
+        lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
         assert_eq!((lingering.len(), stats.reads), (1, 16));
         assert!(!lingering.has_work(), "its first event is to come");
         assert!(lingering.mark_ready(0, readable()) && lingering.mark_ready(0, readable()));
@@ -268,13 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupted_read_is_made_again_and_a_failed_one_is_the_last() {
+        for (kind, expected) in [
+            (ErrorKind::Interrupted, (Rest::Again, 9, 16)),
+            (ErrorKind::ConnectionReset, (Rest::Over, 9, 1)),
+        ] {
+            let ours = UnixStream::pair().unwrap().0;
+            assert_eq!(rest(&mut Socket::boxed(Flood(ours, Some(kind))), 9), expected);
+        }
+    }
+
+    #[test]
     fn an_end_is_something_to_read_and_so_is_any_readiness_of_a_transport() {
         let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
         os.start().unwrap();
         let ends = [(); 2].map(|()| UnixStream::pair().unwrap());
         let [(_peer, plain), (_other, boxed)] = ends;
         plain.set_nonblocking(true).unwrap();
-        for socket in [Socket::from(plain), Socket::boxed(Flood(boxed))] {
+        for socket in [Socket::from(plain), Socket::boxed(Flood(boxed, None))] {
             lingering.add(&mut os, socket, &mut stats, now(0));
         }
         let writable = Event { readable: false, writable: true, ..readable() };

@@ -332,7 +332,7 @@ fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
 fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
-    let mut rig = echo(lines().max_workers(1));
+    let mut rig = echo(lines().max_workers(1).drain_deadline(Duration::ZERO));
     let file = UnixStream::from(std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap()));
     let bomb = |stream| {
         let script = Arc::new(Mutex::new(Script { panics: Some(Call::Drop), ..Script::default() }));
@@ -344,7 +344,9 @@ fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
     rig.assert_well();
     rig.until(|rig| rig.manager.stats().live == 0);
     handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
-    drop(rig.manager.stop());
+    let (_peer, late) = UnixStream::pair().unwrap();
+    handle.put(bomb(late)).unwrap_err().reply(b"busy").unwrap();
+    rig.manager.stop().unwrap();
     rig.manager.start().unwrap();
     rig.assert_well();
 }
