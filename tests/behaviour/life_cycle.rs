@@ -160,6 +160,17 @@ fn a_stop_closes_idle_connections_at_once() {
 }
 
 #[test]
+fn who_was_to_be_closed_when_a_stop_began_is_not_told_of_the_stop() {
+    let mut rig = echo(lines());
+    let (_client, id) = rig.connect();
+    let handle = rig.manager.handle();
+    handle.close(id).unwrap();
+    handle.stop().unwrap();
+    rig.manager.run().unwrap();
+    assert_eq!(rig.record.closed(), [CloseReason::Requested]);
+}
+
+#[test]
 fn a_stop_lets_a_request_in_progress_finish() {
     let mut rig = echo(lines());
     let (mut busy, _) = rig.connect();

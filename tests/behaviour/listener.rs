@@ -246,6 +246,8 @@ fn an_address_that_is_none_is_an_error() {
     let mut rig = echo(drained());
     let error = rig.manager.listen("no port here").unwrap_err();
     assert!(matches!(error, Error::Listen(..)) && !error.to_string().is_empty(), "{error}");
+    let error = rig.manager.listen(&[][..] as &[SocketAddr]).unwrap_err();
+    assert!(error.to_string().starts_with("can't listen on no address: "), "{error}");
 }
 
 #[test]
