@@ -228,7 +228,9 @@ mod connections {
             }
             let pairs: Vec<_> = (0..WARM).map(|_| pair()).collect();
             let (mut clients, ours): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-            clients.iter_mut().for_each(|client| client.write_all(b"hello").expect("send"));
+            for client in &mut clients {
+                client.write_all(b"hello").expect("send");
+            }
             let count = allocations(|| {
                 for ours in ours {
                     manager.put(ours).expect("put");
