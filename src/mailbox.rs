@@ -265,6 +265,7 @@ mod tests {
     fn commands_left_at_the_end_are_given_back_once() {
         let (mailbox, _wakes) = opened();
         mailbox.post(Command::Stop).unwrap();
+        assert_eq!(format!("{mailbox:?}"), "Mailbox { state: Running, commands: 1, .. }");
         assert_eq!(mailbox.close().len(), 1);
         assert_eq!(mailbox.post(Command::Stop), Err(Refusal::NotRunning));
         mailbox.abandon();
