@@ -312,6 +312,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_to_go_with_more_to_read_is_not_read_again() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let (_peer, ours) = UnixStream::pair().unwrap();
+        lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
+        lingering.mark_ready(0, readable());
+        for _ in 0..2 {
+            lingering.serve(&mut os, &mut stats, now(5_000));
+            assert_eq!((lingering.len(), stats.reads), (0, 32));
+        }
+        assert!(!lingering.has_work());
+    }
+
+    #[test]
     fn each_goes_when_its_time_is_up_and_not_before() {
         let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
         os.start().unwrap();

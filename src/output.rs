@@ -96,7 +96,11 @@ mod tests {
             assert!(output.push(&[7; 100], 150));
             output.advance(output.len() - 50);
         }
-        assert!((150..1_000).contains(&output.capacity()), "{} bytes for 50 unsent", output.capacity());
+        assert!(
+            (150..1_000).contains(&output.capacity()),
+            "{} bytes for 50 unsent",
+            output.capacity()
+        );
     }
 
     #[test]
