@@ -27,6 +27,7 @@ struct Script {
     nothing_registers: bool,
     /// How long the last wait was to be at most.
     timeout: Option<Duration>,
+    clock_readings: u32,
     accepted: u32,
     tokens: Vec<u64>,
     listeners: Vec<u64>,
@@ -62,7 +63,9 @@ impl Backend for World {
     }
     fn stop(&mut self) {}
     fn now(&mut self) -> Duration {
-        self.0.borrow().now
+        let mut script = self.0.borrow_mut();
+        script.clock_readings += 1;
+        script.now
     }
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mut script = self.0.borrow_mut();
@@ -278,4 +281,43 @@ fn no_wait_is_longer_than_an_hour() {
     }
     manager.turn(Some(Duration::from_secs(5))).unwrap();
     assert_eq!(world.0.borrow().timeout, Some(Duration::from_secs(5)));
+}
+
+/// Once for all that happens in it, and once at its end.
+#[test]
+fn a_turn_that_cannot_wait_reads_the_clock_twice_and_one_that_can_once_more() {
+    let (mut manager, world) = listening(Config::new());
+    let (_client, ours) = pair();
+    let id = manager.put(ours).unwrap();
+    let mut readings = |timeout, asked: bool| {
+        if asked {
+            manager.handle().resume(id).unwrap();
+        }
+        let before = world.0.borrow().clock_readings;
+        manager.turn(timeout).unwrap();
+        world.0.borrow().clock_readings - before
+    };
+    assert_eq!(readings(Some(Duration::ZERO), false), 2);
+    assert_eq!(readings(None, true), 2, "there is something to do");
+    assert_eq!(readings(None, false), 3, "its deadline is counted from just before the wait");
+}
+
+#[test]
+fn who_had_its_last_byte_five_seconds_ago_has_nothing_to_linger_for() {
+    for (silent, lingers) in [(4_999, 1), (5_000, 0)] {
+        let config = Config::new().framing(Framing::Delimited(b'\n'));
+        let (mut manager, world) = listening(config.clients_deadline(Duration::from_secs(60)));
+        let (mut client, ours) = pair();
+        let id = manager.put(ours).unwrap();
+        client.write_all(b"hello\n").unwrap();
+        let token = world.0.borrow().tokens[0];
+        world.0.borrow_mut().events.push(readable(token));
+        turn(&mut manager);
+        assert_eq!(manager.stats().bytes_out, 5);
+        world.pass(silent);
+        manager.handle().close(id).unwrap();
+        turn(&mut manager);
+        let stats = manager.stats();
+        assert_eq!((stats.closed(CloseReason::Requested), stats.lingering), (1, lingers));
+    }
 }
