@@ -219,6 +219,8 @@ impl fmt::Debug for Mailbox {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+    use std::thread;
+    use std::time::Instant;
 
     fn opened() -> (Mailbox, Arc<AtomicUsize>) {
         let (mailbox, wakes) = (Mailbox::default(), Arc::new(AtomicUsize::new(0)));
@@ -247,6 +249,30 @@ mod tests {
             assert_eq!(taken.drain(..).count(), 1);
             assert!(!mailbox.is_pending());
         }
+    }
+
+    #[test]
+    fn who_waits_for_stats_has_them_as_soon_as_they_are_published() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let (mailbox, _wakes) = opened();
+        let mut latest = Stats::default();
+        mailbox.publish(&latest);
+        latest.turns = 2;
+        let began = Instant::now();
+        let stats = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !mailbox.is_pending() {
+                    thread::yield_now();
+                }
+                mailbox.publish(&latest);
+            });
+            mailbox.stats(PATIENCE)
+        });
+        assert_eq!(stats.turns, 2);
+        assert!(began.elapsed() < PATIENCE);
+        mailbox.close();
+        assert_eq!(mailbox.stats(PATIENCE).turns, 2, "the last ones, when nobody is asked");
+        assert!(began.elapsed() < PATIENCE);
     }
 
     #[test]
