@@ -155,6 +155,22 @@ fn replies_gather_up_to_half_of_what_may_be_unsent() {
     assert_eq!(rig.record.ends()[0].bytes_unsent, 500);
 }
 
+/// It is large enough to be sent before the visit ends.
+#[test]
+fn a_last_reply_that_had_to_wait_is_not_followed_by_a_flushed() {
+    const REPLY: usize = 1 << 20;
+    let config = Config::new().clients_deadline(LONG).write_limit(2 * REPLY);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; REPLY]));
+    let (mut client, ours) = unix_pair();
+    rig.manager.put(ours).unwrap();
+    client.write_all(b"all of it").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    let flushed = |seen: &Seen| matches!(seen, Seen::Flushed(_));
+    assert!(!rig.record.all().iter().any(flushed));
+}
+
 /// It has to wait at the end of the visit only: what is longer is sent before the panic.
 /// The framing is not asked again once the reply that had to wait is out.
 #[test]

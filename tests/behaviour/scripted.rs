@@ -229,6 +229,7 @@ fn after_a_wait_that_failed_nothing_of_it_is_left() {
     manager.handle().send(id, "to be served").unwrap();
     world.offer([]);
     turn(&mut manager);
+    assert_eq!(manager.stats().stale_events, 0, "it was the listener's");
     let token = world.0.borrow().tokens[0];
     manager.handle().send(id, "and again").unwrap();
     world.0.borrow_mut().waits_fail = true;
@@ -281,6 +282,8 @@ fn no_wait_is_longer_than_an_hour() {
     }
     manager.turn(Some(Duration::from_secs(5))).unwrap();
     assert_eq!(world.0.borrow().timeout, Some(Duration::from_secs(5)));
+    let stats = manager.stats();
+    assert_eq!((stats.turns, stats.waits), (5, 5));
 }
 
 /// Once for all that happens in it, and once at its end.
@@ -319,5 +322,25 @@ fn who_had_its_last_byte_five_seconds_ago_has_nothing_to_linger_for() {
         turn(&mut manager);
         let stats = manager.stats();
         assert_eq!((stats.closed(CloseReason::Requested), stats.lingering), (1, lingers));
+    }
+}
+
+/// One connection needs a buffer of its own in the first interval, and nobody does in the second.
+#[test]
+fn a_spare_is_freed_at_the_end_of_the_first_interval_that_did_not_need_it() {
+    let config = Config::new().framing(Framing::Delimited(b'\n'));
+    let (mut manager, world) = listening(config.clients_deadline(Duration::from_secs(60)));
+    let (mut client, ours) = pair();
+    manager.put(ours).unwrap();
+    let token = world.0.borrow().tokens[0];
+    for part in [&b"in two "[..], b"parts\n"] {
+        client.write_all(part).unwrap();
+        world.0.borrow_mut().events.push(readable(token));
+        turn(&mut manager);
+    }
+    for (passes, spare) in [(0, 1), (1_999, 1), (1, 1), (1_999, 1), (1, 0)] {
+        world.pass(passes);
+        turn(&mut manager);
+        assert_eq!(manager.stats().spare, spare, "at {:?}", world.0.borrow().now);
     }
 }
