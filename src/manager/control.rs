@@ -262,3 +262,20 @@ impl<H: Handler> std::os::fd::AsFd for Manager<H> {
         self.backend.descriptor().expect("as_fd: the manager is not running")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_tells_of_growth_alone_and_at_most_once_a_second() {
+        let at = |millis| Now::new(Duration::from_millis(millis));
+        let mut alarm = Alarm::default();
+        assert_eq!(alarm.news(0, at(5)), None);
+        assert_eq!(alarm.news(3, at(10)), Some(3));
+        assert_eq!(alarm.news(3, at(5_000)), None, "nothing new");
+        assert_eq!(alarm.news(4, at(6_000)), Some(1));
+        assert_eq!(alarm.news(9, at(6_999)), None, "too soon");
+        assert_eq!(alarm.news(9, at(7_000)), Some(5));
+    }
+}
