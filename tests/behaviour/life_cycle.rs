@@ -201,6 +201,21 @@ fn a_stop_serves_a_request_that_is_still_in_the_kernel() {
     assert_eq!(numbers(rig.stopped()), (0, 1, 0));
 }
 
+/// Outside a turn, the read with which it begins takes the edge away: no event comes for it.
+#[test]
+fn a_stop_closes_who_was_answered_as_it_began() {
+    let mut rig = echo(lines().drain_deadline(Duration::from_secs(5)));
+    let (mut client, _) = rig.connect();
+    rig.turn();
+    client.write_all(b"in time\n").unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut reply = Vec::new();
+        client.read_to_end(&mut reply).map(|_| reply)
+    });
+    assert_eq!(numbers(rig.manager.stop().unwrap()), (0, 1, 0));
+    assert_eq!(reader.join().unwrap().unwrap(), b"in time");
+}
+
 #[test]
 fn a_stop_flushes_a_reply_to_a_slow_reader() {
     let mut rig = rig(lines(), |conn, _| conn.write_all(&vec![b'x'; 1 << 20]));
