@@ -35,6 +35,8 @@ Usage: reactor_echo [OPTIONS]
   --debug                    log every connection
   --help                     this text
 
+It logs to stderr, which has to be read: if it is a pipe that is full, the next line waits, and
+everybody with it. Without --debug only the start, the stop and warnings are logged.
 SIGINT or SIGTERM stops gracefully; a second one at once.";
 
 struct Options {

@@ -44,7 +44,8 @@ pub struct Config {
     /// Bytes a worker's buffer holds, and so the longest body. Default, and what 0 means: 5120.
     /// At most 16 MiB.
     pub buffer_size: usize,
-    /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them.
+    /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them, with
+    /// 512 bytes more for each.
     pub min_workers: usize,
     /// Connections at a time. Default: 0, no maximum but the process's descriptors. At most
     /// 2^32 - 2.
@@ -225,9 +226,10 @@ impl Config {
         or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
         or_default(&mut self.reap_interval, REAP_INTERVAL);
         let most_workers = u32::MAX as usize - 1;
+        let most_warm = WARM_BYTES_MOST / self.buffer_size.saturating_add(WORKER_BYTES);
         for (field, value, most) in [
             ("buffer_size", self.buffer_size, BUFFER_SIZE_MOST),
-            ("min_workers", self.min_workers, most_workers.min(WARM_BYTES_MOST / self.buffer_size)),
+            ("min_workers", self.min_workers, most_warm),
             ("max_workers", self.max_workers, most_workers),
             ("write_limit", self.write_limit, u32::MAX as usize),
         ] {
@@ -246,6 +248,9 @@ impl Config {
 /// Warm workers are allocated at start: a bound on them in bytes turns a slip of the pen into
 /// an error rather than an abort.
 const WARM_BYTES_MOST: usize = 64 << 30;
+
+/// What a warm worker costs beside its buffer: room is reserved for its connection.
+const WORKER_BYTES: usize = 512;
 
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
     if *value == T::default() {
@@ -338,5 +343,15 @@ mod tests {
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
+    }
+
+    /// Found by fuzzing: four billion warm buffers of a byte each were accepted, and start aborted.
+    #[test]
+    fn warm_workers_are_bounded_however_small_their_buffers() {
+        let tiny = Config::new().buffer_size(1);
+        let most = (64 << 30) / (1 + 512);
+        let refused = ConfigError::TooLarge { field: "min_workers", value: most + 1, most };
+        assert_eq!(tiny.clone().min_workers(most + 1).checked().unwrap_err(), refused);
+        assert!(tiny.min_workers(most).checked().is_ok());
     }
 }

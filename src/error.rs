@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::ConfigError;
 use crate::mailbox::{Command, Mailbox, Refusal};
-use crate::socket::Socket;
+use crate::socket::{Socket, uninterrupted};
 
 /// Why a call on a [`Manager`](crate::Manager) or a [`Handle`](crate::Handle) failed.
 ///
@@ -179,7 +179,7 @@ impl PutError {
         let mailbox = self.mailbox.clone();
         let mut socket = self.into_inner();
         socket.set_nonblocking()?;
-        let count = socket.write(bytes)?;
+        let count = uninterrupted(|| socket.write(bytes))?;
         socket.flush()?;
         if count < bytes.len() {
             return Err(io::ErrorKind::WriteZero.into());
@@ -198,6 +198,7 @@ fn discard(socket: &mut Socket) {
     for _ in 0..64 {
         match socket.read(&mut waste) {
             Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return,
         }
     }

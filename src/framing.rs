@@ -216,7 +216,12 @@ fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Fo
 }
 
 #[cfg(test)]
+#[path = "../tests/drivers/framing.rs"]
+mod driver;
+
+#[cfg(test)]
 mod tests {
+    use super::driver::{Rules, check, drive};
     use super::*;
 
     fn find(framing: &Framing, held: &[u8], capacity: usize) -> Found {
@@ -238,47 +243,21 @@ mod tests {
         })
     }
 
-    /// Frames `bytes`, shown to the framing in steps of `step` bytes, as a worker would.
-    fn frames(framing: &Framing, bytes: &[u8], step: usize) -> (Vec<Vec<u8>>, usize) {
-        let (mut bodies, mut start, mut scanned) = (Vec::new(), 0, 0);
-        for end in (step..=bytes.len()).step_by(step).chain([bytes.len()]) {
-            while let Found::Frame(bounds) =
-                framing.find(&bytes[start..end], &mut scanned, usize::MAX)
-            {
-                let body = start + bounds.skip..start + bounds.skip + bounds.body;
-                bodies.push(bytes[body].to_vec());
-                start += bounds.total;
-                scanned = 0;
-            }
-        }
-        (bodies, bytes.len() - start)
+    #[test]
+    fn any_stream_comes_to_what_a_naive_reader_of_the_whole_says() {
+        arbtest::arbtest(drive).size_max(8192).budget_ms(1_500);
     }
 
     #[test]
-    fn lines_are_what_split_says_whatever_the_fragments() {
-        let framing = Framing::Delimited(b'\n');
+    fn short_streams_do_so_whatever_the_fragments_and_the_buffer() {
+        let prefixed = Rules::Prefixed { width: 1, big_endian: true, limit: 0 };
         for bytes in strings() {
-            let mut expected: Vec<Vec<u8>> =
-                bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-            let rest = expected.pop().unwrap_or_default();
-            for step in 1..=bytes.len().max(1) {
-                assert_eq!(frames(&framing, &bytes, step), (expected.clone(), rest.len()));
-            }
-        }
-    }
-
-    #[test]
-    fn length_prefixes_agree_with_a_naive_reader_whatever_the_fragments() {
-        let framing = Framing::LengthPrefixed { prefix: Prefix::U8, limit: 0 };
-        for bytes in strings() {
-            let (mut expected, mut rest) = (Vec::new(), &bytes[..]);
-            while let Some((&length, behind)) = rest.split_first() {
-                let Some(body) = behind.get(..usize::from(length)) else { break };
-                expected.push(body.to_vec());
-                rest = &behind[body.len()..];
-            }
-            for step in 1..=bytes.len().max(1) {
-                assert_eq!(frames(&framing, &bytes, step), (expected.clone(), rest.len()));
+            for rules in [Rules::Lines(b'\n'), prefixed, Rules::Records, Rules::Filled] {
+                for capacity in [1, 3, 300] {
+                    for step in 1..=bytes.len().max(1) {
+                        check(rules, capacity, &bytes, || step);
+                    }
+                }
             }
         }
     }

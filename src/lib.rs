@@ -38,11 +38,21 @@
 //!   sockets, boxed transports and systems other than Linux need a second read, which finds nothing.
 //! - Errors and panics of a callback end its connection and nothing else.
 //!
+//! What this is worth against peers that mean harm, with each limit and the test that shows it, is
+//! in `docs/threat-model.md`.
+//!
 //! # What is not
 //! UDP, `async`, HTTP, DNS, Windows, more than one thread inside a manager. For more cores run
 //! one manager on each, with `SO_REUSEPORT`. Safe Rust's standard library cannot set
 //! `SO_LINGER`, look at the descriptor limit or choose a backlog: hand over a socket that
 //! `socket2` has configured. With `panic = "abort"` a panic ends the process.
+//!
+//! # What is logged
+//! Through `log`: the life cycle at `info`; at `warn` what an operator must act on, at most once a
+//! second of a kind; at `error` an end that nobody asked for. Single connections are the business
+//! of `debug` and of [`Config::debug`], their bytes of nobody. A logger that waits, for a full
+//! pipe behind stderr, makes the loop wait; at the default level nothing that peers do every day
+//! gets so far.
 //!
 //! # The rooms
 //! In reading order, each beginning with what it is and what it does not know:

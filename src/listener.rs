@@ -29,8 +29,28 @@ struct Listener<L> {
     socket: L,
     /// The kernel said that there is something to accept, and no `WouldBlock` came since.
     ready: bool,
+    /// Errors since it last accepted something, or had nothing to accept.
+    errors: u32,
+    /// It had nothing but errors: it accepts nothing before this.
+    paused_until: Option<Tick>,
     /// The path to remove at the end, for one in the file system.
     _claim: Option<Claim>,
+}
+
+impl<L> Listener<L> {
+    fn may_run(&self) -> bool {
+        self.ready && self.paused_until.is_none()
+    }
+
+    /// Notes an error that seems to concern one connection. If there is nothing else for as long
+    /// as a turn accepts, it does not, and asking at once again would only burn time.
+    fn fail(&mut self, now: Now) {
+        self.errors += 1;
+        if self.errors == ACCEPTS {
+            self.errors = 0;
+            self.paused_until = Some(now.stamp.after(STARVED_PAUSE));
+        }
+    }
 }
 
 /// All listeners of a manager. What starves one starves all, so they pause together.
@@ -72,7 +92,9 @@ impl<L> Listeners<L> {
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
-        self.all.push(Listener { socket, ready: false, _claim: claim });
+        let listener =
+            Listener { socket, ready: false, errors: 0, paused_until: None, _claim: claim };
+        self.all.push(listener);
         Ok(())
     }
 
@@ -87,14 +109,20 @@ impl<L> Listeners<L> {
         self.starved_until.is_none() && self.any_ready() && !is_paused(places, overload)
     }
 
-    /// When to try again after descriptors ran out; `NEVER` if they have not.
+    /// When to try again after descriptors ran out, or one had nothing but errors; `NEVER` if
+    /// nothing of the kind happened.
     pub(crate) fn next_due(&self) -> Tick {
-        self.starved_until.filter(|_| self.any_ready()).unwrap_or(Tick::NEVER)
+        let starved = self.starved_until.filter(|_| self.any_ready());
+        let paused = self.all.iter().filter_map(|listener| listener.paused_until);
+        paused.chain(starved).min().unwrap_or(Tick::NEVER)
     }
 
-    /// Lets starved listeners try again once their pause is over.
+    /// Lets starved and paused listeners try again once their time is over.
     pub(crate) fn wake_starved(&mut self, now: Now) {
         self.starved_until = self.starved_until.filter(|&until| until > now.tick);
+        for listener in &mut self.all {
+            listener.paused_until = listener.paused_until.filter(|&until| until > now.tick);
+        }
     }
 
     /// Takes one connection from a listener's queue. Its place is taken before it is accepted,
@@ -108,7 +136,7 @@ impl<L> Listeners<L> {
         stats: &mut Stats,
         now: Now,
     ) -> Accepted {
-        if self.starved_until.is_some() || !self.all[index].ready {
+        if self.starved_until.is_some() || !self.all[index].may_run() {
             return Accepted::Nothing;
         }
         let promised = places.take();
@@ -122,15 +150,18 @@ impl<L> Listeners<L> {
         }
         match outcome {
             Ok(socket) => {
+                self.all[index].errors = 0;
                 stats.accepted += 1;
                 if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].ready = false;
+                self.all[index].errors = 0;
                 Accepted::Nothing
             }
             Err(error) if concerns_one(&error) => {
                 stats.accept_errors += 1;
+                self.all[index].fail(now);
                 Accepted::Skip
             }
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
@@ -156,7 +187,7 @@ impl<L> Listeners<L> {
     }
 
     fn any_ready(&self) -> bool {
-        self.all.iter().any(|listener| listener.ready)
+        self.all.iter().any(Listener::may_run)
     }
 
     fn starve(&mut self, error: &io::Error, now: Now) {

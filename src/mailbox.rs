@@ -4,11 +4,13 @@
 //! loop owns everything else. It knows what a command is, not what it does.
 //!
 //! # Why no wake is lost
-//! A sender pushes the command under the lock, *then* sets `pending`, and wakes the loop only if
-//! `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
+//! A sender pushes the command, *then* sets `pending`, both under the lock, and wakes the loop only
+//! if `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
 //! sets `pending` again if it leaves some, and never waits while `pending` is set. So a command is
 //! either in the queue when the loop takes from it, or its sender finds `pending` clear and wakes
-//! the loop. The other order would lose the command that arrives between taking and clearing.
+//! the loop. The other order would lose the command that arrives between taking and clearing. And
+//! a sender that set `pending` after the lock could do so when the loop has been stopped, started
+//! again and gone to wait: it would wake the loop that was, and the next sender none.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -40,7 +42,8 @@ pub(crate) enum Command {
     Pause(ConnId),
     Resume(ConnId),
     SetConfig(Box<Config>),
-    PublishStats,
+    /// The number of the question, which the answer bears.
+    PublishStats(u64),
     Stop,
 }
 
@@ -67,6 +70,8 @@ struct Queue {
     commands: VecDeque<Command>,
     wake: Option<Wake>,
     state: Loop,
+    /// How often stats were asked for.
+    questions: u64,
 }
 
 #[derive(Default)]
@@ -74,6 +79,7 @@ pub(crate) struct Mailbox {
     pub(crate) places: Places,
     pending: AtomicBool,
     queue: Mutex<Queue>,
+    /// The last stats published, and the number of the last question they answer.
     stats: Mutex<(u64, Stats)>,
     published: Condvar,
 }
@@ -109,8 +115,9 @@ impl Mailbox {
     /// command is done at the next turn in any case.
     fn wake(&self, queue: MutexGuard<'_, Queue>) {
         let wake = queue.wake.clone();
+        let first = !self.pending.swap(true, Ordering::AcqRel);
         drop(queue);
-        if !self.pending.swap(true, Ordering::AcqRel) {
+        if first {
             if let Some(Err(error)) = wake.map(|wake| wake()) {
                 log::warn!(
                     "could not wake the loop, which will see to it at its next turn: {error}"
@@ -165,25 +172,33 @@ impl Mailbox {
         std::mem::take(&mut queue.commands)
     }
 
-    pub(crate) fn publish(&self, stats: &Stats) {
+    /// Answers all questions up to this one.
+    pub(crate) fn publish(&self, question: u64, stats: &Stats) {
         let mut latest = lock(&self.stats);
-        *latest = (latest.0 + 1, *stats);
+        *latest = (latest.0.max(question), *stats);
         self.published.notify_all();
     }
 
     /// The stats as of the loop's next turn, or as last published if none comes within `patience`.
     pub(crate) fn stats(&self, patience: Duration) -> Stats {
+        let question = self.ask();
         let latest = lock(&self.stats);
-        let seen = latest.0;
-        drop(latest);
-        let asked = self.post(Command::PublishStats).is_ok();
-        let latest = lock(&self.stats);
-        if !asked {
-            return latest.1;
-        }
+        let Ok(question) = question else { return latest.1 };
         self.published
-            .wait_timeout_while(latest, patience, |latest| latest.0 == seen)
+            .wait_timeout_while(latest, patience, |latest| latest.0 < question)
             .map_or_else(|poisoned| poisoned.into_inner().0.1, |(latest, _)| latest.1)
+    }
+
+    /// Numbered, or an answer to somebody else, made before this question, could be taken for
+    /// the answer to it.
+    fn ask(&self) -> Result<u64, Refusal> {
+        let mut queue = lock(&self.queue);
+        queue.admits()?;
+        queue.questions += 1;
+        let question = queue.questions;
+        queue.commands.push_back(Command::PublishStats(question));
+        self.wake(queue);
+        Ok(question)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::command::Desk;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handler::{Conn, Handler};
-use crate::id::Token;
+use crate::id::{ConnId, Token};
 use crate::lingering::Lingering;
 use crate::listener::{ACCEPTS, Accepted, Listeners};
 use crate::mailbox::Mailbox;
@@ -89,8 +89,8 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     spares: Spares,
     stats: Stats,
     now: Now,
-    /// When the last turn read the clock, and when it was done.
-    last_turn: Span,
+    /// Who was visited since the clock was read, in case it turns out to have taken long.
+    visited: Vec<ConnId>,
     /// When spares that were not needed are freed, if there are any.
     reap_at: Tick,
     /// What was warned of, so that it is not said too often.
@@ -141,7 +141,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let now = Now::new(backend.now());
         Ok(Self {
             now,
-            last_turn: Span { began: now.stamp, ended: now.stamp },
+            visited: Vec::new(),
             config,
             handler,
             backend,
@@ -327,13 +327,27 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
-    ///    complete a stop. The clock is read again: what was done counts from here.
+    ///    complete a stop.
     fn report(&mut self, turn: Turn) -> Turn {
         self.raise_alarms();
         let stopped = self.finish_if_drained();
-        let ended = Now::new(self.backend.now()).stamp;
-        self.last_turn = Span { began: self.now.stamp, ended };
+        self.credit_visited();
         Turn { next: until(self.due(), self.now.at), stopped, ..turn }
+    }
+
+    /// Reads the clock once more when callbacks have run. If they took long, what happened
+    /// meanwhile counts from the end: those who were served must not pay for it.
+    fn credit_visited(&mut self) {
+        let ended = Now::new(self.backend.now()).stamp;
+        let span = Span { began: self.now.stamp, ended };
+        if span.ended > span.began {
+            for &id in &self.visited {
+                if let Some(worker) = self.pool.get_mut(id) {
+                    worker.vitals.credit(span);
+                }
+            }
+        }
+        self.visited.clear();
     }
 
     /// When the next turn is due even if nothing becomes ready: now if work is left, `NEVER` if

@@ -6,53 +6,55 @@
 //! knows neither the loop nor its backend.
 
 mod faults;
+mod queue;
+mod readiness;
 mod stream;
+mod tally;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use slab::Slab;
+
 use crate::dice::Dice;
 pub use faults::Faults;
+use queue::Queue;
+pub(crate) use readiness::Edge;
 pub use stream::Stream;
+pub use tally::{Look, Tally};
 
-/// What the network knows of one of the pool's connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Look {
-    /// Bytes that the peer has sent and the pool has not read.
-    pub unread: usize,
-    /// When the pool last read or wrote a byte or found no room to, or the connection was
-    /// registered.
-    pub moved: Duration,
-    /// Whether the pool's last write found no more room.
-    pub full: bool,
-}
+/// Reads and writes between two waits, far above what any turn may do: a loop that comes here is
+/// caught in a turn that does not end.
+const ENDLESS: u32 = 1_000_000;
 
-/// What a socket has become ready for since it was last asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Edge {
-    pub(crate) readable: bool,
-    pub(crate) writable: bool,
-    pub(crate) closed: bool,
-}
-
-impl Edge {
-    pub(crate) fn any(self) -> bool {
-        self.readable || self.writable || self.closed
-    }
-}
+/// What goes wrong with a read or a write, once the connection itself is broken.
+const BROKEN: [ErrorKind; 6] = [
+    ErrorKind::ConnectionReset,
+    ErrorKind::TimedOut,
+    ErrorKind::HostUnreachable,
+    ErrorKind::NetworkDown,
+    ErrorKind::OutOfMemory,
+    ErrorKind::Other,
+];
 
 /// One end of a connection.
 #[derive(Debug)]
 struct End {
     peer: usize,
+    /// Which connection it is an end of, counted from 0.
+    connection: usize,
+    /// Whether it is the pool's end, which takes a descriptor of the pool's.
+    ours: bool,
     inbox: VecDeque<u8>,
     capacity: usize,
     /// The other end will send no more.
     fin: bool,
+    /// A reset that no read has reported yet.
     reset: bool,
+    /// Nothing written gets through any more.
+    broken: bool,
     open: bool,
     /// This end has said that it will send no more.
     shut: bool,
@@ -60,6 +62,8 @@ struct End {
     starved: bool,
     token: Option<u64>,
     edge: Edge,
+    received: u64,
+    sent: u64,
     /// When a byte last moved through this end's reads and writes, or found no room, or when it
     /// was registered.
     moved: Duration,
@@ -70,21 +74,18 @@ pub(crate) struct Network {
     pub(crate) dice: Dice,
     pub(crate) faults: Faults,
     pub(crate) now: Duration,
-    ends: Vec<End>,
-    /// Connections that wait to be accepted, per listener, with the listener's token and edge.
+    ends: Slab<End>,
+    /// Registered ends by token.
+    registered: HashMap<u64, usize>,
     listeners: Vec<Queue>,
-    /// Tokens of ends that were deregistered, for stale events.
-    retired: Vec<u64>,
+    retired: VecDeque<(u64, Look)>,
+    connections: usize,
+    /// Reads and writes since the last wait.
+    calls: u32,
+    pub(crate) tally: Tally,
     pub(crate) digest: u64,
     pub(crate) violations: Vec<String>,
     pub(crate) woken: bool,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<usize>,
-    token: Option<u64>,
-    edge: bool,
 }
 
 pub(crate) type Shared = Arc<Mutex<Network>>;
@@ -99,34 +100,52 @@ impl Network {
             dice: Dice::new(seed),
             faults,
             now: Duration::from_secs(1),
-            ends: Vec::new(),
+            ends: Slab::new(),
+            registered: HashMap::new(),
             listeners: Vec::new(),
-            retired: Vec::new(),
+            retired: VecDeque::new(),
+            connections: 0,
+            calls: 0,
+            tally: Tally::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             violations: Vec::new(),
             woken: false,
         }
     }
 
-    /// A connection: two ends of the given capacities.
+    /// A connection: the peer's end and the pool's, of the given capacities.
     pub(crate) fn pair(&mut self, capacities: [usize; 2]) -> [usize; 2] {
-        let first = self.ends.len();
-        for (end, capacity) in capacities.into_iter().enumerate() {
-            self.ends.push(End {
-                peer: first + 1 - end,
+        let connection = self.connections;
+        self.connections += 1;
+        let ends = capacities.map(|capacity| {
+            self.ends.insert(End {
+                peer: 0,
+                connection,
+                ours: false,
                 inbox: VecDeque::new(),
                 capacity,
                 fin: false,
                 reset: false,
+                broken: false,
                 open: true,
                 shut: false,
                 starved: false,
                 token: None,
                 edge: Edge::default(),
+                received: 0,
+                sent: 0,
                 moved: self.now,
-            });
-        }
-        [first, first + 1]
+            })
+        });
+        self.ends[ends[0]].peer = ends[1];
+        self.ends[ends[1]].peer = ends[0];
+        self.ends[ends[1]].ours = true;
+        self.tally.open += 1;
+        ends
+    }
+
+    pub(crate) fn connection(&self, end: usize) -> usize {
+        self.ends[end].connection
     }
 
     /// Folds what happened into the digest (FNV-1a over words).
@@ -134,20 +153,30 @@ impl Network {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
-    fn must_be_open(&mut self, end: usize, what: &str) {
-        if !self.ends[end].open {
-            self.violations.push(format!("{what} on a closed socket (end {end})"));
+    /// What can go wrong in any call: a signal, or the connection breaks.
+    fn fail(&mut self, end: usize, broken: u16) -> io::Result<()> {
+        if !self.ends[end].ours {
+            return Ok(());
         }
-    }
-
-    pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
-        self.must_be_open(end, "read");
-        if into.is_empty() {
-            self.violations.push(format!("read into nothing (end {end})"));
-        }
+        self.calls += 1;
+        assert!(self.calls < ENDLESS, "a turn that does not end");
         if self.dice.permille(self.faults.interrupts) {
             return Err(ErrorKind::Interrupted.into());
         }
+        if self.dice.permille(broken) {
+            self.ends[end].broken = true;
+            self.reset_peer_of(end);
+            self.tally.broken += 1;
+            return Err(BROKEN[self.dice.below(BROKEN.len())].into());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            self.violations.push(format!("read into nothing (end {end})"));
+        }
+        self.fail(end, self.faults.failed_reads)?;
         let there = self.ends[end].inbox.len();
         if there == 0 {
             return self.read_nothing(end);
@@ -155,16 +184,17 @@ impl Network {
         let mut count = there.min(into.len());
         if self.dice.permille(self.faults.short_reads) {
             count = 1 + self.dice.below(count);
+            self.tally.short_reads += 1;
         }
         let me = &mut self.ends[end];
         me.moved = self.now;
+        me.received += count as u64;
         for (to, from) in into.iter_mut().zip(me.inbox.drain(..count)) {
             *to = from;
         }
         let peer = me.peer;
-        let peer = &mut self.ends[peer];
-        if std::mem::take(&mut peer.starved) {
-            peer.edge.writable = true;
+        if let Some(peer) = self.ends.get_mut(peer) {
+            peer.edge.writable |= std::mem::take(&mut peer.starved);
         }
         self.note(end as u64 | (count as u64) << 32);
         Ok(count)
@@ -173,33 +203,53 @@ impl Network {
     fn read_nothing(&mut self, end: usize) -> io::Result<usize> {
         let me = &mut self.ends[end];
         if std::mem::take(&mut me.reset) {
-            me.fin = true;
-            return Err(ErrorKind::ConnectionReset.into());
+            me.broken = true;
+            // After an end of file it is for writes to tell.
+            if !std::mem::replace(&mut me.fin, true) {
+                return Err(ErrorKind::ConnectionReset.into());
+            }
         }
         if me.fin { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) }
     }
 
     pub(crate) fn write(&mut self, end: usize, bytes: &[u8]) -> io::Result<usize> {
-        self.must_be_open(end, "write");
-        if self.dice.permille(self.faults.interrupts) {
-            return Err(ErrorKind::Interrupted.into());
+        self.fail(end, self.faults.failed_writes)?;
+        let me = &mut self.ends[end];
+        if std::mem::take(&mut me.reset) {
+            // Who is told of a reset first is told alone.
+            (me.fin, me.broken) = (true, true);
+            return Err(ErrorKind::ConnectionReset.into());
         }
-        let (peer, shut) = (self.ends[end].peer, self.ends[end].shut);
-        if shut || self.ends[end].reset || !self.ends[peer].open {
+        if me.shut || me.broken {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let room = self.ends[peer].capacity - self.ends[peer].inbox.len();
+        let peer = me.peer;
+        let peer = &self.ends[peer];
+        let (gone, room) = (!peer.open, peer.capacity - peer.inbox.len());
+        let me = &mut self.ends[end];
+        if gone {
+            // The first write to who has gone succeeds, and is answered with a reset.
+            (me.broken, me.edge) = (true, Edge::ALL);
+            me.sent += bytes.len() as u64;
+            me.moved = self.now;
+            return Ok(bytes.len());
+        }
         if room == 0 {
-            self.ends[end].starved = true;
-            self.ends[end].moved = self.now;
+            if !std::mem::replace(&mut me.starved, true) {
+                me.moved = self.now;
+            }
             return Err(ErrorKind::WouldBlock.into());
         }
         let mut count = bytes.len().min(room);
         if count > 0 && self.dice.permille(self.faults.short_writes) {
             count = 1 + self.dice.below(count);
         }
-        self.ends[end].starved |= count < bytes.len() && count == room;
-        self.ends[end].moved = self.now;
+        let me = &mut self.ends[end];
+        self.tally.short_writes += u64::from(count < bytes.len() && me.ours);
+        me.starved |= count < bytes.len() && count == room;
+        me.sent += count as u64;
+        me.moved = self.now;
+        let peer = me.peer;
         let peer = &mut self.ends[peer];
         peer.inbox.extend(&bytes[..count]);
         peer.edge.readable |= count > 0;
@@ -208,8 +258,7 @@ impl Network {
     }
 
     pub(crate) fn shutdown_write(&mut self, end: usize) -> io::Result<()> {
-        self.must_be_open(end, "shutdown");
-        if self.ends[end].reset {
+        if self.ends[end].reset || self.ends[end].broken {
             return Err(ErrorKind::NotConnected.into());
         }
         self.ends[end].shut = true;
@@ -220,7 +269,7 @@ impl Network {
 
     fn finish(&mut self, end: usize) {
         let end = &mut self.ends[end];
-        if !std::mem::replace(&mut end.fin, true) {
+        if !end.reset && !std::mem::replace(&mut end.fin, true) {
             end.edge.readable = true;
             end.edge.closed = true;
         }
@@ -233,8 +282,8 @@ impl Network {
         let peer = &mut self.ends[peer];
         if peer.open {
             peer.reset = true;
-            peer.edge = Edge { readable: true, writable: true, closed: true };
-            if lossy {
+            peer.edge = Edge::ALL;
+            if lossy && !peer.fin {
                 peer.inbox.clear();
             }
         }
@@ -242,157 +291,26 @@ impl Network {
 
     /// Closing with unread input resets the peer; without, it is an end of file.
     pub(crate) fn close(&mut self, end: usize) {
-        self.must_be_open(end, "close");
         if self.ends[end].token.is_some() {
             self.violations.push(format!("closed while registered (end {end})"));
+            self.deregister(end);
         }
         let unread = !self.ends[end].inbox.is_empty();
         self.ends[end].open = false;
+        self.tally.open -= usize::from(self.ends[end].ours);
+        let peer = self.ends[end].peer;
         if unread {
             self.reset_peer_of(end);
         } else {
-            let peer = self.ends[end].peer;
             self.finish(peer);
         }
-    }
-
-    /// The tokens of ends that have something to read, or an end to see, and no edge to come
-    /// that says so, although they do not wait for room to write.
-    pub(crate) fn silent_inputs(&self) -> Vec<u64> {
-        let silent = |end: &End| {
-            let input = !end.inbox.is_empty() || end.fin || end.reset;
-            end.token.filter(|_| input && !end.edge.any() && !end.starved)
-        };
-        self.ends.iter().filter_map(silent).collect()
-    }
-
-    /// What is known of the connection that is registered under `token`.
-    pub(crate) fn look(&self, token: u64) -> Option<Look> {
-        let end = self.ends.iter().find(|end| end.token == Some(token))?;
-        Some(Look { unread: end.inbox.len(), moved: end.moved, full: end.starved })
-    }
-
-    pub(crate) fn register(&mut self, end: usize, token: u64) -> io::Result<()> {
-        self.must_be_open(end, "register");
-        if self.dice.permille(self.faults.failed_registers) {
-            return Err(ErrorKind::OutOfMemory.into());
-        }
-        let peer = &self.ends[self.ends[end].peer];
-        let room = !peer.open || peer.inbox.len() < peer.capacity;
-        let me = &mut self.ends[end];
-        let ended = me.fin || me.reset;
-        let readable = ended || !me.inbox.is_empty();
-        me.token = Some(token);
-        me.moved = self.now;
-        me.edge = Edge { readable, writable: room, closed: ended };
-        Ok(())
-    }
-
-    pub(crate) fn deregister(&mut self, end: usize) {
-        self.must_be_open(end, "deregister");
-        match self.ends[end].token.take() {
-            Some(token) => self.retired.push(token),
-            None => self.violations.push(format!("deregistered twice (end {end})")),
+        if !self.ends[peer].open {
+            self.ends.remove(end);
+            self.ends.remove(peer);
         }
     }
 
-    pub(crate) fn listen(&mut self) -> usize {
-        self.listeners.push(Queue::default());
-        self.listeners.len() - 1
+    pub(crate) fn tally(&self) -> Tally {
+        Tally { registered: self.registered.len(), ..self.tally }
     }
-
-    pub(crate) fn open_listener(&mut self, listener: usize, token: u64) {
-        let queue = &mut self.listeners[listener];
-        queue.token = Some(token);
-        queue.edge = !queue.waiting.is_empty();
-    }
-
-    /// Closing a listener resets who still waits.
-    pub(crate) fn close_listener(&mut self, listener: usize) {
-        self.listeners[listener].token = None;
-        while let Some(end) = self.listeners[listener].waiting.pop_front() {
-            self.ends[end].open = false;
-            self.reset_peer_of(end);
-        }
-    }
-
-    pub(crate) fn arrive(&mut self, listener: usize, end: usize) {
-        self.listeners[listener].waiting.push_back(end);
-        self.listeners[listener].edge = true;
-    }
-
-    pub(crate) fn waiting(&self, listener: usize) -> usize {
-        self.listeners[listener].waiting.len()
-    }
-
-    pub(crate) fn accept(&mut self, listener: usize) -> io::Result<usize> {
-        if self.listeners[listener].waiting.is_empty() {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        if self.dice.permille(self.faults.starved_accepts) {
-            return Err(io::Error::other("too many open files"));
-        }
-        let end = self.listeners[listener].waiting.pop_front();
-        let end = end.ok_or(ErrorKind::WouldBlock)?;
-        if self.dice.permille(self.faults.aborted_accepts) {
-            self.ends[end].open = false;
-            self.reset_peer_of(end);
-            return Err(ErrorKind::ConnectionAborted.into());
-        }
-        Ok(end)
-    }
-
-    /// Takes the edges that have arisen, in random order and perhaps not all of them.
-    pub(crate) fn take_edges(&mut self) -> Vec<(u64, Edge)> {
-        let mut found = Vec::new();
-        for index in 0..self.listeners.len() {
-            let queue = &self.listeners[index];
-            if let (Some(token), true) = (queue.token, queue.edge) {
-                found.push((token, Source::Listener(index)));
-            }
-        }
-        for index in 0..self.ends.len() {
-            let end = &self.ends[index];
-            if let (Some(token), true) = (end.token, end.edge.any()) {
-                found.push((token, Source::End(index)));
-            }
-        }
-        self.dice.shuffle(&mut found);
-        if !found.is_empty() && self.dice.permille(self.faults.truncated_waits) {
-            let kept = 1 + self.dice.below(found.len());
-            found.truncate(kept);
-        }
-        found.into_iter().map(|(token, source)| (token, self.take_edge(source))).collect()
-    }
-
-    fn take_edge(&mut self, source: Source) -> Edge {
-        match source {
-            Source::Listener(index) => {
-                self.listeners[index].edge = false;
-                Edge { readable: true, ..Edge::default() }
-            }
-            Source::End(index) => std::mem::take(&mut self.ends[index].edge),
-        }
-    }
-
-    pub(crate) fn any_edge(&self) -> bool {
-        self.listeners.iter().any(|queue| queue.token.is_some() && queue.edge)
-            || self.ends.iter().any(|end| end.token.is_some() && end.edge.any())
-    }
-
-    /// A token that some live or dead socket has or had.
-    pub(crate) fn any_token(&mut self, dead: bool) -> Option<u64> {
-        let tokens: Vec<u64> = if dead {
-            self.retired.clone()
-        } else {
-            self.ends.iter().filter_map(|end| end.token).collect()
-        };
-        (!tokens.is_empty()).then(|| tokens[self.dice.below(tokens.len())])
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Source {
-    Listener(usize),
-    End(usize),
 }

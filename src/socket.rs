@@ -214,6 +214,20 @@ impl Write for Socket {
     }
 }
 
+/// Signals that one call may be interrupted by before it counts as failed.
+const SIGNALS: u32 = 16;
+
+/// Calls again while signals interrupt.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..SIGNALS {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+    call()
+}
+
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
         Self::Tcp(stream)

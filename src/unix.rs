@@ -43,13 +43,14 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
     };
     let room = Room::create(parent)?;
     let (inside, aside) = (room.name("s"), room.name("t"));
-    let listener = UnixListener::bind(&inside)?;
-    let placed = fs::set_permissions(&inside, Permissions::from_mode(0o600))
-        .and_then(|()| place(&inside, path, &aside))
-        .and_then(|()| identity(&inside));
+    let placed = UnixListener::bind(&inside).and_then(|listener| {
+        fs::set_permissions(&inside, Permissions::from_mode(0o600))?;
+        place(&inside, path, &aside)?;
+        Ok((listener, Claim { path: path.to_path_buf(), identity: identity(&inside)? }))
+    });
     // Linked to its place, or of no use any more.
     let _ = fs::remove_file(&inside);
-    Ok((listener, Claim { path: path.to_path_buf(), identity: placed? }))
+    placed
 }
 
 /// Links the socket `inside` to `path`, in place of a stale socket but of nothing else. A stale
@@ -102,12 +103,23 @@ impl Room {
             let digit = |value: u32| char::from_digit(value % 36, 36).unwrap_or('0');
             let path = parent.join(format!(".{}{}", digit(name / 36), digit(name)));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { open: File::open(&path)?, path }),
+                Ok(()) => return Self::enter(path),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
         Err(io::Error::new(ErrorKind::AlreadyExists, "no free name for a temporary directory"))
+    }
+
+    fn enter(path: PathBuf) -> io::Result<Self> {
+        match File::open(&path) {
+            Ok(open) => Ok(Self { path, open }),
+            Err(error) => {
+                // Out of descriptors, for one; it may be tried again and again.
+                let _ = fs::remove_dir(&path);
+                Err(error)
+            }
+        }
     }
 
     /// The path of a socket in it: by way of the open directory if it is too long otherwise,

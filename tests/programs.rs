@@ -1,212 +1,23 @@
 //! The two programs as their users see them: arguments, what they print, how they answer and how
 //! they end. Each runs as a child process, which no test leaves behind.
 
+#[path = "support/examples.rs"]
+mod examples;
+
 use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
-
-/// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-const LOOPBACK: [&str; 2] = ["--listen", "127.0.0.1:0"];
-
-/// The programs' directory, `target/PROFILE/examples`. They are built if they are missing or
-/// older than their sources, as they may be under `cargo test --test programs`.
-fn directory() -> &'static Path {
-    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    DIRECTORY.get_or_init(|| {
-        let test = std::env::current_exe().expect("this program");
-        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/NAME");
-        let directory = profile.join("examples");
-        let built = ["reactor_echo", "tcp_ok"].map(|name| modified(&directory.join(name)));
-        if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {
-            build(profile);
-        }
-        directory
-    })
-}
-
-fn modified(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
-}
-
-/// When a source file was last changed.
-fn newest(root: &Path) -> Option<SystemTime> {
-    let mut newest = modified(&root.join("Cargo.toml"));
-    let mut unseen = vec![root.join("src"), root.join("examples")];
-    while let Some(directory) = unseen.pop() {
-        for entry in fs::read_dir(directory).expect("a directory of sources") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                unseen.push(path);
-            } else {
-                newest = newest.max(modified(&path));
-            }
-        }
-    }
-    newest
-}
-
-fn build(profile: &Path) {
-    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--examples", "--profile"])
-        .arg(if name == "debug" { "dev" } else { name })
-        .arg("--target-dir")
-        .arg(profile.parent().expect("a target directory"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(status.expect("cargo runs").success(), "the examples can't be built");
-}
-
-/// A program that runs, and is killed with its test.
-struct Program {
-    child: Child,
-    stdout: Lines,
-    stderr: Lines,
-}
-
-/// A program as a user without settings of their own would run it.
-fn program(name: &str) -> Command {
-    let mut command = Command::new(directory().join(name));
-    command.env_remove("RUST_LOG").env_remove("RUST_LOG_STYLE");
-    command
-}
-
-/// What a child prints, line by line; it ends when the child does.
-struct Lines(Receiver<String>);
-
-impl Lines {
-    fn of(stream: Option<impl Read + Send + 'static>) -> Self {
-        let (sender, lines) = channel();
-        if let Some(stream) = stream {
-            thread::spawn(move || {
-                let lines = BufReader::new(stream).lines().map_while(Result::ok);
-                lines.for_each(|line| drop(sender.send(line)));
-            });
-        }
-        Self(lines)
-    }
-
-    fn next(&self) -> String {
-        self.0.recv_timeout(PATIENCE).expect("a line")
-    }
-
-    /// The first line that contains `part`.
-    fn find(&self, part: &str) -> String {
-        std::iter::repeat_with(|| self.next()).find(|line| line.contains(part)).expect("a line")
-    }
-
-    /// All that is left, until the child has ended.
-    fn rest(&self) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut lines = Vec::new();
-        while let Ok(line) = self.0.recv_timeout(deadline - Instant::now()) {
-            lines.push(line);
-        }
-        assert!(Instant::now() < deadline, "it does not end: {lines:#?}");
-        lines
-    }
-}
-
-impl Program {
-    fn run(name: &str, args: &[&str]) -> Self {
-        Self::spawn(program(name).args(args))
-    }
-
-    fn spawn(command: &mut Command) -> Self {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program runs");
-        let (stdout, stderr) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
-        Self { child, stdout, stderr }
-    }
-
-    /// Where it says that it listens.
-    fn addr(&self) -> SocketAddr {
-        addr(&self.stdout.next())
-    }
-
-    fn signal(&self, name: &str) {
-        signal(self.child.id(), name);
-    }
-
-    /// Waits for its end: how, and what it had still to say.
-    fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
-        let (stdout, stderr) = (self.stdout.rest(), self.stderr.rest());
-        (self.wait(), stdout, stderr)
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end");
-            thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The address in `listening on 127.0.0.1:6263; try: ...`.
-fn addr(line: &str) -> SocketAddr {
-    let rest = line.strip_prefix("listening on ").expect(line);
-    rest.split(';').next().and_then(|addr| addr.parse().ok()).expect(line)
-}
-
-fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").args([name, &pid.to_string()]).status();
-    assert!(status.expect("kill runs").success());
-}
-
-/// A program that listens on a port of its own, and that port.
-fn listening(name: &str, args: &[&str]) -> (Program, SocketAddr) {
-    let program = Program::run(name, &[&LOOPBACK, args].concat());
-    let addr = program.addr();
-    (program, addr)
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(addr).expect("connect");
-    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    client
-}
-
-fn say(client: &mut impl Write, text: &str) {
-    client.write_all(text.as_bytes()).expect("send");
-}
-
-fn hear(client: &mut impl Read, count: usize) -> String {
-    let mut reply = vec![0; count];
-    client.read_exact(&mut reply).expect("a reply");
-    String::from_utf8(reply).expect("text")
-}
-
-/// What comes until the end of file, which must not be a reset.
-fn hear_all(client: &mut impl Read) -> String {
-    let mut reply = String::new();
-    client.read_to_string(&mut reply).expect("a reply and an end of file");
-    reply
-}
 
 /// A fresh directory, removed with its test.
 struct Directory(PathBuf);
@@ -666,10 +477,14 @@ fn tcp_ok_tells_the_eleventh_that_it_is_busy_until_the_others_leave() {
 #[test]
 fn tcp_ok_says_at_the_end_how_many_it_refused() {
     let (program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
-    let _ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
+    let mut ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
     for _ in 0..2 {
         assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
     }
+    // Who is served was put before, and so were those who came first: none is still queued.
+    say(&mut ten[9], "hello");
+    ten[9].shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(hear_all(&mut ten[9]), "OK");
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");

@@ -7,14 +7,20 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pool_manager::{
     CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Framing, Handler, Manager,
 };
-use support::{PATIENCE, descriptors, pair, reset, shrink_buffers};
+use support::{
+    Dir, Random, assert_nothing_left, connect, descriptors, listen_on_many, pair, patient, reset,
+    resident_bytes, shrink_buffers, turn_until, unix_pair,
+};
 
 /// Longer than any of these tests takes: nobody's deadline passes unless a test means it to.
 const NEVER: Duration = Duration::from_secs(300);
@@ -27,27 +33,6 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(NEVER).request_deadline(NEVER)
-}
-
-/// Splitmix64: seeded, so that a failure comes again.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(count).collect()
-    }
 }
 
 /// Clients that each send a request and wait for it to come back, all of them in every round.
@@ -83,38 +68,6 @@ impl Clients {
         }
         total
     }
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let socket = TcpStream::connect(addr).expect("connect");
-    socket.set_nodelay(true).expect("no delay");
-    patient(socket)
-}
-
-fn patient(socket: TcpStream) -> TcpStream {
-    socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    socket.set_write_timeout(Some(PATIENCE)).expect("write timeout");
-    socket
-}
-
-/// Turns until `done` says so, and leaves nothing behind.
-fn turn_until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(&mut Manager<H>) -> bool) {
-    let deadline = Instant::now() + 3 * PATIENCE;
-    while !done(manager) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
-        manager.turn(Some(Duration::from_millis(5))).expect("turn");
-    }
-}
-
-/// Once the clients are gone, nothing is left of them.
-fn assert_nothing_left<H: Handler>(manager: &mut Manager<H>, descriptors_before: usize) {
-    turn_until(manager, |manager| {
-        let stats = manager.stats();
-        stats.live == 0 && stats.lingering == 0
-    });
-    let stats = manager.stats();
-    assert_eq!(stats.closed_total(), stats.put, "each that was put was closed once: {stats}");
-    assert_eq!(descriptors(), descriptors_before, "descriptors: {stats}");
 }
 
 #[test]
@@ -221,15 +174,7 @@ fn of_twenty_thousand_connections_each_is_served_or_refused_and_counted() {
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
     let mut manager = Manager::new(drained().max_workers(PLACES), echo).expect("a manager");
     manager.start().expect("start");
-    // More than one address, so that ports that wait out their last connection do not run short.
-    let addrs: Vec<SocketAddr> = (1..=4)
-        .map(|host| {
-            let listener = deep_listener([127, 0, 0, host].into());
-            let addr = listener.local_addr().expect("address");
-            manager.listen_on(listener).expect("listen");
-            addr
-        })
-        .collect();
+    let addrs = listen_on_many(&mut manager, 4);
     let before = descriptors();
 
     let tally = thread::scope(|scope| {
@@ -259,15 +204,6 @@ fn of_twenty_thousand_connections_each_is_served_or_refused_and_counted() {
     let resets = stats.closed(CloseReason::Reset);
     assert!(resets > 0, "{stats}");
     assert_eq!(resets + stats.closed(CloseReason::Eof), stats.put);
-}
-
-/// A listener whose queue holds a whole wave: the standard library's may be too short.
-fn deep_listener(host: std::net::Ipv4Addr) -> TcpListener {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    let socket = socket.expect("socket");
-    socket.bind(&SocketAddr::from((host, 0)).into()).expect("bind");
-    socket.listen(4096).expect("listen");
-    socket.into()
 }
 
 /// Peers that take nothing of what they are sent.
@@ -302,11 +238,6 @@ fn put_reader<H: Handler>(manager: &mut Manager<H>) -> TcpStream {
     socket2::SockRef::from(&ours).set_send_buffer_size(1).expect("send buffer");
     manager.put(ours).expect("put");
     patient(peer)
-}
-
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().expect("a number") * 4096)
 }
 
 #[test]
@@ -368,4 +299,98 @@ fn peers_that_never_read_end_and_cost_those_that_do_nothing() {
     assert_nothing_left(&mut manager, before);
     let stats = manager.stats();
     assert_eq!(stats.closed(CloseReason::Eof), READERS, "each reader ended well");
+}
+
+/// One connection by each way there is, all of which were served once.
+/// `door` is a listener of the test's own, for those that are put.
+fn visit<H: Handler>(
+    manager: &mut Manager<H>,
+    addr: SocketAddr,
+    path: &Path,
+    door: &TcpListener,
+) -> [TcpStream; 4] {
+    // Dressed as a TCP connection, so that all are of one kind.
+    let unix: OwnedFd = UnixStream::connect(path).expect("connect").into();
+    let put = connect(door.local_addr().expect("address"));
+    let (handed_over, theirs) = unix_pair();
+    let mut visitors = [connect(addr), patient(unix.into()), put, patient(handed_over)];
+    manager.put(door.accept().expect("accept").0).expect("put");
+    manager.handle().put(theirs).expect("put by a handle");
+    for visitor in &mut visitors {
+        visitor.write_all(b"hello").expect("send a request");
+    }
+    let served = manager.stats().bytes_out + 4 * 5;
+    turn_until(manager, |manager| manager.stats().bytes_out == served);
+    for visitor in &mut visitors {
+        let mut reply = [0; 5];
+        visitor.read_exact(&mut reply).expect("a reply");
+        assert_eq!(&reply, b"hello");
+    }
+    visitors
+}
+
+/// Two leave, one of them by a reset, and one comes whom no turn will serve.
+fn change<H: Handler>(manager: &mut Manager<H>, visitors: [TcpStream; 4]) -> [TcpStream; 3] {
+    let [gone, unix, reset_by_peer, stays] = visitors;
+    drop(gone);
+    reset(reset_by_peer);
+    turn_until(manager, |manager| manager.stats().live == 2);
+    let (queued, ours) = unix_pair();
+    manager.handle().put(ours).expect("two places are free");
+    [unix, stays, patient(queued)]
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+#[test]
+fn two_thousand_restarts_under_traffic_leave_nothing_behind() {
+    const CYCLES: u64 = 2_000;
+    const WARM: u64 = 500;
+    let _alone = alone();
+    support::alone("two_thousand_restarts_under_traffic_leave_nothing_behind", 64, || {
+        // As many places as there are visitors: one that is lost is missed in the next cycle.
+        let config = drained().min_workers(2).max_workers(4).drain_deadline(Duration::ZERO);
+        let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
+        let mut manager = Manager::new(config, echo).expect("a manager");
+        // A host of its own, so that nobody takes the port between a stop and a start.
+        let (dir, mut addr) = (Dir::new(), SocketAddr::from(([127, 0, 0, 77], 0)));
+        let path = dir.path("echo.sock");
+        let door = TcpListener::bind(addr).expect("bind");
+        let before = (descriptors(), threads());
+        let mut resident = 0;
+        for cycle in 0..CYCLES {
+            manager.start().expect("start");
+            addr = manager.listen(addr).expect("the address of the last cycle");
+            manager.listen_unix(&path).expect("the path of the last cycle");
+            let visitors = visit(&mut manager, addr, &path, &door);
+            assert!(manager.put(unix_pair().1).expect_err("no place is left").is_busy());
+            let left = if cycle % 2 == 0 {
+                assert_eq!(manager.stop().expect("stop").idle, 4);
+                Vec::from(visitors)
+            } else {
+                let left = change(&mut manager, visitors);
+                assert_eq!(manager.stop().expect("stop").idle, 2);
+                Vec::from(left)
+            };
+            for mut visitor in left {
+                assert_eq!(visitor.read(&mut [0]).expect("an end of file"), 0);
+            }
+            assert_eq!((descriptors(), threads()), before, "after cycle {cycle}");
+            assert_eq!(dir.names(), [""; 0], "the path is removed");
+            if cycle == WARM {
+                resident = resident_bytes();
+            }
+        }
+        let stats = manager.stats();
+        assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0));
+        assert_eq!((stats.put, stats.closed_total()), (4 * CYCLES, 4 * CYCLES));
+        assert_eq!((stats.accepted, stats.busy, stats.lost), (2 * CYCLES, CYCLES, 0));
+        assert_eq!((stats.bytes_in, stats.bytes_out), (20 * CYCLES, 20 * CYCLES));
+        assert_eq!(stats.closed(CloseReason::Stopped), 3 * CYCLES);
+        assert_eq!((stats.bytes_dropped, stats.bytes_unsent, stats.stale_events), (0, 0, 0));
+        let grown = resident_bytes().saturating_sub(resident);
+        assert!(grown <= 100 * (CYCLES - WARM), "grown by {grown} bytes");
+    });
 }

@@ -209,3 +209,45 @@ fn every_public_item_is_documented() {
         }
     }
 }
+
+/// The tests that the threat model names, as `file::test`.
+fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: Vec<_> = quoted.filter_map(|name| name.split_once("::")).collect();
+    assert!(named.len() > 20, "it names tests: {named:?}");
+    named
+}
+
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let text = fs::read_to_string("docs/threat-model.md").expect("the threat model");
+    for (file, test) in named_tests(&text) {
+        let places = [
+            format!("tests/{file}.rs"),
+            format!("tests/behaviour/{file}.rs"),
+            format!("src/{file}.rs"),
+        ];
+        let mut sources = places.iter().filter_map(|path| fs::read_to_string(path).ok());
+        let head = format!("#[test]\n    fn {test}() {{");
+        let exists = |source: String| {
+            let source = source.replace("\nfn", "\n    fn");
+            source.contains(&head)
+        };
+        assert!(sources.any(exists), "there is no test {file}::{test}");
+    }
+}
+
+#[test]
+fn the_threat_model_knows_the_defaults() {
+    let text = fs::read_to_string("docs/threat-model.md").expect("the threat model");
+    let config = fs::read_to_string("src/config.rs").expect("the configuration");
+    for (constant, said) in [
+        ("BUFFER_SIZE: usize = 5120;", "`buffer_size`, 5120 bytes"),
+        ("WRITE_LIMIT: usize = 1 << 20;", "`write_limit`, 1 MiB"),
+        ("CLIENTS_DEADLINE: Duration = Duration::from_secs(3);", "`clients_deadline`, 3 s"),
+        ("REQUEST_DEADLINE: Duration = Duration::from_secs(30);", "`request_deadline`, 30 s"),
+        ("max_workers: 0,", "`max_workers`, **none unless set**"),
+    ] {
+        assert!(config.contains(constant) && text.contains(said), "{constant} {said}");
+    }
+}

@@ -112,11 +112,14 @@ pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
 pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
     let cannot = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => run_error(format!("can't listen on {addr}: it is in use")),
-        io::ErrorKind::InvalidInput => usage_error(format!("{addr} is not HOST:PORT")),
         _ => run_error(format!("can't listen on {addr}: {error}")),
     };
+    let unknown = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidInput => usage_error(format!("{addr} is not HOST:PORT")),
+        _ => cannot(error),
+    };
     let mut refused = io::ErrorKind::AddrNotAvailable.into();
-    for addr in addr.to_socket_addrs().map_err(cannot)? {
+    for addr in addr.to_socket_addrs().map_err(unknown)? {
         match bind_one(addr) {
             Ok(listener) => return Ok(listener),
             Err(error) => refused = error,

@@ -12,7 +12,7 @@ use super::{Backend, Bound, Event, Wake};
 pub use crate::dice::Dice;
 use crate::id::ConnId;
 use crate::network::{Edge, Network, Shared, lock};
-pub use crate::network::{Faults, Look, Stream};
+pub use crate::network::{Faults, Look, Stream, Tally};
 use crate::socket::Socket;
 
 /// What a socket's inbox holds by default.
@@ -113,18 +113,16 @@ impl Sim {
         lock(&self.net).digest
     }
 
-    /// What the network knows of a connection that is being served.
+    /// What the network knows of a connection that is being served, or was until just now.
     #[must_use]
     pub fn look(&self, id: ConnId) -> Option<Look> {
         lock(&self.net).look(id.token())
     }
 
-    /// The connections that have input, or an end of file, which no event to come will report: a
-    /// loop that goes to sleep over one of these has lost a wake-up, unless it is paused. As
-    /// [`ConnId::as_u64`](crate::ConnId::as_u64).
+    /// What there is, and what went wrong so far.
     #[must_use]
-    pub fn silent_inputs(&self) -> Vec<u64> {
-        lock(&self.net).silent_inputs()
+    pub fn tally(&self) -> Tally {
+        lock(&self.net).tally()
     }
 
     /// What the loop did that no program may do, such as using a closed socket, since the last
@@ -157,6 +155,12 @@ impl Listener {
     pub fn waiting(&self) -> usize {
         lock(&self.net).waiting(self.index)
     }
+
+    /// Whether an event is to come.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        lock(&self.net).is_pending(self.index)
+    }
 }
 
 impl From<Listener> for Bound {
@@ -169,6 +173,10 @@ impl Backend for Sim {
     type Listener = Listener;
 
     fn start(&mut self) -> io::Result<Wake> {
+        let failing = lock(&self.net).faults.failed_starts;
+        if lock(&self.net).dice.permille(failing) {
+            return Err(io::Error::other("too many open files"));
+        }
         let net = self.net.clone();
         Ok(Arc::new(move || {
             lock(&net).woken = true;
@@ -189,15 +197,24 @@ impl Backend for Sim {
         let mut net = lock(&self.net);
         let faults = net.faults;
         if net.dice.permille(faults.clock_jumps) {
-            let jump = net.dice.below(600_000) as u64;
-            net.now += Duration::from_millis(jump);
+            let jump = Duration::from_millis(net.dice.below(7_200_000) as u64);
+            net.now += jump;
+            net.tally.jumped += jump;
+            net.tally.longest_jump = net.tally.longest_jump.max(jump);
+        }
+        if net.dice.permille(faults.failed_waits) {
+            return Err(ErrorKind::InvalidInput.into());
         }
         if net.dice.permille(faults.interrupts) {
+            net.tally.interrupted_waits += 1;
+            net.tally.waited = net.now;
             return Err(ErrorKind::Interrupted.into());
         }
-        if !net.any_edge() && !std::mem::take(&mut net.woken) {
+        let woken = std::mem::take(&mut net.woken);
+        if !woken && !net.any_edge() {
             net.now += timeout.unwrap_or(FOR_EVER);
         }
+        net.tally.waited = net.now;
         for (token, edge) in net.take_edges() {
             report(&mut self.events, token, edge, faults.split_events);
         }

@@ -11,7 +11,7 @@ use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
 use crate::mailbox::Refusal;
-use crate::socket::Socket;
+use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
 use crate::worker::{Verdict, Visit, Worker};
 
@@ -33,7 +33,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return Err(PutError::refused(socket, Refusal::Busy, mailbox));
         }
         self.read_clock();
-        self.adopt(socket).map_err(|(socket, error)| {
+        let outcome = self.adopt(socket);
+        self.credit_visited();
+        outcome.map_err(|(socket, error)| {
             PutError::new(socket, PutErrorKind::Unsuitable(error), mailbox)
         })
     }
@@ -106,9 +108,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn refuse(&mut self, mut socket: Socket) {
         self.mailbox.places.count_refused();
         if let Overload::Reject(last_word) = &self.config.overload {
-            self.stats.writes += 1;
             // Best effort: a socket just accepted has room, or has been reset.
-            let _ = self.backend.write(&mut socket, last_word);
+            let _ = uninterrupted(|| {
+                self.stats.writes += 1;
+                self.backend.write(&mut socket, last_word)
+            });
         }
         self.linger(socket);
     }
@@ -126,12 +130,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Ends a worker whose time is up, unless a last read shows that its peer did speak, or it
-    /// was served in a turn that took long: a process that was suspended or slow, or had more
-    /// events than one wait returns, is itself late.
+    /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a process
+    /// that was suspended or slow, or had more events than one wait returns, is itself late.
     pub(super) fn expire(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.vitals.credit(self.last_turn);
             worker.vitals.readable |= !worker.vitals.eof;
         }
         self.serve(id);
@@ -209,6 +211,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// A worker, and everything around it.
     fn visit(&mut self, id: ConnId) -> Option<Call<'_, H, B>> {
         let worker = self.pool.get_mut(id)?;
+        self.visited.push(id);
         let visit = Visit {
             backend: &mut self.backend,
             handler: &mut self.handler,

@@ -194,7 +194,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Command::Put(socket) => self.give_up(socket),
             Command::Linger(socket) => self.linger(socket),
             Command::SetConfig(config) => self.apply(*config),
-            Command::PublishStats => self.mailbox.publish(&self.stats()),
+            Command::PublishStats(question) => self.mailbox.publish(question, &self.stats()),
             Command::Stop => self.begin_stop(),
             Command::Send(id, bytes) => self.send(id, &bytes),
             Command::Close(id) => {

@@ -37,6 +37,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         self.begin_stop();
+        self.credit_visited();
         match self.finish_if_drained() {
             Some(report) => Ok(report),
             None => self.run(),
@@ -122,15 +123,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.lingering.clear(&mut self.backend);
         let mut left = self.mailbox.close();
         left.extend(std::iter::from_fn(|| self.desk.next()));
+        let mut last_question = 0;
         for command in left {
             match command {
                 Command::Put(socket) => self.give_up(socket),
                 Command::Linger(socket) => socket.discard(),
+                Command::PublishStats(question) => last_question = last_question.max(question),
                 _ => {}
             }
         }
         self.backend.stop();
         self.spares.clear();
-        self.mailbox.publish(&self.stats());
+        self.mailbox.publish(last_question, &self.stats());
     }
 }

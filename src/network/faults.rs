@@ -24,15 +24,26 @@ pub struct Faults {
     pub stale_events: u16,
     /// A wait hands out only some of the events; the others keep.
     pub truncated_waits: u16,
+    /// A read fails, and the connection with it.
+    pub failed_reads: u16,
+    /// A write fails, and the connection with it.
+    pub failed_writes: u16,
     /// Registering fails.
     pub failed_registers: u16,
+    /// Waiting fails for another reason than a signal.
+    pub failed_waits: u16,
+    /// Starting fails.
+    pub failed_starts: u16,
     /// Accepting fails for the connection.
     pub aborted_accepts: u16,
-    /// Accepting fails for want of descriptors.
+    /// Accepting fails for want of descriptors in the whole system.
     pub starved_accepts: u16,
+    /// How many connections the process has descriptors for: accepting fails for those beyond;
+    /// 0 for any number.
+    pub descriptors: usize,
     /// A reset destroys what was not yet read.
     pub destructive_resets: u16,
-    /// The clock jumps ahead by up to ten minutes: the process was suspended.
+    /// The clock jumps ahead by up to two hours: the process was suspended.
     pub clock_jumps: u16,
     /// Read and write readiness are reported apart, as kqueue does, rather than merged as epoll
     /// does: all of the time or never.
@@ -63,9 +74,14 @@ impl Faults {
             spurious_events: weight(500),
             stale_events: weight(500),
             truncated_waits: weight(800),
+            failed_reads: weight(60),
+            failed_writes: weight(60),
             failed_registers: weight(200),
+            failed_waits: weight(5),
+            failed_starts: weight(500),
             aborted_accepts: weight(300),
             starved_accepts: weight(300),
+            descriptors: usize::from(weight(8)),
             destructive_resets: weight(1000),
             clock_jumps: weight(20),
             split_events: weight(1) > 0,

@@ -37,7 +37,7 @@ impl Stream {
     /// A number that the two ends of this connection share with no other.
     #[must_use]
     pub fn connection(&self) -> usize {
-        self.end / 2
+        lock(&self.net).connection(self.end)
     }
 
     /// Says that nothing more will be written.

@@ -503,6 +503,28 @@ fn stats_are_fresh_while_it_runs_and_the_last_ones_after() {
 }
 
 #[test]
+fn stats_are_those_of_a_turn_after_they_were_asked_for() {
+    let pool = running(patient());
+    let (client, gone) = pool.connect();
+    drop(client);
+    while pool.handle.stats().live > 0 {}
+    let posted = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    pool.handle.close(gone).unwrap();
+                    let before = posted.fetch_add(1, Ordering::SeqCst) as u64 + 1;
+                    let counted = pool.handle.stats().stale_commands;
+                    assert!(counted >= before, "{before} commands, and then the stats: {counted}");
+                }
+            });
+        }
+    });
+    pool.stop();
+}
+
+#[test]
 fn a_configuration_set_by_a_handle_takes_effect_and_an_invalid_one_is_refused_at_once() {
     let mut rig = echo(patient().max_workers(1));
     let (handle, _first) = (rig.manager.handle(), rig.connect());

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
@@ -69,7 +71,7 @@ fn a_listener_bound_elsewhere_is_taken_over() {
 #[test]
 fn a_unix_listener_bound_elsewhere_is_taken_over_and_its_path_left_alone() {
     let path = std::env::temp_dir().join(format!("pool-manager-on-{}", std::process::id()));
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
     let mut rig = echo(drained());
     rig.manager.listen_on(listener).unwrap();
     let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
@@ -380,4 +382,19 @@ fn a_stop_refuses_who_is_still_in_the_backlog() {
     let refused = waiting.read(&mut [0]);
     let gone = matches!(&refused, Err(error) if error.kind() == ErrorKind::ConnectionReset);
     assert!(gone || matches!(refused, Ok(0)), "{refused:?}");
+}
+
+/// A datagram socket is readable and never accepts: `accept(2)` says so at once, again and again.
+#[test]
+fn a_listener_that_only_ever_fails_does_not_keep_the_loop_busy() {
+    let (sender, datagrams) = UnixDatagram::pair().unwrap();
+    let mut rig = echo(drained());
+    rig.manager.listen_on(UnixListener::from(OwnedFd::from(datagrams))).unwrap();
+    let good = rig.manager.listen("127.0.0.1:0").unwrap();
+    sender.send(b"hello").unwrap();
+    rig.until(|rig| rig.manager.stats().accept_errors > 0);
+    let turns = rig.turns_in(Duration::from_millis(500));
+    assert!(turns < 20, "{turns} turns");
+    assert!(rig.manager.stats().accept_errors < 2_000, "{}", rig.manager.stats().accept_errors);
+    assert_served(&mut rig, &mut connect(good));
 }

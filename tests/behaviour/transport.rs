@@ -37,6 +37,8 @@ struct Script {
     miscounts: Option<Call>,
     /// `flush` sends nothing for now.
     stuck: bool,
+    /// So many writes are interrupted first.
+    interruptions: u32,
 }
 
 /// A transport with an output buffer of its own, as TLS has one.
@@ -84,6 +86,11 @@ impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.called(Call::Write) {
             return Ok(bytes.len() + 1);
+        }
+        let left = self.script.lock().unwrap().interruptions;
+        if left > 0 {
+            self.script.lock().unwrap().interruptions = left - 1;
+            return Err(ErrorKind::Interrupted.into());
         }
         if self.held.len() == Self::ROOM {
             self.drain()?;
@@ -403,4 +410,16 @@ fn a_refused_transport_that_panics_does_so_in_its_owner_s_hands() {
     assert_eq!(refused.reply(b"busy").unwrap_err().kind(), ErrorKind::Other);
     assert_eq!(rig.manager.stats().live, 1);
     assert_eq!(rig.record.requests(), [] as [(Cause, Vec<u8>); 0]);
+}
+
+#[test]
+fn an_interrupted_last_word_is_said_again() {
+    let mut rig = echo(lines().max_workers(1));
+    let (_client, ours) = pair();
+    rig.manager.put(ours).unwrap();
+    let (mut peer, socket, script) = wire();
+    script.lock().unwrap().interruptions = 3;
+    rig.manager.put(socket).unwrap_err().reply(b"busy").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 4), b"busy");
+    assert_eq!(script.lock().unwrap().interruptions, 0);
 }

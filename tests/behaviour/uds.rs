@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,9 @@ use pool_manager::{
     Cause, CloseReason, Config, Conn, Error, Framing, Manager, PutErrorKind, Socket, Transport,
 };
 
-use crate::support::{Dir, PATIENCE, Rig, alone, descriptors, echo, logged, remember_log, rig};
+use crate::support::{
+    Dir, PATIENCE, Rig, alone, descriptors, echo, logged, pass, remember_log, rig,
+};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -313,21 +315,6 @@ fn a_write_to_a_peer_that_is_gone_finds_a_reset() {
     assert_eq!(rig.manager.stats().bytes_unsent, 8);
 }
 
-/// Sends bytes with a descriptor beside them.
-fn pass(client: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
-    const SOL_SOCKET: i32 = 1;
-    const SCM_RIGHTS: i32 = 1;
-    let mut control = Vec::new();
-    control.extend(20_usize.to_ne_bytes());
-    control.extend(SOL_SOCKET.to_ne_bytes());
-    control.extend(SCM_RIGHTS.to_ne_bytes());
-    control.extend(fd.as_raw_fd().to_ne_bytes());
-    control.extend([0; 4]);
-    let buffers = [IoSlice::new(bytes)];
-    let message = socket2::MsgHdr::new().with_buffers(&buffers).with_control(&control);
-    socket2::SockRef::from(client).sendmsg(&message, 0)
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn passed_descriptors_do_not_leak() {
@@ -337,7 +324,7 @@ fn passed_descriptors_do_not_leak() {
         let gift = File::open("/dev/null").unwrap();
         let before = descriptors();
         for _ in 0..500 {
-            pass(&client, b"gift", gift.as_fd()).unwrap();
+            pass(&client, b"gift", &[gift.as_fd()]).unwrap();
             assert_eq!(rig.read_unix(&mut client, 4), b"gift");
         }
         assert_eq!(descriptors(), before);
@@ -353,7 +340,7 @@ fn bytes_behind_a_passed_descriptor_need_no_further_edge() {
     let mut client = rig.connect_unix();
     let gift = File::open("/dev/null").unwrap();
     client.write_all(b"in front\n").unwrap();
-    pass(&client, b"beside\n", gift.as_fd()).unwrap();
+    pass(&client, b"beside\n", &[gift.as_fd()]).unwrap();
     client.write_all(b"behind\n").unwrap();
     let bodies: Vec<Vec<u8>> = rig.requests(3).into_iter().map(|(_, body)| body).collect();
     assert_eq!(bodies, [&b"in front"[..], b"beside", b"behind"]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pool_manager::{Config, Error, Framing, Manager};
 
-use crate::support::{Dir, PATIENCE, echo};
+use crate::support::{Dir, PATIENCE, alone, echo};
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(600))
@@ -48,6 +48,30 @@ fn a_live_server_does_not_notice_that_somebody_tried_its_path() {
     rig.quiet();
     assert_eq!((rig.manager.stats().accepts, rig.manager.stats().events), (0, 0));
     assert_eq!(names(&dir.0), ["s"]);
+}
+
+/// Each attempt needs a few descriptors, one after the other.
+#[test]
+fn an_attempt_that_runs_out_of_descriptors_leaves_nothing_behind() {
+    alone("unix_paths::an_attempt_that_runs_out_of_descriptors_leaves_nothing_behind", 64, || {
+        let dir = Dir::new();
+        let path = dir.0.join("s");
+        let mut rig = echo(drained());
+        let mut failures = 0;
+        for free in 0.. {
+            let hog = || fs::File::open("/dev/null").ok();
+            let mut hogs: Vec<fs::File> = std::iter::from_fn(hog).collect();
+            hogs.truncate(hogs.len() - free);
+            let outcome = rig.manager.listen_unix(&path);
+            drop(hogs);
+            if outcome.is_ok() {
+                break;
+            }
+            failures += 1;
+            assert_eq!(names(&dir.0), [""; 0], "with {free} descriptors");
+        }
+        assert!(failures >= 2, "the directory and the socket");
+    });
 }
 
 /// Lets everybody go at the same moment; a [`std::sync::Barrier`] wakes one after the other.

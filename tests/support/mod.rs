@@ -10,8 +10,10 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -260,13 +262,13 @@ pub(crate) fn pair() -> (TcpStream, TcpStream) {
 
 /// Two ends of a Unix connection, where bytes taken make room at once and no timer of TCP is in
 /// the way. The client's is dressed as what the rig reads from.
-pub(crate) fn unix_pair() -> (TcpStream, std::os::unix::net::UnixStream) {
-    let (client, ours) = std::os::unix::net::UnixStream::pair().expect("pair");
+pub(crate) fn unix_pair() -> (TcpStream, UnixStream) {
+    let (client, ours) = UnixStream::pair().expect("pair");
     (TcpStream::from(std::os::fd::OwnedFd::from(client)), ours)
 }
 
 /// A transport that is nothing but a Unix stream.
-pub(crate) struct Plain(pub(crate) std::os::unix::net::UnixStream);
+pub(crate) struct Plain(pub(crate) UnixStream);
 
 impl Read for Plain {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -285,7 +287,7 @@ impl Write for Plain {
 }
 
 impl std::os::fd::AsFd for Plain {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
@@ -307,6 +309,109 @@ pub(crate) fn shrink_buffers(client: &TcpStream, ours: &TcpStream) {
 /// How many descriptors this process has open.
 pub(crate) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// How much memory this process has in use.
+pub(crate) fn resident_bytes() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().expect("a number") * 4096)
+}
+
+/// Splitmix64: seeded, so that a failure comes again.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(count).collect()
+    }
+}
+
+/// A client that gives up after [`PATIENCE`], and sends at once what it is told to.
+pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(addr).expect("connect");
+    socket.set_nodelay(true).expect("no delay");
+    patient(socket)
+}
+
+pub(crate) fn patient(socket: TcpStream) -> TcpStream {
+    socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    socket.set_write_timeout(Some(PATIENCE)).expect("write timeout");
+    socket
+}
+
+/// A listener with a long queue: the standard library's may be too short.
+pub(crate) fn deep_listener(host: Ipv4Addr) -> TcpListener {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("socket");
+    socket.bind(&SocketAddr::from((host, 0)).into()).expect("bind");
+    socket.listen(4096).expect("listen");
+    socket.into()
+}
+
+/// Listens on so many addresses, so that ports that wait out their last connection do not run
+/// short.
+pub(crate) fn listen_on_many<H: Handler>(manager: &mut Manager<H>, hosts: u8) -> Vec<SocketAddr> {
+    let listen = |host| {
+        let listener = deep_listener([127, 0, 0, host].into());
+        let addr = listener.local_addr().expect("address");
+        manager.listen_on(listener).expect("listen");
+        addr
+    };
+    (1..=hosts).map(listen).collect()
+}
+
+/// Turns until `done` says so.
+#[track_caller]
+pub(crate) fn turn_until<H: Handler>(
+    manager: &mut Manager<H>,
+    mut done: impl FnMut(&mut Manager<H>) -> bool,
+) {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    while !done(manager) {
+        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
+        manager.turn(Some(Duration::from_millis(5))).expect("turn");
+    }
+}
+
+/// Once the clients are gone, nothing is left of them.
+#[track_caller]
+pub(crate) fn assert_nothing_left<H: Handler>(manager: &mut Manager<H>, descriptors_before: usize) {
+    turn_until(manager, |manager| {
+        let stats = manager.stats();
+        stats.live == 0 && stats.lingering == 0
+    });
+    let stats = manager.stats();
+    assert_eq!(stats.closed_total(), stats.put, "each that was put was closed once: {stats}");
+    assert_eq!(descriptors(), descriptors_before, "descriptors: {stats}");
+}
+
+/// Sends bytes with descriptors beside them.
+pub(crate) fn pass(client: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    const SOL_SOCKET: i32 = 1;
+    const SCM_RIGHTS: i32 = 1;
+    let head = size_of::<usize>() + 2 * size_of::<i32>();
+    let length = head + fds.len() * size_of::<RawFd>();
+    let mut control = Vec::new();
+    control.extend(length.to_ne_bytes());
+    control.extend(SOL_SOCKET.to_ne_bytes());
+    control.extend(SCM_RIGHTS.to_ne_bytes());
+    control.extend(fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()));
+    control.resize(length.next_multiple_of(size_of::<usize>()), 0);
+    let buffers = [IoSlice::new(bytes)];
+    let message = socket2::MsgHdr::new().with_buffers(&buffers).with_control(&control);
+    socket2::SockRef::from(client).sendmsg(&message, 0)
 }
 
 /// Writes all of `bytes` from another thread, for input larger than the kernel's buffers.
@@ -342,23 +447,34 @@ impl Record {
     }
 }
 
+/// Set for the process that a test runs in alone: the test's name.
+pub(crate) const ALONE: &str = "POOL_MANAGER_TEST_ALONE";
+
 /// Runs `test` in a process of its own, where nobody else opens descriptors, with at most
-/// `descriptors` of them. `name` is the calling test's, with its module.
+/// `descriptors` of them. `name` is the calling test's, with its module. What it writes to
+/// standard error is passed on.
 #[track_caller]
 pub(crate) fn alone(name: &str, descriptors: u32, test: impl FnOnce()) {
-    const ALONE: &str = "POOL_MANAGER_TEST_ALONE";
     if std::env::var_os(ALONE).is_some_and(|alone| alone == name) {
         return test();
     }
     let output = Command::new("sh")
         .args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")])
         .arg(std::env::current_exe().expect("this program"))
-        .args([name, "--exact", "--test-threads", "1"])
+        .args(one_test(name))
         .env(ALONE, name)
         .output()
         .expect("a shell");
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{name} on its own: {said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let passed = output.status.success() && said.contains("1 passed");
+    assert!(passed, "{name} on its own: {said}{errors}");
+    eprint!("{errors}");
+}
+
+/// The arguments of a test program that run one test and let it speak.
+pub(crate) fn one_test(name: &str) -> [&str; 6] {
+    [name, "--exact", "--include-ignored", "--nocapture", "--test-threads", "1"]
 }
 
 /// Remembers what each thread logs; nothing is printed.

@@ -1,0 +1,159 @@
+//! Canaries: a copy of the crate in which known bugs can be planted, and the hunt for each.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{env, fs, io};
+
+#[path = "../../tests/simulation/canaries.rs"]
+mod canaries;
+
+use canaries::ALL;
+
+/// What decides which bug is planted; it stands in the copy alone.
+const DECIDES: &str = r#"
+/// Whether this bug is the one to be found.
+pub(crate) fn planted(name: &str) -> bool {
+    static PLANTED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    PLANTED.get_or_init(|| std::env::var("CANARY").unwrap_or_default()) == name
+}
+"#;
+
+/// The copy, and what a run of it says.
+struct Aviary {
+    program: PathBuf,
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts every bug beside the code that it replaces.
+fn plant(src: &Path) -> io::Result<()> {
+    let mut files: BTreeMap<&str, String> = BTreeMap::new();
+    for canary in &ALL {
+        let text = match files.remove(canary.file) {
+            Some(text) => text,
+            None => fs::read_to_string(src.join(canary.file))?,
+        };
+        if text.matches(canary.was).count() != 1 {
+            let what = format!("{}: its place in {} has changed", canary.name, canary.file);
+            return Err(io::Error::other(what));
+        }
+        let planted = format!("crate::canary::planted(\"{}\")", canary.name);
+        let becomes = canary.becomes.replace("PLANTED", &planted);
+        files.insert(canary.file, text.replace(canary.was, &becomes));
+    }
+    for (file, text) in files {
+        fs::write(src.join(file), text)?;
+    }
+    let lib = fs::read_to_string(src.join("lib.rs"))?;
+    fs::write(src.join("lib.rs"), lib + "\nmod canary;\n")?;
+    fs::write(src.join("canary.rs"), DECIDES)
+}
+
+impl Aviary {
+    /// Copies the crate to beside its builds, plants the bugs and builds it.
+    fn build() -> io::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = env::current_exe()?;
+        // target/release/examples/simulate
+        let target = program.ancestors().nth(3).ok_or(io::ErrorKind::NotFound)?;
+        let home = target.join("canaries");
+        if home.exists() {
+            fs::remove_dir_all(&home)?;
+        }
+        for folder in ["src", "tests", "examples"] {
+            copy(&root.join(folder), &home.join(folder))?;
+        }
+        for file in ["Cargo.toml", "Cargo.lock"] {
+            fs::copy(root.join(file), home.join(file))?;
+        }
+        plant(&home.join("src"))?;
+        let built = target.join("canaries-target");
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .current_dir(&home)
+            .env("CARGO_TARGET_DIR", &built)
+            .args(["build", "--quiet", "--locked", "--release", "--features", "sim"])
+            .args(["--config", "profile.release.lto=false"])
+            .args(["--config", "profile.release.codegen-units=16"])
+            .args(["--example", "simulate"])
+            .status()?;
+        if !status.success() {
+            return Err(io::Error::other("the copy with the bugs does not build"));
+        }
+        Ok(Self { program: built.join("release/examples/simulate") })
+    }
+
+    /// What is found first in these seeds with this bug, if anything is.
+    fn search(&self, name: &str, seeds: &Range<u64>, steps: usize) -> io::Result<Option<String>> {
+        let output = Command::new(&self.program)
+            .env("CANARY", name)
+            .args(["--seeds", &format!("{}..{}", seeds.start, seeds.end)])
+            .args(["--steps", &steps.to_string(), "--no-shrink"])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let last = said.lines().last().unwrap_or_default();
+        if last.contains("violations=0") {
+            return Ok(None);
+        }
+        let found: Vec<&str> = said.lines().take(2).collect();
+        Ok(Some(found.join(" ").chars().take(160).collect()))
+    }
+}
+
+/// Plants a bug, or each in turn, and tells where it is found. One that is not is a failure, and
+/// so is a violation without a bug.
+pub(crate) fn hunt(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
+    let mut names: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
+    names.dedup();
+    if name != "all" {
+        names.retain(|known| *known == name);
+        if names.is_empty() {
+            let known: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
+            eprintln!("there is no canary {name}; there are: all, {}", known.join(", "));
+            return ExitCode::from(2);
+        }
+    }
+    match try_hunt(&names, seeds, steps) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("simulate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_hunt(names: &[&str], seeds: &Range<u64>, steps: usize) -> io::Result<usize> {
+    let aviary = Aviary::build()?;
+    let few = seeds.start..seeds.end.min(seeds.start + 100);
+    if let Some(found) = aviary.search("none", &few, steps)? {
+        println!("without a canary: {found}");
+        return Ok(1);
+    }
+    let mut found = 0;
+    for name in names {
+        match aviary.search(name, seeds, steps)? {
+            Some(what) => {
+                found += 1;
+                println!("{name}: {what}");
+            }
+            None => println!("{name}: NOT FOUND"),
+        }
+    }
+    println!("canaries={} found={found}", names.len());
+    Ok(names.len() - found)
+}

@@ -1,0 +1,249 @@
+//! Runs the real loop in seeded networks, among hostile peers and callbacks, and checks after every
+//! turn what must always hold.
+//!
+//! ```text
+//! cargo run --release --features sim --example simulate -- --seeds 0..2000 --steps 300
+//! cargo run --release --features sim --example simulate -- --seeds 0..100 --digest
+//! cargo run --release --features sim --example simulate -- --trace 42 --steps 20
+//! cargo run --release --features sim --example simulate -- --canary all
+//! ```
+
+mod canary;
+mod shrink;
+#[path = "../../tests/simulation/world/mod.rs"]
+mod world;
+
+use std::io::{IsTerminal, Write};
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lexopt::prelude::*;
+use world::{Marks, Violation};
+
+const HELP: &str = "\
+Runs the real loop in seeded networks and checks after every turn what must always hold.
+
+Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
+                [--marks] [--no-shrink] [--jobs N]
+       simulate --trace SEED [--steps N] [--only STEPS]
+       simulate --canary NAME|all [--seeds A..B] [--steps N]
+
+  --seeds A..B    the seeds to run, B not included (default 0..2000)
+  --steps N       steps of each (default 300)
+  --digest        run each seed twice: both must do the same; the first turn that differs is told
+  --only STEPS    leave out all other steps, as in 3,7..12: how a shrunk violation is replayed
+  --marks         tell how often each mark was met
+  --no-shrink     do not look for the fewest steps of a violation
+  --jobs N        seeds to run at a time (default: as many as there are cores)
+  --trace SEED    print what happens in each step of one seed
+  --canary NAME   plant a known bug, or all, one at a time; each must be found
+";
+
+struct Options {
+    seeds: Range<u64>,
+    steps: usize,
+    only: Option<Vec<usize>>,
+    twice: bool,
+    jobs: usize,
+    shrink: bool,
+    marks: bool,
+    trace: Option<u64>,
+    canary: Option<String>,
+}
+
+fn options() -> Result<Options, lexopt::Error> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut options = Options {
+        seeds: 0..2_000,
+        steps: 300,
+        only: None,
+        twice: false,
+        jobs: cores,
+        shrink: true,
+        marks: false,
+        trace: None,
+        canary: None,
+    };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seeds") => options.seeds = parser.value()?.parse_with(range)?,
+            Long("steps") => options.steps = parser.value()?.parse()?,
+            Long("only") => options.only = Some(parser.value()?.parse_with(shrink::parse)?),
+            Long("digest") => options.twice = true,
+            Long("jobs") => options.jobs = parser.value()?.parse::<usize>()?.max(1),
+            Long("marks") => options.marks = true,
+            Long("no-shrink") => options.shrink = false,
+            Long("trace") => options.trace = Some(parser.value()?.parse()?),
+            Long("canary") => options.canary = Some(parser.value()?.string()?),
+            Short('h') | Long("help") => {
+                print!("{HELP}");
+                std::process::exit(0);
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(options)
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let ends = text.split_once("..").ok_or("seeds are A..B")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
+    let range = number(ends.0)?..number(ends.1)?;
+    if range.is_empty() { Err("no seeds".into()) } else { Ok(range) }
+}
+
+impl Options {
+    fn steps(&self) -> Vec<usize> {
+        match &self.only {
+            Some(only) => only.clone(),
+            None => (0..self.steps).collect(),
+        }
+    }
+}
+
+/// What all seeds came to.
+struct Run<'a> {
+    options: &'a Options,
+    next: AtomicU64,
+    done: AtomicU64,
+    failed: AtomicBool,
+    came_to: Mutex<Total>,
+}
+
+#[derive(Default)]
+struct Total {
+    marks: Marks,
+    /// Independent of the order in which the seeds were run.
+    digest: u64,
+    violation: Option<(u64, Violation)>,
+}
+
+impl Run<'_> {
+    /// Runs seeds until there are none left, or one failed.
+    fn work(&self, steps: &[usize]) {
+        while !self.failed.load(Ordering::Relaxed) {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.options.seeds.end {
+                return;
+            }
+            let outcome = self.play(seed, steps);
+            let mut total = self.came_to.lock().unwrap();
+            match outcome {
+                Ok(outcome) => {
+                    total.marks.add(&outcome.marks);
+                    total.digest ^= (outcome.digest ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                }
+                Err(violation) => {
+                    self.failed.store(true, Ordering::Relaxed);
+                    if total.violation.as_ref().is_none_or(|(other, _)| seed < *other) {
+                        total.violation = Some((seed, violation));
+                    }
+                }
+            }
+            self.done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn play(&self, seed: u64, steps: &[usize]) -> Result<world::Outcome, Violation> {
+        let outcome = world::run(seed, steps.iter().copied(), false)?;
+        if self.options.twice {
+            let again = world::run(seed, steps.iter().copied(), false)?;
+            let same =
+                outcome.turns.iter().zip(&again.turns).take_while(|(one, other)| one == other);
+            let turn = same.count();
+            if turn < outcome.turns.len().max(again.turns.len()) {
+                let what = format!("seed {seed} does not do the same twice from turn {turn} on");
+                return Err(Violation { step: steps.len(), what });
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Shows how far it is, if somebody is there to see.
+    fn show_progress(&self, over: &AtomicBool) {
+        let all = self.options.seeds.end - self.options.seeds.start;
+        while std::io::stderr().is_terminal() && !over.load(Ordering::Relaxed) {
+            let done = self.done.load(Ordering::Relaxed);
+            let filled = (done * 40 / all) as usize;
+            eprint!("\r[{:<40}] {done} of {all} seeds", "#".repeat(filled));
+            let _ = std::io::stderr().flush();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn simulate(options: &Options) -> ExitCode {
+    let run = Run {
+        options,
+        next: AtomicU64::new(options.seeds.start),
+        done: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        came_to: Mutex::default(),
+    };
+    let (steps, began, over) = (options.steps(), Instant::now(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| run.show_progress(&over));
+        let workers: Vec<_> = (0..options.jobs).map(|_| scope.spawn(|| run.work(&steps))).collect();
+        for worker in workers {
+            worker.join().expect("a worker");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    if std::io::stderr().is_terminal() {
+        eprintln!();
+    }
+    let seeds = run.done.into_inner();
+    let total = run.came_to.into_inner().unwrap();
+    let all_steps = seeds * steps.len() as u64;
+    let missed = total.marks.missed(seeds, steps.len() as u64);
+    let unmarked = total.violation.is_none() && !missed.is_empty();
+    if let Some((seed, violation)) = &total.violation {
+        println!("seed {seed}, step {}: {}", violation.step, violation.what);
+        shrink::report(*seed, violation, &steps, options.shrink);
+    }
+    if options.marks {
+        total.marks.counts().for_each(|(mark, count)| println!("{count:>9} {mark}"));
+    }
+    if unmarked {
+        println!("never happened: {}", missed.join(", "));
+    }
+    println!(
+        "seeds={seeds} steps={all_steps} violations={} marks={}/{} digest={:016x} \
+         steps_per_s={}",
+        u8::from(total.violation.is_some()),
+        total.marks.counts().filter(|(_, count)| *count > 0).count(),
+        total.marks.counts().count(),
+        total.digest,
+        u128::from(all_steps) * 1_000 / began.elapsed().as_millis().max(1)
+    );
+    if total.violation.is_some() || unmarked { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn trace(seed: u64, options: &Options) -> ExitCode {
+    match world::run(seed, options.steps().into_iter(), true) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(violation) => {
+            println!("seed {seed}, step {}: {}", violation.step, violation.what);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("simulate: {error}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match (&options.canary, options.trace) {
+        (Some(name), _) => canary::hunt(name, &options.seeds, options.steps),
+        (None, Some(seed)) => trace(seed, &options),
+        (None, None) => simulate(&options),
+    }
+}

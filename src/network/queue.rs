@@ -1,0 +1,102 @@
+//! Queue: connections that wait at a listener to be accepted.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+
+use super::Network;
+use super::readiness::Source;
+
+/// How accepting fails for one connection: `accept(2)` passes on what went wrong with it.
+const ABORTED: [ErrorKind; 6] = [
+    ErrorKind::ConnectionAborted,
+    ErrorKind::ConnectionReset,
+    ErrorKind::PermissionDenied,
+    ErrorKind::NetworkDown,
+    ErrorKind::HostUnreachable,
+    ErrorKind::TimedOut,
+];
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<usize>,
+    token: Option<u64>,
+    pub(super) edge: bool,
+}
+
+impl Network {
+    pub(crate) fn listen(&mut self) -> usize {
+        self.listeners.push(Queue::default());
+        self.listeners.len() - 1
+    }
+
+    pub(crate) fn open_listener(&mut self, listener: usize, token: u64) {
+        let queue = &mut self.listeners[listener];
+        queue.token = Some(token);
+        queue.edge = !queue.waiting.is_empty();
+    }
+
+    /// Closing a listener resets who still waits.
+    pub(crate) fn close_listener(&mut self, listener: usize) {
+        self.listeners[listener].token = None;
+        while let Some(end) = self.listeners[listener].waiting.pop_front() {
+            self.refuse(end);
+        }
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self, listener: usize) -> usize {
+        self.listeners[listener].waiting.len()
+    }
+
+    /// Whether its edge was not taken yet.
+    pub(crate) fn is_pending(&self, listener: usize) -> bool {
+        self.listeners[listener].edge
+    }
+
+    /// One more waits; at a listener that is not open it is reset at once.
+    pub(crate) fn arrive(&mut self, listener: usize, end: usize) {
+        self.ends[end].ours = false;
+        self.tally.open -= 1;
+        let queue = &mut self.listeners[listener];
+        if queue.token.is_none() {
+            return self.refuse(end);
+        }
+        queue.waiting.push_back(end);
+        queue.edge = true;
+    }
+
+    fn refuse(&mut self, end: usize) {
+        self.reset_peer_of(end);
+        self.close(end);
+    }
+
+    pub(crate) fn accept(&mut self, listener: usize) -> io::Result<usize> {
+        if self.listeners[listener].waiting.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        if self.dice.permille(self.faults.interrupts) {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let limit = self.faults.descriptors;
+        let exhausted = limit > 0 && self.tally().open >= limit;
+        if exhausted || self.dice.permille(self.faults.starved_accepts) {
+            self.tally.starved_accepts += 1;
+            return Err(io::Error::other("too many open files"));
+        }
+        let end = self.listeners[listener].waiting.pop_front();
+        let end = end.ok_or(ErrorKind::WouldBlock)?;
+        if self.dice.permille(self.faults.aborted_accepts) {
+            self.refuse(end);
+            return Err(ABORTED[self.dice.below(ABORTED.len())].into());
+        }
+        self.ends[end].ours = true;
+        self.tally.open += 1;
+        self.tally.accepted += 1;
+        Ok(end)
+    }
+
+    pub(super) fn ready_listeners(&self) -> Vec<(u64, Source)> {
+        let ready = self.listeners.iter().enumerate().filter(|(_, queue)| queue.edge);
+        ready.filter_map(|(index, queue)| Some((queue.token?, Source::Listener(index)))).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! Readiness: registration, and the edges that arise and are taken.
+
+use std::io::{self, ErrorKind};
+
+use super::{Look, Network};
+
+/// Ends that are registered no more are kept in mind, for stale events and for who asks late.
+const RETIRED: usize = 512;
+
+/// How registering fails: no memory, no room for a watch, not pollable, registered already.
+const UNREGISTERED: [ErrorKind; 4] = [
+    ErrorKind::OutOfMemory,
+    ErrorKind::StorageFull,
+    ErrorKind::PermissionDenied,
+    ErrorKind::AlreadyExists,
+];
+
+/// What a socket has become ready for since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Edge {
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    pub(crate) closed: bool,
+}
+
+impl Edge {
+    pub(super) const ALL: Self = Self { readable: true, writable: true, closed: true };
+
+    pub(crate) fn any(self) -> bool {
+        self.readable || self.writable || self.closed
+    }
+}
+
+/// What an edge has arisen at.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    Listener(usize),
+    End(usize),
+}
+
+impl Network {
+    /// What is known of the connection that is registered under `token`, or was when it was.
+    pub(crate) fn look(&self, token: u64) -> Option<Look> {
+        let Some(&end) = self.registered.get(&token) else {
+            let retired = self.retired.iter().rev().find(|retired| retired.0 == token);
+            return retired.map(|retired| retired.1);
+        };
+        let end = &self.ends[end];
+        let peer = &self.ends[end.peer];
+        Some(Look {
+            unread: end.inbox.len(),
+            ended: end.fin || end.reset,
+            received: end.received,
+            sent: end.sent,
+            room: if peer.open { peer.capacity - peer.inbox.len() } else { usize::MAX },
+            full: end.starved,
+            pending: end.edge.any(),
+            moved: end.moved,
+        })
+    }
+
+    pub(crate) fn register(&mut self, end: usize, token: u64) -> io::Result<()> {
+        if self.dice.permille(self.faults.failed_registers) {
+            return Err(UNREGISTERED[self.dice.below(UNREGISTERED.len())].into());
+        }
+        if self.registered.insert(token, end).is_some() {
+            self.violations.push(format!("two sockets registered as {token:#x}"));
+        }
+        let peer = &self.ends[self.ends[end].peer];
+        let room = !peer.open || peer.inbox.len() < peer.capacity;
+        let me = &mut self.ends[end];
+        let ended = me.fin || me.reset;
+        let readable = ended || !me.inbox.is_empty();
+        me.token = Some(token);
+        me.moved = self.now;
+        me.edge = Edge { readable, writable: room, closed: ended };
+        Ok(())
+    }
+
+    pub(crate) fn deregister(&mut self, end: usize) {
+        let token = self.ends[end].token;
+        let Some((token, look)) = token.and_then(|token| Some((token, self.look(token)?))) else {
+            return self.violations.push(format!("deregistered twice (end {end})"));
+        };
+        self.ends[end].token = None;
+        self.registered.remove(&token);
+        if self.retired.len() == RETIRED {
+            self.retired.pop_front();
+        }
+        self.retired.push_back((token, look));
+    }
+
+    /// Takes the edges that have arisen, in random order and perhaps not all of them.
+    pub(crate) fn take_edges(&mut self) -> Vec<(u64, Edge)> {
+        self.calls = 0;
+        let mut found = self.ready_listeners();
+        let ends = self.ends.iter().filter(|(_, end)| end.edge.any());
+        found.extend(ends.filter_map(|(key, end)| Some((end.token?, Source::End(key)))));
+        self.dice.shuffle(&mut found);
+        if !found.is_empty() && self.dice.permille(self.faults.truncated_waits) {
+            let kept = 1 + self.dice.below(found.len());
+            self.tally.truncated_waits += u64::from(kept < found.len());
+            found.truncate(kept);
+        }
+        found.into_iter().map(|(token, source)| (token, self.take_edge(source))).collect()
+    }
+
+    fn take_edge(&mut self, source: Source) -> Edge {
+        match source {
+            Source::Listener(index) => {
+                self.listeners[index].edge = false;
+                Edge { readable: true, ..Edge::default() }
+            }
+            Source::End(key) => std::mem::take(&mut self.ends[key].edge),
+        }
+    }
+
+    pub(crate) fn any_edge(&self) -> bool {
+        !self.ready_listeners().is_empty()
+            || self.ends.iter().any(|(_, end)| end.token.is_some() && end.edge.any())
+    }
+
+    /// A token that some live or dead socket has or had.
+    pub(crate) fn any_token(&mut self, dead: bool) -> Option<u64> {
+        if dead {
+            let index = self.dice.below(self.retired.len());
+            return self.retired.get(index).map(|retired| retired.0);
+        }
+        let tokens: Vec<u64> = self.ends.iter().filter_map(|(_, end)| end.token).collect();
+        let index = self.dice.below(tokens.len());
+        tokens.get(index).copied()
+    }
+}

@@ -1,0 +1,214 @@
+//! Fuzz driver: any configuration is refused as a whole, with the reason, or runs.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use arbtest::arbitrary::{Result, Unstructured};
+use pool_manager::{
+    Config, ConfigError, Conn, Error, Framing, Handler, Manager, Overload, Prefix, PutErrorKind,
+};
+
+/// The documented limits.
+const BUFFER_SIZE_MOST: usize = 16 << 20;
+const WRITE_LIMIT_MOST: usize = (4 << 30) - 1;
+const WORKERS_MOST: usize = (1 << 32) - 2;
+const WARM_BYTES_MOST: usize = 64 << 30;
+const WORKER_BYTES: usize = 512;
+
+/// What warm workers may cost here; a configuration that wants more is checked, but not started.
+const AFFORDABLE: usize = 16 << 20;
+
+/// Turns in which connections that have nothing to wait for end.
+const TURNS: usize = 1_000;
+
+pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
+    let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
+    let first = any(u)?;
+    let mut manager = match (Manager::new(first.clone(), echo), verdict(&first)) {
+        (Ok(manager), Ok(())) => manager,
+        (Err(Error::Config(refused)), Err(expected)) => {
+            assert_eq!(refused, expected);
+            return Ok(());
+        }
+        (made, expected) => panic!("{expected:?} expected of {first:?}: {made:?}"),
+    };
+    assert_eq!(shown(manager.config()), shown(&effective(first)));
+    for _ in 0..2 {
+        set(&mut manager, any(u)?);
+        if !is_affordable(manager.config()) {
+            return Ok(());
+        }
+        manager.start().expect("an accepted configuration starts");
+        serve(&mut manager, u.bytes(u.len().min(16))?);
+        let config = any(u)?;
+        if is_affordable(&config) {
+            if u.arbitrary()? {
+                set(&mut manager, config);
+            } else {
+                set_from_afar(&mut manager, config);
+            }
+            serve(&mut manager, u.bytes(u.len().min(16))?);
+        }
+        let report = manager.stop().expect("it runs");
+        assert_eq!(manager.stats().live, 0, "{report:?}");
+        manager.stop().expect_err("it has stopped");
+    }
+    Ok(())
+}
+
+fn set<H: Handler>(manager: &mut Manager<H>, config: Config) {
+    let before = shown(manager.config());
+    let expected = verdict(&config);
+    match manager.set_config(config.clone()) {
+        Ok(now) => {
+            assert_eq!(expected, Ok(()));
+            assert_eq!(shown(now), shown(&effective(config)));
+        }
+        Err(Error::Config(refused)) => {
+            assert_eq!(Err(refused), expected);
+            assert_eq!(shown(manager.config()), before, "nothing of it was applied");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// By a handle, which takes effect at the next turn.
+fn set_from_afar<H: Handler>(manager: &mut Manager<H>, config: Config) {
+    let before = shown(manager.config());
+    let expected = verdict(&config);
+    let asked = manager.handle().set_config(config.clone());
+    manager.turn(Some(Duration::ZERO)).expect("turn");
+    let now = shown(manager.config());
+    match asked {
+        Ok(()) => assert_eq!((expected, now), (Ok(()), shown(&effective(config)))),
+        Err(Error::Config(refused)) => assert_eq!((expected, now), (Err(refused), before)),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Connections up to the maximum are taken, served and let go; the next is refused.
+fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
+    const CLIENTS: usize = 3;
+    let most = match manager.config().max_workers {
+        0 => CLIENTS,
+        most => most.min(CLIENTS),
+    };
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let (mut client, ours) = UnixStream::pair().expect("pair");
+        match manager.put(ours) {
+            Ok(_) => assert!(number < most, "one too many was taken"),
+            Err(refused) => {
+                assert!(matches!(refused.kind(), PutErrorKind::Busy(all) if *all == most));
+                assert_eq!(number, most);
+                break;
+            }
+        }
+        client.write_all(request).expect("room for a few bytes");
+        client.shutdown(Shutdown::Write).expect("half-close");
+        clients.push(client);
+    }
+    for _ in 0..TURNS {
+        if manager.stats().live == 0 {
+            return;
+        }
+        manager.turn(Some(Duration::ZERO)).expect("turn");
+    }
+    panic!("they never end: {} under {:?}", manager.stats(), manager.config());
+}
+
+/// What the documentation says of a configuration.
+fn verdict(config: &Config) -> std::result::Result<(), ConfigError> {
+    let (min, max) = (config.min_workers, config.max_workers);
+    if max > 0 && min > max {
+        return Err(ConfigError::MinAboveMax { min, max });
+    }
+    let buffer_size = if config.buffer_size == 0 { 5120 } else { config.buffer_size };
+    let limit = |field, value, most| {
+        if value > most { Err(ConfigError::TooLarge { field, value, most }) } else { Ok(()) }
+    };
+    limit("buffer_size", buffer_size, BUFFER_SIZE_MOST)?;
+    let affordable = WARM_BYTES_MOST / (buffer_size + WORKER_BYTES);
+    limit("min_workers", min, affordable)?;
+    limit("max_workers", max, WORKERS_MOST)?;
+    limit("write_limit", config.write_limit, WRITE_LIMIT_MOST)
+}
+
+/// With the defaults that zeros stand for.
+fn effective(mut config: Config) -> Config {
+    let default = Config::new();
+    if config.buffer_size == 0 {
+        config.buffer_size = default.buffer_size;
+    }
+    if config.write_limit == 0 {
+        config.write_limit = default.write_limit;
+    }
+    if config.clients_deadline.is_zero() {
+        config.clients_deadline = default.clients_deadline;
+    }
+    if config.reap_interval.is_zero() {
+        config.reap_interval = default.reap_interval;
+    }
+    config
+}
+
+fn shown(config: &Config) -> String {
+    format!("{config:?}")
+}
+
+fn is_affordable(config: &Config) -> bool {
+    config.min_workers.saturating_mul(config.buffer_size.saturating_add(WORKER_BYTES)) <= AFFORDABLE
+}
+
+fn any(u: &mut Unstructured<'_>) -> Result<Config> {
+    let mut config = Config::new()
+        .debug(u.arbitrary()?)
+        .buffer_size(size(u, BUFFER_SIZE_MOST)?)
+        .min_workers(size(u, WORKERS_MOST)?)
+        .max_workers(size(u, WORKERS_MOST)?)
+        .clients_deadline(span(u)?)
+        .request_deadline(span(u)?)
+        .write_limit(size(u, WRITE_LIMIT_MOST)?)
+        .reap_interval(span(u)?)
+        .framing(framing(u)?);
+    if u.arbitrary()? {
+        config = config.drain_deadline(span(u)?).slow_callback(span(u)?);
+    }
+    Ok(match u.int_in_range(0..=2)? {
+        0 => config,
+        1 => config.overload(Overload::Pause),
+        _ => config.overload(Overload::Reject(Cow::Owned(u.bytes(u.len().min(8))?.to_vec()))),
+    })
+}
+
+/// Small, about the limit, or anything.
+fn size(u: &mut Unstructured<'_>, limit: usize) -> Result<usize> {
+    Ok(match u.int_in_range(0..=7)? {
+        0..=4 => u.int_in_range(0..=9)?,
+        5 => limit.saturating_sub(1) + u.int_in_range(0..=2)?,
+        _ => u.arbitrary::<usize>()? >> u.int_in_range(0..=63)?,
+    })
+}
+
+fn span(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(match u.int_in_range(0..=4)? {
+        0 => Duration::ZERO,
+        1 => Duration::MAX,
+        2 => Duration::from_nanos(u.int_in_range(0..=2_000_000)?),
+        3 => Duration::from_millis(u.arbitrary()?),
+        _ => Duration::from_secs(60),
+    })
+}
+
+fn framing(u: &mut Unstructured<'_>) -> Result<Framing> {
+    let prefixes = [Prefix::U8, Prefix::U16Be, Prefix::U16Le, Prefix::U32Be, Prefix::U32Le];
+    Ok(match u.int_in_range(0..=3)? {
+        0 => Framing::Filled,
+        1 => Framing::Drained,
+        2 => Framing::Delimited(u.arbitrary()?),
+        _ => Framing::LengthPrefixed { prefix: *u.choose(&prefixes)?, limit: u.arbitrary()? },
+    })
+}

@@ -1,0 +1,220 @@
+//! A naive framing of a whole stream at once: what every fragmentation of it must come to. Written
+//! from the documentation, a byte at a time, and shares no code with the crate.
+//!
+//! Whoever includes it says whose [`Framing`] it is compared with.
+
+use std::ops::Range;
+
+use arbtest::arbitrary::{Result, Unstructured};
+
+use super::{Frame, Framing, Prefix};
+
+/// When a body is complete.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Rules {
+    /// A full buffer.
+    Filled,
+    /// Whatever has arrived; no more than a buffer.
+    Drained,
+    /// Up to a delimiter.
+    Lines(u8),
+    Prefixed {
+        width: usize,
+        big_endian: bool,
+        limit: usize,
+    },
+    /// The first byte counts the bytes of the record, itself included, or is a wrong answer.
+    Records,
+}
+
+/// First bytes of records for which the framing's function gives an answer that no bytes can make
+/// right.
+const INVALID: u8 = 0;
+const NOTHING: u8 = 254;
+const TOO_MUCH: u8 = 255;
+
+/// What a stream begins with.
+enum Next {
+    /// A frame of so many bytes, and which of them are its body.
+    Frame(usize, Range<usize>),
+    Partial,
+    Overlong,
+    Invalid,
+}
+
+/// Why there is no frame after the last one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ending {
+    Partial,
+    Overlong,
+    Invalid,
+}
+
+/// What a stream comes to: complete bodies, then `stream[rest..]`, which begins with no frame.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) bodies: Vec<Vec<u8>>,
+    pub(crate) rest: usize,
+    pub(crate) ending: Ending,
+}
+
+impl Rules {
+    pub(crate) fn any(u: &mut Unstructured<'_>) -> Result<Self> {
+        Ok(match u.int_in_range(0..=5)? {
+            0 => Self::Filled,
+            1 => Self::Drained,
+            2 => Self::Lines(u.arbitrary()?),
+            3 => Self::Records,
+            _ => Self::Prefixed {
+                width: *u.choose(&[1, 2, 4])?,
+                big_endian: u.arbitrary()?,
+                limit: *u.choose(&[0, 0, 1, 7, 100, usize::MAX])?,
+            },
+        })
+    }
+
+    pub(crate) fn framing(self) -> Framing {
+        match self {
+            Self::Filled => Framing::Filled,
+            Self::Drained => Framing::Drained,
+            Self::Lines(delimiter) => Framing::Delimited(delimiter),
+            Self::Prefixed { width, big_endian, limit } => {
+                let prefix = match (width, big_endian) {
+                    (1, _) => Prefix::U8,
+                    (2, true) => Prefix::U16Be,
+                    (2, false) => Prefix::U16Le,
+                    (_, true) => Prefix::U32Be,
+                    (_, false) => Prefix::U32Le,
+                };
+                Framing::LengthPrefixed { prefix, limit }
+            }
+            Self::Records => Framing::custom(|held| match held[0] {
+                INVALID => Frame::Invalid,
+                NOTHING => Frame::Complete(0),
+                TOO_MUCH => Frame::Complete(usize::MAX),
+                length if held.len() < usize::from(length) => Frame::Partial,
+                length => Frame::Complete(usize::from(length)),
+            }),
+        }
+    }
+
+    /// A stream of up to `most` bytes: many short frames or a few about as long as the buffer, and in
+    /// some streams bytes that are no frame.
+    pub(crate) fn stream(
+        self,
+        u: &mut Unstructured<'_>,
+        capacity: usize,
+        most: usize,
+    ) -> Result<Vec<u8>> {
+        let longest = *u.choose(&[1, 16, 1 + capacity.min(300)])?;
+        let (wild, mut stream) = (u.ratio(1, 3)?, Vec::new());
+        while !u.is_empty() && stream.len() < most {
+            let length = u.int_in_range(0..=longest)?.min(u.len());
+            let bytes = u.bytes(length)?;
+            if !(wild && u.ratio(1, 32)?) {
+                stream.extend(self.header(length));
+            }
+            stream.extend(bytes);
+            if let Self::Lines(delimiter) = self {
+                stream.push(delimiter);
+            }
+        }
+        stream.truncate(most);
+        Ok(stream)
+    }
+
+    /// What stands before a body of `length` bytes.
+    fn header(self, length: usize) -> Vec<u8> {
+        match self {
+            Self::Filled | Self::Drained | Self::Lines(_) => Vec::new(),
+            Self::Records => vec![(length as u8).wrapping_add(1)],
+            Self::Prefixed { width, big_endian, .. } => {
+                let mut digits: Vec<u8> = (0..width).map(|at| (length >> (8 * at)) as u8).collect();
+                if big_endian {
+                    digits.reverse();
+                }
+                digits
+            }
+        }
+    }
+
+    /// How many bytes stand before a body.
+    pub(crate) fn prefix(self) -> usize {
+        if let Self::Prefixed { width, .. } = self { width } else { 0 }
+    }
+
+    pub(crate) fn outcome(self, stream: &[u8], capacity: usize) -> Outcome {
+        let (mut bodies, mut rest) = (Vec::new(), 0);
+        let ending = loop {
+            match self.next(&stream[rest..], capacity) {
+                Next::Frame(total, body) => {
+                    bodies.push(stream[rest..][body].to_vec());
+                    rest += total;
+                }
+                Next::Partial => break Ending::Partial,
+                Next::Overlong => break Ending::Overlong,
+                Next::Invalid => break Ending::Invalid,
+            }
+        };
+        Outcome { bodies, rest, ending }
+    }
+
+    fn next(self, stream: &[u8], capacity: usize) -> Next {
+        // More than this is never seen at once.
+        let seen = &stream[..stream.len().min(capacity)];
+        let incomplete = if seen.len() == capacity { Next::Overlong } else { Next::Partial };
+        match self {
+            Self::Filled | Self::Drained if seen.len() == capacity => {
+                Next::Frame(capacity, 0..capacity)
+            }
+            Self::Filled | Self::Drained => Next::Partial,
+            Self::Lines(delimiter) => match seen.iter().position(|&byte| byte == delimiter) {
+                Some(length) => Next::Frame(length + 1, 0..length),
+                None => incomplete,
+            },
+            Self::Records => match seen.first().copied() {
+                None => Next::Partial,
+                Some(INVALID | NOTHING | TOO_MUCH) => Next::Invalid,
+                Some(length) if usize::from(length) > seen.len() => incomplete,
+                Some(length) => Next::Frame(length.into(), 0..length.into()),
+            },
+            Self::Prefixed { width, .. } if seen.len() < width => incomplete,
+            Self::Prefixed { width, big_endian, limit } => {
+                let mut digits = seen[..width].to_vec();
+                if !big_endian {
+                    digits.reverse();
+                }
+                let length =
+                    digits.iter().fold(0, |length, &digit| length * 256 + u64::from(digit));
+                let total = width as u64 + length;
+                if total > capacity as u64 || (limit > 0 && length > limit as u64) {
+                    Next::Overlong
+                } else if total > seen.len() as u64 {
+                    Next::Partial
+                } else {
+                    Next::Frame(total as usize, width..total as usize)
+                }
+            }
+        }
+    }
+}
+
+/// Sizes that cuts go by, round and round.
+#[derive(Debug)]
+pub(crate) struct Cuts {
+    sizes: Vec<u8>,
+    next: usize,
+}
+
+impl Cuts {
+    pub(crate) fn any(u: &mut Unstructured<'_>) -> Result<Self> {
+        let count = u.int_in_range(1..=16)?;
+        let sizes = (0..count).map(|_| u.arbitrary()).collect::<Result<_>>()?;
+        Ok(Self { sizes, next: 0 })
+    }
+
+    pub(crate) fn next(&mut self) -> u8 {
+        self.next += 1;
+        self.sizes[self.next % self.sizes.len()]
+    }
+}

@@ -1,0 +1,19 @@
+//! The framing, with the private rooms that it needs; see the driver.
+#![no_main]
+#![allow(dead_code)]
+
+use arbtest::arbitrary::Unstructured;
+
+#[path = "../../../src/buffer.rs"]
+mod buffer;
+#[path = "../../drivers/framing.rs"]
+mod driver;
+#[path = "../../../src/framing.rs"]
+mod framing;
+#[path = "../../../src/guard.rs"]
+mod guard;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    // Input that is too short ends the case early.
+    let _ = driver::drive(&mut Unstructured::new(bytes));
+});

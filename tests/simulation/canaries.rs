@@ -1,0 +1,188 @@
+//! Canaries: known bugs that the simulation must find.
+//!
+//! They are not in the source. `simulate --canary` makes a copy of it in which each stands beside
+//! the right code, and there `PLANTED` becomes the one function that decides which of the two
+//! runs; so no build that is shipped or tested otherwise has ever seen them.
+
+/// A known bug: where it goes, the text that stands there once, and what it becomes.
+pub(crate) struct Canary {
+    pub(crate) name: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) was: &'static str,
+    pub(crate) becomes: &'static str,
+}
+
+const fn canary(
+    name: &'static str,
+    file: &'static str,
+    was: &'static str,
+    becomes: &'static str,
+) -> Canary {
+    Canary { name, file, was, becomes }
+}
+
+/// A name may stand more than once: the bug then takes more than one change.
+pub(crate) const ALL: [Canary; 26] = [
+    canary(
+        "no_generation_check",
+        "pool.rs",
+        ".as_mut().filter(|worker| worker.vitals.id == id)",
+        ".as_mut().filter(|worker| PLANTED || worker.vitals.id == id)",
+    ),
+    canary(
+        "short_read_ends_despite_read_closed",
+        "worker.rs",
+        "let short = count < room && !vitals.insistent;",
+        "let short = count < room && (PLANTED || !vitals.insistent);",
+    ),
+    canary(
+        "ready_list_forgotten_after_the_budget",
+        "manager/connection.rs",
+        "Verdict::Again => self.pool.list(id),",
+        "Verdict::Again => if !PLANTED { self.pool.list(id) },",
+    ),
+    canary(
+        "events_refresh_the_deadline",
+        "worker.rs",
+        "let waited = self.vitals.blocked;",
+        "let waited = self.vitals.blocked; if PLANTED { self.vitals.moved = visit.now.stamp; }",
+    ),
+    canary(
+        "bytes_refresh_the_total_deadline",
+        "worker.rs",
+        "if vitals.since == Tick::NEVER {",
+        "if vitals.since == Tick::NEVER || PLANTED {",
+    ),
+    canary(
+        "timers_before_io",
+        "manager.rs",
+        "let served = self.serve_ready();\n        let expired = self.expire_due();",
+        "let early = if PLANTED { self.expire_due() } else { 0 };
+         let served = self.serve_ready();
+         let expired = if PLANTED { early } else { self.expire_due() };",
+    ),
+    canary(
+        "timers_before_io",
+        "manager/connection.rs",
+        "worker.vitals.readable |= !worker.vitals.eof;\n        }\n        self.serve(id);",
+        "worker.vitals.readable |= !worker.vitals.eof;\n        }
+         if !PLANTED { self.serve(id); }",
+    ),
+    canary(
+        "starved_listener_not_retried",
+        "listener.rs",
+        "self.starved_until.filter(|_| self.any_ready());",
+        "self.starved_until.filter(|_| !PLANTED && self.any_ready());",
+    ),
+    canary(
+        "paused_listener_forgotten",
+        "manager.rs",
+        "|| self.listeners.can_run(&self.mailbox.places, &self.config.overload);",
+        "|| !PLANTED && self.listeners.can_run(&self.mailbox.places, &self.config.overload);",
+    ),
+    canary(
+        "closed_without_deregister",
+        "manager/connection.rs",
+        "self.backend.deregister(&socket);",
+        "if !PLANTED { self.backend.deregister(&socket); }",
+    ),
+    canary(
+        "place_leaked_when_register_fails",
+        "manager/connection.rs",
+        "            Err(error) => {\n                self.mailbox.places.release();",
+        "            Err(error) => {\n                if !PLANTED { self.mailbox.places.release(); }",
+    ),
+    canary(
+        "one_place_too_many",
+        "places.rs",
+        "(most == 0 || taken < most).then_some(taken + 1)",
+        "(most == 0 || taken < most || PLANTED && taken == most).then_some(taken + 1)",
+    ),
+    canary(
+        "drain_forgets_unsent_bytes",
+        "manager/connection.rs",
+        "if self.pool.get_mut(id).is_some_and(|worker| worker.is_idle()) {",
+        "if self.pool.get_mut(id).is_some_and(|worker| worker.is_idle() || PLANTED) {",
+    ),
+    canary(
+        "wheel_off_by_one_at_a_level_boundary",
+        "wheel.rs",
+        "let slot = (deadline >> (level * BITS)) as usize % SLOTS;",
+        "let late = u64::from(PLANTED && level > 0);
+         let slot = ((deadline >> (level * BITS)) + late) as usize % SLOTS;",
+    ),
+    canary(
+        "pending_cleared_after_taking",
+        "mailbox.rs",
+        "                self.pending.store(true, Ordering::Release);\n            }",
+        "                self.pending.store(!PLANTED, Ordering::Release);\n            }",
+    ),
+    canary(
+        "desk_left_out_of_due",
+        "manager.rs",
+        "|| self.desk.has_work()",
+        "|| !PLANTED && self.desk.has_work()",
+    ),
+    canary(
+        "lingering_left_out_of_due",
+        "manager.rs",
+        "due = due.min(self.lingering.next_due());",
+        "if !PLANTED { due = due.min(self.lingering.next_due()); }",
+    ),
+    canary(
+        "spares_left_out_of_due",
+        "manager.rs",
+        "        if self.spares.can_reap() {\n            due",
+        "        if self.spares.can_reap() && !PLANTED {\n            due",
+    ),
+    canary(
+        "held_bytes_lost_at_the_end_of_file",
+        "worker.rs",
+        "if input.is_empty() {\n                Step::Rest(Verdict::Close(CloseReason::Eof))",
+        "if input.is_empty() || PLANTED {\n                Step::Rest(Verdict::Close(CloseReason::Eof))",
+    ),
+    canary(
+        "delimiter_sought_too_far_on",
+        "buffer.rs",
+        "self.scanned = self.scanned.saturating_sub(count as u32);",
+        "if !PLANTED { self.scanned = self.scanned.saturating_sub(count as u32); }
+         self.scanned = self.scanned.min(self.end - self.start);",
+    ),
+    canary(
+        "bytes_moved_to_the_wrong_place",
+        "buffer.rs",
+        "            self.end -= self.start;\n            self.start = 0;\n        }\n        let room",
+        "            self.end -= self.start - u32::from(PLANTED && self.start > 1);
+            self.start = 0;\n        }\n        let room",
+    ),
+    canary(
+        "a_panicking_callback_s_reply_is_sent",
+        "worker/calling.rs",
+        "visit.spares.output.rewind(mark);",
+        "if !PLANTED { visit.spares.output.rewind(mark); }",
+    ),
+    canary(
+        "writable_event_ignored",
+        "pool.rs",
+        "if owes { event.writable || event.closed || boxed }",
+        "if owes { event.writable && !PLANTED || event.closed || boxed }",
+    ),
+    canary(
+        "pause_ignored",
+        "worker.rs",
+        "        if self.vitals.paused {\n            return Step::Rest(Verdict::Wait);",
+        "        if self.vitals.paused && !PLANTED {\n            return Step::Rest(Verdict::Wait);",
+    ),
+    canary(
+        "no_lingering",
+        "manager/connection.rs",
+        "wanted && recent && vitals.bytes_out > 0",
+        "wanted && recent && !PLANTED && vitals.bytes_out > 0",
+    ),
+    canary(
+        "write_limit_ignored",
+        "output.rs",
+        "let fits = bytes.len() <= limit.saturating_sub(self.len());",
+        "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
+    ),
+];

@@ -1,0 +1,46 @@
+//! Draw: random configurations, small ones, so that every limit is met.
+
+use std::time::Duration;
+
+use pool_manager::sim::Dice;
+use pool_manager::{Config, Framing, Overload, Prefix};
+
+use super::oracle;
+
+fn framing(dice: &mut Dice) -> Framing {
+    match dice.below(5) {
+        0 => Framing::Filled,
+        1 => Framing::Drained,
+        2 => Framing::Delimited(b'\n'),
+        3 => Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: dice.below(2) * 300 },
+        _ => oracle::counted(),
+    }
+}
+
+/// Any valid one; for a crowd, one that lets many in.
+pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
+    let millis = |millis: usize| Duration::from_millis(millis as u64);
+    let max = if crowded { dice.below(2) * 500 } else { dice.below(6) };
+    let min = dice.below(max.min(5) + 1);
+    Config::new()
+        .framing(framing(dice))
+        .buffer_size(8 + dice.below(200))
+        .max_workers(max)
+        .min_workers(min)
+        .clients_deadline(millis(1 + dice.below(500)))
+        .request_deadline(millis(dice.below(2) * dice.below(900)))
+        .write_limit(300 + dice.below(5_000))
+        .drain_deadline(millis(dice.below(300)))
+        .reap_interval(millis(1 + dice.below(500)))
+        .overload(if dice.permille(500) { Overload::Pause } else { Overload::Reject(b"no".into()) })
+}
+
+/// One that must be refused as a whole.
+pub(crate) fn invalid(dice: &mut Dice) -> Config {
+    let valid = config(dice, false);
+    match dice.below(3) {
+        0 => valid.max_workers(1).min_workers(2),
+        1 => valid.buffer_size(usize::MAX),
+        _ => valid.write_limit(usize::MAX),
+    }
+}

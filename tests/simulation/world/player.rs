@@ -1,0 +1,203 @@
+//! Player: a handler that does everything a handler may do, and some things it should not.
+
+use std::io;
+use std::time::Duration;
+
+use pool_manager::sim::Dice;
+use pool_manager::{Cause, Conn, ConnId, Desk, End, Handler, Socket};
+
+use super::{PLANNED, Shared, draw};
+
+pub(crate) struct Player {
+    pub(crate) world: Shared,
+    pub(crate) dice: Dice,
+}
+
+/// What a callback that wants to be a panic returns.
+type Played = Option<io::Result<()>>;
+
+fn or_panic(played: Played) -> io::Result<()> {
+    played.unwrap_or_else(|| std::panic::panic_any(PLANNED))
+}
+
+fn number(conn: &Conn<'_>) -> usize {
+    match conn.socket() {
+        Socket::Sim(stream) => stream.connection(),
+        _ => usize::MAX,
+    }
+}
+
+impl Handler for Player {
+    type Session = ();
+
+    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.world.model.borrow_mut().opened(conn.id(), number(conn), &self.world.sim);
+        let greeting = if self.dice.permille(100) { &b"welcome"[..] } else { b"" };
+        or_panic(self.play(conn, greeting, "a panic in opened", 400))
+    }
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        let bytes = (conn.bytes_in(), conn.bytes_out());
+        {
+            let mut model = self.world.model.borrow_mut();
+            model.depth += 1;
+            if model.depth > 1 {
+                model.complain("a callback within a callback");
+            }
+            let (id, cause) = (conn.id(), conn.cause());
+            model.request(id, number(conn), cause, bytes, body, &self.world.sim);
+        }
+        let reply = match self.dice.below(40) {
+            _ if !self.world.model.borrow().wild => body.to_vec(),
+            0..3 => body.repeat(8),
+            3 => vec![b'x'; self.dice.below(4_000)],
+            4 => Vec::new(),
+            _ => body.to_vec(),
+        };
+        let played = self.play(conn, &reply, "a panic in a callback", 60);
+        self.world.model.borrow_mut().depth -= 1;
+        or_panic(played)
+    }
+
+    fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        if conn.cause() != Cause::Flushed {
+            self.world.model.borrow_mut().complain("flushed for another cause");
+        }
+        or_panic(self.play(conn, b"", "a panic in flushed", 80))
+    }
+
+    fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
+        self.world.model.borrow_mut().closed(end, &self.world.sim);
+        if !self.world.model.borrow().wild {
+            return;
+        }
+        match self.dice.below(100) {
+            0 => self.put(desk),
+            1 => self.world.count_panic("a panic in closed"),
+            _ => {}
+        }
+    }
+}
+
+impl Player {
+    /// Replies, and once in `calm` times does something else.
+    fn play(
+        &mut self,
+        conn: &mut Conn<'_>,
+        reply: &[u8],
+        panicked: &'static str,
+        calm: usize,
+    ) -> Played {
+        let id = conn.id();
+        let mut written = Ok(());
+        if !reply.is_empty() {
+            written = io::Write::write_all(conn, reply);
+            if written.is_ok() {
+                self.world.model.borrow_mut().replied(id, reply);
+            }
+        }
+        if !self.world.model.borrow().wild {
+            return Some(written);
+        }
+        match self.dice.below(calm) {
+            0 => {
+                self.world.model.borrow_mut().closing(id);
+                conn.close();
+            }
+            1 => {
+                self.world.model.borrow_mut().closing(id);
+                conn.abort();
+            }
+            2 => {
+                self.world.model.borrow_mut().pause(id);
+                conn.pause();
+            }
+            3 => {
+                let mut model = self.world.model.borrow_mut();
+                model.taken_back(id, if written.is_ok() { reply.len() } else { 0 });
+                let stopping = model.stopping;
+                model.closing(id);
+                model.marks.hit_if("a panic in a callback while stopping", stopping);
+                drop(model);
+                self.world.count(panicked);
+                return None;
+            }
+            4 => {
+                self.world.model.borrow_mut().closing(id);
+                return Some(Err(io::ErrorKind::Other.into()));
+            }
+            5 => self.world.sleep(Duration::from_millis(self.dice.below(300) as u64)),
+            6 => {
+                let own = Duration::from_millis(self.dice.below(2) as u64 * 7)
+                    * self.dice.below(60) as u32;
+                if let Some(account) = self.world.model.borrow_mut().account(id) {
+                    account.own = own;
+                }
+                conn.set_deadline(own);
+            }
+            7..12 => self.command(conn.desk()),
+            _ => {}
+        }
+        Some(written)
+    }
+
+    /// Leaves something on the desk.
+    fn command(&mut self, desk: &mut Desk) {
+        let other = self.world.model.borrow().any_id(&mut self.dice);
+        match (self.dice.below(8), other) {
+            (0..2, _) => self.put(desk),
+            (2, Some(id)) => {
+                self.world.mark("close in a callback");
+                self.world.model.borrow_mut().closing(id);
+                let _ = desk.close(id);
+            }
+            (3, Some(id)) => {
+                self.world.mark("send in a callback");
+                let value = 0xf0 | self.dice.below(16) as u8;
+                let count = 1 + self.dice.below(200);
+                let bytes = self.world.model.borrow_mut().send(id, value, count);
+                let _ = desk.send(id, bytes);
+            }
+            (4, Some(id)) => {
+                self.world.model.borrow_mut().pause(id);
+                let _ = desk.pause(id);
+            }
+            (5, Some(id)) => {
+                self.world.model.borrow_mut().resume(id);
+                let _ = desk.resume(id);
+            }
+            (6, _) => {
+                self.world.mark("set_config in a callback");
+                let config = draw::config(&mut self.dice, false);
+                let config = self.world.model.borrow_mut().asked_for(config);
+                let _ = desk.set_config(config);
+            }
+            (7, _) if self.dice.permille(300) => {
+                self.world.mark("stop in a callback");
+                self.world.model.borrow_mut().stopping = true;
+                let _ = desk.stop();
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&mut self, desk: &mut Desk) {
+        let (mut peer, ours) = self.world.sim.pair();
+        match desk.put(ours) {
+            Ok(()) => {
+                self.world.mark("put in a callback");
+                self.world.model.borrow_mut().expected(peer.connection());
+                self.world.newcomers.borrow_mut().push(peer);
+            }
+            Err(refused) => self.world.refused(refused, &mut peer),
+        }
+    }
+}
+
+/// Somebody's id, for commands: perhaps of one that is gone.
+impl super::model::Model {
+    pub(crate) fn any_id(&self, dice: &mut Dice) -> Option<ConnId> {
+        let most = self.numbers.len();
+        self.numbers.keys().nth(dice.below(most)).copied()
+    }
+}
