@@ -271,7 +271,7 @@ mod tests {
         const PATIENCE: Duration = Duration::from_secs(20);
         let (mailbox, _wakes) = opened();
         let mut latest = Stats::default();
-        mailbox.publish(&latest);
+        mailbox.publish(0, &latest);
         latest.turns = 2;
         let began = Instant::now();
         let stats = thread::scope(|scope| {
@@ -279,7 +279,7 @@ mod tests {
                 while !mailbox.is_pending() {
                     thread::yield_now();
                 }
-                mailbox.publish(&latest);
+                mailbox.publish(1, &latest);
             });
             mailbox.stats(PATIENCE)
         });

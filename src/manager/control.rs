@@ -147,6 +147,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.places.set_most(self.config.max_workers);
         self.spares.configure(self.config.min_workers, self.config.buffer_size);
         self.pool.reserve(self.config.min_workers);
+        self.visited.reserve(self.config.min_workers);
         self.reap_at = self.now.stamp.after(self.config.reap_interval);
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
