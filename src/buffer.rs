@@ -45,7 +45,7 @@ impl Buffer {
 
     /// Room to read into, at most `most` bytes; empty only if the buffer is full.
     pub(crate) fn spare(&mut self, most: usize) -> &mut [u8] {
-        if self.end as usize == self.storage.len() && self.start > 0 {
+        if self.end as usize == self.storage.len() {
             self.storage.copy_within(self.start as usize..self.end as usize, 0);
             self.end -= self.start;
             self.start = 0;
@@ -160,11 +160,23 @@ mod tests {
         buffer.commit(4);
         buffer.consume(1);
         buffer.set_scanned(2);
+        let storage = buffer.storage.as_ptr();
         buffer.grow(3);
-        assert_eq!(buffer.capacity(), 4, "it never shrinks");
+        buffer.grow(4);
+        assert_eq!((buffer.capacity(), buffer.storage.as_ptr()), (4, storage), "enough already");
         buffer.grow(8);
         assert_eq!((buffer.held(), buffer.scanned(), buffer.capacity()), (&b"bcd"[..], 2, 8));
         assert_eq!(buffer.spare(99).len(), 5);
+    }
+
+    #[test]
+    fn what_is_held_slides_to_the_front_only_when_there_is_no_room_behind_it() {
+        let mut buffer = Buffer::with_capacity(4);
+        buffer.commit(3);
+        buffer.consume(2);
+        assert_eq!(buffer.spare(9).len(), 1, "as long as there is room, nothing is moved");
+        buffer.commit(1);
+        assert_eq!(buffer.spare(9).len(), 2);
     }
 
     #[test]

@@ -249,3 +249,75 @@ impl From<PutError> for io::Error {
         Self::new(kind, error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::error::Error as _;
+    use std::io::ErrorKind;
+    use std::os::unix::net::UnixStream;
+
+    fn denied() -> io::Error {
+        ErrorKind::PermissionDenied.into()
+    }
+
+    /// What it says, what it stems from, and its kind as an `io::Error` that says the same.
+    fn told(error: Error) -> (String, bool, ErrorKind) {
+        let (said, has_source) = (error.to_string(), error.source().is_some());
+        let error = io::Error::from(error);
+        assert_eq!(error.to_string(), said);
+        (said, has_source, error.kind())
+    }
+
+    #[test]
+    fn an_error_says_what_failed_and_becomes_one_of_its_kind() {
+        let config = Config::new().min_workers(7).max_workers(3).checked().unwrap_err();
+        let in_use = ErrorKind::AddrInUse;
+        for (error, said, has_source, kind) in [
+            (Error::AlreadyRunning, "already running", false, ErrorKind::Other),
+            (Error::NotRunning, "not running", false, ErrorKind::Other),
+            (Error::Dropped, "the manager was dropped", false, ErrorKind::Other),
+            (Error::QueueFull, "too many commands wait", false, ErrorKind::WouldBlock),
+            (Error::from(config), "min_workers", true, ErrorKind::InvalidInput),
+            (Error::Start(denied()), "can't start", true, ErrorKind::PermissionDenied),
+            (Error::Wait(denied()), "can't wait", true, ErrorKind::PermissionDenied),
+            (
+                Error::Listen("::1".into(), denied()),
+                "can't listen on ::1: perm",
+                true,
+                ErrorKind::PermissionDenied,
+            ),
+            (
+                Error::Listen("::1".into(), in_use.into()),
+                "can't listen on ::1: it is in use",
+                true,
+                in_use,
+            ),
+        ] {
+            let (all, source, of) = told(error);
+            assert!(all.starts_with(said), "{all}");
+            assert_eq!((source, of), (has_source, kind), "{all}");
+        }
+    }
+
+    #[test]
+    fn a_put_that_failed_says_why_and_becomes_an_error_of_its_kind() {
+        for (kind, said, has_source, of) in [
+            (PutErrorKind::Busy(10), "pool is busy: all 10 workers", false, ErrorKind::WouldBlock),
+            (PutErrorKind::QueueFull, "too many commands wait", false, ErrorKind::WouldBlock),
+            (PutErrorKind::NotRunning, "not running", false, ErrorKind::Other),
+            (PutErrorKind::Dropped, "the manager was dropped", false, ErrorKind::Other),
+            (PutErrorKind::Unsuitable(denied()), "perm", true, ErrorKind::PermissionDenied),
+        ] {
+            let socket = UnixStream::pair().unwrap().0.into();
+            let shown = format!("PutError {{ kind: {kind:?}, .. }}");
+            let error = PutError::new(socket, kind, Arc::default());
+            let all = error.to_string();
+            assert!(all.starts_with("can't put") && all.contains(said), "{all}");
+            assert_eq!((error.source().is_some(), format!("{error:?}")), (has_source, shown));
+            let error = io::Error::from(error);
+            assert_eq!((error.kind(), error.to_string()), (of, all));
+        }
+    }
+}

@@ -194,9 +194,8 @@ impl Framing {
 /// `BufRead::skip_until` of a byte slice is the standard library's `memchr`.
 fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     let mut unseen = &held[*scanned..];
-    let seen = unseen.skip_until(delimiter).unwrap_or(0);
-    let total = *scanned + seen;
-    if seen > 0 && held[total - 1] == delimiter {
+    let total = *scanned + unseen.skip_until(delimiter).unwrap_or(0);
+    if held[..total].ends_with(&[delimiter]) {
         return Found::Frame(Bounds { skip: 0, body: total - 1, total });
     }
     *scanned = total;
@@ -312,6 +311,22 @@ mod tests {
             (Frame::Invalid, Found::Invalid),
         ] {
             assert_eq!(find(&Framing::custom(move |_| answer), b"abc", 8), expected);
+        }
+    }
+
+    #[test]
+    fn debug_names_the_framing_and_its_numbers() {
+        for (framing, expected) in [
+            (Framing::Filled, "Filled"),
+            (Framing::Drained, "Drained"),
+            (Framing::Delimited(b'\n'), "Delimited('\\n')"),
+            (
+                Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 9 },
+                "LengthPrefixed(U16Be, 9)",
+            ),
+            (Framing::custom(|_| Frame::Partial), "Custom(..)"),
+        ] {
+            assert_eq!(format!("{framing:?}"), expected);
         }
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct Lingering {
 }
 
 /// What reading and discarding came to.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Rest {
     /// The peer has closed, or the connection is broken.
     Over,
@@ -181,4 +181,166 @@ fn discard<B: Backend>(
         }
     }
     Rest::Again
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Os;
+    use crate::socket::Transport;
+    use std::io::{self, Read, Write};
+    use std::net::TcpStream;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::unix::net::UnixStream;
+
+    /// What discarding comes to, with how many bytes left to discard and how many reads.
+    fn rest(socket: &mut Socket, bytes_left: usize) -> (Rest, usize, u64) {
+        let (mut left, mut stats) = (bytes_left, Stats::default());
+        let rest = discard(&mut Os::new(), socket, &mut left, &mut stats);
+        (rest, left, stats.reads)
+    }
+
+    #[test]
+    fn it_discards_as_many_bytes_as_it_may_and_not_one_more() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = Socket::from(ours);
+        assert_eq!(rest(&mut ours, 1), (Rest::Wait, 1, 1));
+        peer.write_all(b"12345").unwrap();
+        assert_eq!(rest(&mut ours, 6), (Rest::Wait, 1, 2));
+        peer.write_all(b"12345").unwrap();
+        assert_eq!(rest(&mut ours, 5), (Rest::Over, 5, 1));
+        peer.write_all(b"12345").unwrap();
+        drop(peer);
+        assert_eq!(rest(&mut ours, 6), (Rest::Over, 1, 2));
+    }
+
+    /// A peer that sends without end, or reads from which fail.
+    struct Flood(UnixStream, Option<ErrorKind>);
+
+    impl Read for Flood {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.1.map_or(Ok(into.len()), |kind| Err(kind.into()))
+        }
+    }
+
+    impl Write for Flood {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Flood {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl Transport for Flood {}
+
+    fn now(millis: u64) -> Now {
+        Now::new(Duration::from_millis(millis))
+    }
+
+    fn readable() -> Event {
+        Event { token: 0, readable: true, writable: false, closed: false, priority: false }
+    }
+
+    #[test]
+    fn a_peer_that_floods_is_read_a_share_a_turn_and_16_mib_in_all() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let (_peer, ours) = UnixStream::pair().unwrap();
+        lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
+        assert_eq!((lingering.len(), stats.reads), (1, 16));
+        assert!(!lingering.has_work(), "its first event is to come");
+        assert!(lingering.mark_ready(0, readable()) && lingering.mark_ready(0, readable()));
+        for turn in 1..=127 {
+            assert!(lingering.has_work(), "though no further event came by turn {turn}");
+            lingering.serve(&mut os, &mut stats, now(0));
+            assert_eq!(stats.reads, 16 * (turn + 1));
+        }
+        assert_eq!((lingering.len(), lingering.has_work()), (0, false));
+        assert!(!lingering.mark_ready(0, readable()), "it is gone");
+    }
+
+    #[test]
+    fn an_interrupted_read_is_made_again_and_a_failed_one_is_the_last() {
+        for (kind, expected) in [
+            (ErrorKind::Interrupted, (Rest::Again, 9, 16)),
+            (ErrorKind::ConnectionReset, (Rest::Over, 9, 1)),
+        ] {
+            let ours = UnixStream::pair().unwrap().0;
+            assert_eq!(rest(&mut Socket::boxed(Flood(ours, Some(kind))), 9), expected);
+        }
+    }
+
+    #[test]
+    fn an_end_is_something_to_read_and_so_is_any_readiness_of_a_transport() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let ends = [(); 2].map(|()| UnixStream::pair().unwrap());
+        let [(_peer, plain), (_other, boxed)] = ends;
+        plain.set_nonblocking(true).unwrap();
+        for socket in [Socket::from(plain), Socket::boxed(Flood(boxed, None))] {
+            lingering.add(&mut os, socket, &mut stats, now(0));
+        }
+        let writable = Event { readable: false, writable: true, ..readable() };
+        lingering.mark_ready(0, writable);
+        assert!(!lingering.has_work());
+        for (key, event) in [(0, Event { closed: true, ..writable }), (1, writable)] {
+            lingering.mark_ready(key, event);
+            assert_eq!(lingering.ready.pop_front(), Some(key));
+        }
+    }
+
+    #[test]
+    fn nobody_lingers_whose_peer_is_gone_or_cannot_be_told() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let (peer, ours) = UnixStream::pair().unwrap();
+        drop(peer);
+        lingering.add(&mut os, Socket::from(ours), &mut stats, now(0));
+        assert_eq!((lingering.len(), stats.reads), (0, 1));
+        let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let unconnected = TcpStream::from(unconnected.unwrap());
+        lingering.add(&mut os, Socket::from(unconnected), &mut stats, now(0));
+        assert_eq!((lingering.len(), stats.reads), (0, 1), "nothing is read after no goodbye");
+    }
+
+    #[test]
+    fn who_has_to_go_with_more_to_read_is_not_read_again() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let (_peer, ours) = UnixStream::pair().unwrap();
+        lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
+        lingering.mark_ready(0, readable());
+        for _ in 0..2 {
+            lingering.serve(&mut os, &mut stats, now(5_000));
+            assert_eq!((lingering.len(), stats.reads), (0, 32));
+        }
+        assert!(!lingering.has_work());
+    }
+
+    #[test]
+    fn each_goes_when_its_time_is_up_and_not_before() {
+        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
+        os.start().unwrap();
+        let peers = [0, 10].map(|at| {
+            let (peer, ours) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            lingering.add(&mut os, Socket::from(ours), &mut stats, now(at));
+            peer
+        });
+        for (at, left, next) in
+            [(4_999, 2, Tick(5_000)), (5_000, 1, Tick(5_010)), (5_010, 0, Tick::NEVER)]
+        {
+            lingering.serve(&mut os, &mut stats, now(at));
+            assert_eq!((lingering.len(), lingering.next_due()), (left, next), "at {at} ms");
+        }
+        drop(peers);
+    }
 }

@@ -234,6 +234,8 @@ impl fmt::Debug for Mailbox {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+    use std::thread;
+    use std::time::Instant;
 
     fn opened() -> (Mailbox, Arc<AtomicUsize>) {
         let (mailbox, wakes) = (Mailbox::default(), Arc::new(AtomicUsize::new(0)));
@@ -265,6 +267,30 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_stats_has_them_as_soon_as_they_are_published() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let (mailbox, _wakes) = opened();
+        let mut latest = Stats::default();
+        mailbox.publish(0, &latest);
+        latest.turns = 2;
+        let began = Instant::now();
+        let stats = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !mailbox.is_pending() {
+                    thread::yield_now();
+                }
+                mailbox.publish(1, &latest);
+            });
+            mailbox.stats(PATIENCE)
+        });
+        assert_eq!(stats.turns, 2);
+        assert!(began.elapsed() < PATIENCE);
+        mailbox.close();
+        assert_eq!(mailbox.stats(PATIENCE).turns, 2, "the last ones, when nobody is asked");
+        assert!(began.elapsed() < PATIENCE);
+    }
+
+    #[test]
     fn a_failed_wake_loses_no_command() {
         let mailbox = Mailbox::default();
         mailbox.open(Arc::new(|| Err(io::ErrorKind::Other.into())));
@@ -280,6 +306,7 @@ mod tests {
     fn commands_left_at_the_end_are_given_back_once() {
         let (mailbox, _wakes) = opened();
         mailbox.post(Command::Stop).unwrap();
+        assert_eq!(format!("{mailbox:?}"), "Mailbox { state: Running, commands: 1, .. }");
         assert_eq!(mailbox.close().len(), 1);
         assert_eq!(mailbox.post(Command::Stop), Err(Refusal::NotRunning));
         mailbox.abandon();

@@ -172,6 +172,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.places.set_most(self.config.max_workers);
         self.spares.configure(self.config.min_workers, self.config.buffer_size);
         self.pool.reserve(self.config.min_workers);
+        self.visited.reserve(self.config.min_workers);
         self.desk.set_open(true);
         self.mailbox.open(wake);
         self.read_clock();

@@ -260,6 +260,42 @@ mod tests {
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready(), 1);
         assert!(pool.get_mut(id).unwrap().vitals.readable, "what is there to read is remembered");
+        pool.pop_ready();
+        pool.mark_ready(id, Event { closed: true, ..event(false, false) });
+        assert_eq!(pool.ready(), 1, "a reset is found by the next write");
+    }
+
+    /// Linux says that a reset socket is readable as well; kqueue and poll need not.
+    #[test]
+    fn an_end_or_urgent_data_alone_is_something_to_read() {
+        let mut pool = Pool::new();
+        for (closed, priority) in [(true, false), (false, true)] {
+            let id = insert(&mut pool);
+            pool.mark_ready(id, Event { closed, priority, ..event(false, false) });
+            assert_eq!(pool.pop_ready(), Some(id));
+            let vitals = &pool.get_mut(id).unwrap().vitals;
+            assert!(vitals.readable && vitals.insistent);
+        }
+    }
+
+    #[test]
+    fn a_paused_worker_is_remembered_as_readable_but_not_served() {
+        let mut pool = Pool::new();
+        let id = insert(&mut pool);
+        pool.get_mut(id).unwrap().vitals.paused = true;
+        pool.mark_ready(id, event(true, true));
+        assert_eq!(pool.ready(), 0);
+        assert!(pool.get_mut(id).unwrap().vitals.readable);
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_arms_no_timer() {
+        let (mut pool, config) = (Pool::new(), Config::new());
+        let id = insert(&mut pool);
+        pool.get_mut(id).unwrap().vitals.paused = true;
+        while pool.pop_due(now(5_000), &config).is_some() {}
+        pool.file(id, &config);
+        assert_eq!(pool.next_due(), Tick::NEVER);
     }
 
     #[test]

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn every_class_of_reason_is_distinct() {
+    fn every_class_of_reason_is_distinct_and_so_are_its_words() {
         let reasons = [
             CloseReason::Eof,
             CloseReason::Expired,
@@ -356,6 +356,10 @@ mod tests {
             CloseReason::Stopped,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
+        let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), reasons.len(), "each says something else: {words:?}");
         classes.sort_unstable();
         classes.dedup();
         assert_eq!(classes.len(), CloseReason::CLASSES);

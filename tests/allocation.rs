@@ -216,6 +216,31 @@ mod connections {
         (client, allocations(put))
     }
 
+    /// From their put to their first request; the hot output buffer grows with the first reply.
+    #[test]
+    fn the_first_connections_allocate_nothing_up_to_min_workers() {
+        const WARM: usize = 64;
+        for raised_later in [false, true] {
+            let config = drained().min_workers(if raised_later { 1 } else { WARM });
+            let mut manager = started(config, |_, _| Ok(()));
+            if raised_later {
+                manager.set_config(drained().min_workers(WARM)).expect("more");
+            }
+            let pairs: Vec<_> = (0..WARM).map(|_| pair()).collect();
+            let (mut clients, ours): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            for client in &mut clients {
+                client.write_all(b"hello").expect("send");
+            }
+            let count = allocations(|| {
+                for ours in ours {
+                    manager.put(ours).expect("put");
+                }
+                until(&mut manager, |manager| manager.stats().requests_total() >= WARM as u64);
+            });
+            assert_eq!((count, manager.stats().live), (0, WARM as u64));
+        }
+    }
+
     #[test]
     fn a_thousand_connections_that_come_and_go_allocate_nothing() {
         let mut manager = echo(drained().min_workers(AT_A_TIME));

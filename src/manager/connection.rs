@@ -96,7 +96,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Closes a connection that could not be admitted, if so.
     pub(super) fn lose(&mut self, outcome: Result<ConnId, (Socket, io::Error)>) {
         if let Err((socket, error)) = outcome {
-            log::debug!("can't put a connection: {error}");
+            if self.config.debug {
+                log::debug!("can't put a connection: {error}");
+            }
             self.stats.lost += 1;
             socket.discard();
         }

@@ -147,6 +147,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.places.set_most(self.config.max_workers);
         self.spares.configure(self.config.min_workers, self.config.buffer_size);
         self.pool.reserve(self.config.min_workers);
+        self.visited.reserve(self.config.min_workers);
         self.reap_at = self.now.stamp.after(self.config.reap_interval);
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
@@ -260,5 +261,22 @@ impl<H: Handler> std::os::fd::AsFd for Manager<H> {
     /// If the manager is not running: there is no such descriptor then.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.backend.descriptor().expect("as_fd: the manager is not running")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_tells_of_growth_alone_and_at_most_once_a_second() {
+        let at = |millis| Now::new(Duration::from_millis(millis));
+        let mut alarm = Alarm::default();
+        assert_eq!(alarm.news(0, at(5)), None);
+        assert_eq!(alarm.news(3, at(10)), Some(3));
+        assert_eq!(alarm.news(3, at(5_000)), None, "nothing new");
+        assert_eq!(alarm.news(4, at(6_000)), Some(1));
+        assert_eq!(alarm.news(9, at(6_999)), None, "too soon");
+        assert_eq!(alarm.news(9, at(7_000)), Some(5));
     }
 }

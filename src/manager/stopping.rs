@@ -76,7 +76,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let mut closed = 0;
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
-            if !worker.is_idle() || worker.vitals.ending.is_some() {
+            if !worker.is_idle() {
                 continue;
             }
             let before = worker.vitals.bytes_in;

@@ -416,6 +416,41 @@ fn a_queue_that_is_full_says_so_and_gives_sockets_back() {
 }
 
 #[test]
+fn a_callback_s_queue_that_is_full_says_so_and_gives_sockets_back() {
+    let refused = Rc::new(Cell::new(0));
+    let count = refused.clone();
+    let mut rig = rig(patient().max_workers(3), move |conn, body| {
+        let id = conn.id();
+        for _ in 0..MOST {
+            conn.desk().resume(id)?;
+        }
+        let full = matches!(conn.desk().resume(id), Err(Error::QueueFull));
+        let put = conn.desk().put(pair().1).unwrap_err();
+        let full = full && matches!(put.kind(), PutErrorKind::QueueFull);
+        count.set(count.get() + u32::from(full && matches!(put.into_inner(), Socket::Tcp(_))));
+        conn.write_all(body)
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(b"fill").unwrap();
+    assert_eq!(rig.read_exact(&mut client, 4), b"fill");
+    assert_eq!(refused.get(), 1);
+    rig.until(|rig| rig.manager.stats().commands == MOST as u64);
+    rig.connect();
+    rig.connect();
+}
+
+#[test]
+fn a_last_word_that_does_not_fit_says_so() {
+    let mut rig = echo(patient().max_workers(1));
+    let (_client, _) = rig.connect();
+    let (peer, ours) = UnixStream::pair().unwrap();
+    let refused = rig.manager.put(ours).unwrap_err();
+    let error = refused.reply(&vec![b'x'; 16 << 20]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    drop(peer);
+}
+
+#[test]
 fn however_fast_commands_come_the_number_that_waits_is_bounded() {
     let mut rig = echo(patient());
     let (handle, (_client, id)) = (rig.manager.handle(), rig.connect());

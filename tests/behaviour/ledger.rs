@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pool_manager::{
@@ -51,6 +53,122 @@ fn a_transport_that_takes_nothing_and_does_not_say_why_has_failed() {
     client.write_all(b"hello").unwrap();
     assert_eq!(rig.first_close(), CloseReason::Io(ErrorKind::WriteZero));
     assert_eq!(rig.record.ends()[0].bytes_unsent, 5);
+}
+
+/// A transport of which every other call is interrupted by a signal.
+struct Signalled {
+    stream: UnixStream,
+    calls: Arc<AtomicU32>,
+}
+
+impl Signalled {
+    fn call(&self) -> io::Result<()> {
+        let before = self.calls.fetch_add(1, Ordering::Relaxed);
+        if before % 2 == 0 { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+impl Read for Signalled {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.call()?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Signalled {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.call()?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.call()
+    }
+}
+
+impl AsFd for Signalled {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Transport for Signalled {}
+
+#[test]
+fn a_call_that_a_signal_interrupts_is_made_again() {
+    let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
+        if body == b"quit" {
+            conn.close();
+        }
+        conn.write_all(body)
+    });
+    let (mut client, stream) = UnixStream::pair().unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    rig.manager.put(Socket::boxed(Signalled { stream, calls: calls.clone() })).unwrap();
+    for (said, count) in [(b"some", 4), (b"more", 8), (b"quit", 12)] {
+        client.write_all(&[&said[..], b"\n"].concat()).unwrap();
+        rig.until(|rig| rig.manager.stats().bytes_out == count);
+        let mut reply = [0; 4];
+        client.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, said);
+    }
+    assert_eq!(rig.first_close(), CloseReason::Requested);
+    let before = calls.load(Ordering::Relaxed);
+    client.write_all(b"to be discarded").unwrap();
+    rig.until(|_| calls.load(Ordering::Relaxed) >= before + 4);
+    assert_eq!(rig.manager.stats().lingering, 1, "nor does it end a goodbye");
+    drop(client);
+    rig.until(|rig| rig.manager.stats().lingering == 0);
+}
+
+/// With `TCP_NODELAY` and one request at a time, a read that fills no buffer has got it all.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[test]
+fn a_read_of_tcp_that_comes_back_short_is_the_last() {
+    let mut rig = echo(Config::new().framing(Framing::Drained).clients_deadline(LONG));
+    let (mut client, _) = rig.connect();
+    for lap in 1..=5 {
+        client.write_all(b"hello").unwrap();
+        assert_eq!(rig.read_exact(&mut client, 5), b"hello");
+        rig.quiet();
+        assert_eq!(rig.manager.stats().reads, lap);
+    }
+}
+
+/// The socket is full from the beginning, so all that gathers before the first write is owed.
+#[test]
+fn replies_gather_up_to_half_of_what_may_be_unsent() {
+    let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
+    let mut rig = rig(config.write_limit(1_000), |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.write_all(&[b'x'; 100])
+    });
+    let (mut client, ours) = unix_pair();
+    ours.set_nonblocking(true).unwrap();
+    while (&ours).write(&[b'y'; 4096]).is_ok() {}
+    let id = rig.manager.put(ours).unwrap();
+    client.write_all(&[b'\n'; 50]).unwrap();
+    rig.quiet();
+    assert_eq!(rig.record.requests().len(), 5);
+    rig.manager.handle().send(id, [b'z'; 501]).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::WriteLimit);
+    assert_eq!(rig.record.ends()[0].bytes_unsent, 500);
+}
+
+/// It is large enough to be sent before the visit ends.
+#[test]
+fn a_last_reply_that_had_to_wait_is_not_followed_by_a_flushed() {
+    const REPLY: usize = 1 << 20;
+    let config = Config::new().clients_deadline(LONG).write_limit(2 * REPLY);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; REPLY]));
+    let (mut client, ours) = unix_pair();
+    rig.manager.put(ours).unwrap();
+    client.write_all(b"all of it").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    let flushed = |seen: &Seen| matches!(seen, Seen::Flushed(_));
+    assert!(!rig.record.all().iter().any(flushed));
 }
 
 /// It has to wait at the end of the visit only: what is longer is sent before the panic.

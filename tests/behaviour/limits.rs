@@ -95,6 +95,17 @@ fn min_workers_are_warm_from_the_start() {
 }
 
 #[test]
+fn a_configuration_set_before_the_start_holds_from_then_on() {
+    let mut manager = Manager::new(lines(), |_, _| Ok(())).unwrap();
+    manager.set_config(lines().min_workers(2).max_workers(2)).unwrap();
+    assert_eq!(manager.stats().spare, 0, "nothing is warm before it is started");
+    manager.start().unwrap();
+    assert_eq!(manager.stats().spare, 2);
+    let puts = [(); 3].map(|()| manager.put(pair().1).is_ok());
+    assert_eq!(puts, [true, true, false]);
+}
+
+#[test]
 fn min_workers_may_be_raised_and_lowered() {
     let interval = Duration::from_millis(30);
     let mut rig = echo(lines().min_workers(2));

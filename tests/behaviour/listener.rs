@@ -84,15 +84,18 @@ fn a_unix_listener_bound_elsewhere_is_taken_over_and_its_path_left_alone() {
 
 #[test]
 fn more_than_a_batch_that_waits_is_accepted_without_a_further_edge() {
-    let mut rig = echo(drained());
-    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
-    let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
-    let first = rig.turn();
-    assert_eq!((first.accepted, first.next), (64, Some(Duration::ZERO)));
-    assert_eq!(rig.turn().accepted, 36);
-    assert_eq!(rig.turn().accepted, 0);
-    assert_eq!(rig.manager.stats().accepts, 101, "one to see that there is no more");
-    assert_served(&mut rig, &mut clients[99]);
+    let pause = drained().overload(Overload::Pause);
+    for config in [drained(), pause.clone(), pause.max_workers(101)] {
+        let mut rig = echo(config);
+        let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+        let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
+        let first = rig.turn();
+        assert_eq!((first.accepted, first.next), (64, Some(Duration::ZERO)));
+        assert_eq!(rig.turn().accepted, 36);
+        assert_eq!(rig.turn().accepted, 0);
+        assert_eq!(rig.manager.stats().accepts, 101, "one to see that there is no more");
+        assert_served(&mut rig, &mut clients[99]);
+    }
 }
 
 #[test]
@@ -248,6 +251,8 @@ fn an_address_that_is_none_is_an_error() {
     let mut rig = echo(drained());
     let error = rig.manager.listen("no port here").unwrap_err();
     assert!(matches!(error, Error::Listen(..)) && !error.to_string().is_empty(), "{error}");
+    let error = rig.manager.listen(&[][..] as &[SocketAddr]).unwrap_err();
+    assert!(error.to_string().starts_with("can't listen on no address: "), "{error}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod life_cycle;
 mod limits;
 mod listener;
 mod random;
+mod scripted;
 mod transport;
 mod uds;
 mod unix_paths;

@@ -201,6 +201,22 @@ fn an_idle_boxed_transport_does_not_spin() {
     assert!(script.lock().unwrap().calls.is_empty());
 }
 
+/// It may have something of its own to send, and reading may give it more.
+#[test]
+fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
+    let mut rig = rig(lines(), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+    let (mut peer, socket, script) = wire();
+    rig.manager.put(socket).unwrap();
+    rig.quiet();
+    for said in [&b"half a"[..], b" line\n"] {
+        script.lock().unwrap().calls.clear();
+        peer.write_all(said).unwrap();
+        rig.quiet();
+        let calls = script.lock().unwrap().calls.clone();
+        assert_eq!(calls, [Call::Flush, Call::Read, Call::Read, Call::Flush]);
+    }
+}
+
 #[test]
 fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]));
@@ -317,6 +333,29 @@ fn a_transport_that_panics_when_it_is_dropped_after_lingering_harms_nobody() {
 fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
     panic_at_the_end(Call::Drop, Way::Stopped);
     panic_at_the_end(Call::Drop, Way::Dropped);
+}
+
+/// What epoll cannot wait for is queued, and cannot be registered.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[test]
+fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
+    let mut rig = echo(lines().max_workers(1).drain_deadline(Duration::ZERO));
+    let file = UnixStream::from(std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap()));
+    let bomb = |stream| {
+        let script = Arc::new(Mutex::new(Script { panics: Some(Call::Drop), ..Script::default() }));
+        Socket::boxed(Wire { stream, held: Vec::new(), farewell: b"", script })
+    };
+    let handle = rig.manager.handle();
+    handle.put(bomb(file)).unwrap();
+    rig.until(|rig| rig.manager.stats().lost == 1);
+    rig.assert_well();
+    rig.until(|rig| rig.manager.stats().live == 0);
+    handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
+    let (_peer, late) = UnixStream::pair().unwrap();
+    handle.put(bomb(late)).unwrap_err().reply(b"busy").unwrap();
+    rig.manager.stop().unwrap();
+    rig.manager.start().unwrap();
+    rig.assert_well();
 }
 
 #[test]
