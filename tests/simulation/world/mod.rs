@@ -380,7 +380,7 @@ impl World {
         self.stage.mark("the handle's queue is full");
         let before = self.manager.stats().commands;
         for _ in 0..80 {
-            self.stage.model.borrow_mut().resume_all();
+            self.stage.model.borrow_mut().keep_resuming(id);
             self.turn();
         }
         let done = self.manager.stats().commands - before;

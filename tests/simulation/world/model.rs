@@ -311,8 +311,10 @@ impl Model {
         self.configs.iter().map(most).max().unwrap_or(u64::MAX)
     }
 
-    pub(crate) fn resume_all(&mut self) {
-        for account in self.accounts.values_mut() {
+    /// It is resumed again and again, whatever else is asked for.
+    pub(crate) fn keep_resuming(&mut self, id: ConnId) {
+        if let Some(account) = self.account(id) {
+            account.unsure = true;
             account.resumed = 2;
         }
     }
