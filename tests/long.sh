@@ -6,7 +6,8 @@
 #   bash tests/long.sh [fuzz|sanitizers|valgrind|mutants|coverage|simulation|all]...
 #
 # FUZZ_SECONDS (1800) is shared by all fuzz targets, JOBS (2) of which run at a time; SEEDS (20000)
-# simulations of STEPS (10000) begin at seed SEED (the time).
+# simulations of STEPS (10000) begin at seed SEED (the time); SHARD (as in 0/40) is that part of the
+# mutants.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -135,11 +136,17 @@ memcheck() {
 mutants() {
   step 'mutants'
   tool cargo-mutants
-  local files=()
-  for room in "${rooms[@]}"; do files+=(--file "$room"); done
-  # Survivors are for a reader: some are the same program in other words.
-  cargo mutants --jobs "$JOBS" --output "$logs" --minimum-test-timeout 60 "${files[@]}" -- \
-    --lib --test behaviour || echo "cargo mutants: status $?"
+  local options=(--baseline skip --build-timeout 180 --features sim --no-times --jobs "$JOBS")
+  options+=(--output "$logs" ${SHARD:+--shard "$SHARD"})
+  for room in "${rooms[@]}"; do options+=(--file "$room"); done
+  export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 SIM_SEED=1 SIM_COUNT=60
+  # First what is quick, where a hang is a catch; what survives meets every behaviour. Survivors are
+  # for a reader: some are the same program in other words.
+  cargo mutants "${options[@]}" --timeout 20 -C=--lib -C=--test=simulation ||
+    echo "cargo mutants: status $?"
+  cat "$logs/mutants.out/timeout.txt" >>"$logs/mutants.out/caught.txt"
+  cargo mutants "${options[@]}" --iterate --timeout 90 -C=--lib -C=--test=behaviour \
+    -C=--test=allocation || echo "cargo mutants: status $?"
   for outcome in caught missed timeout unviable; do
     figure "mutants $outcome: $(wc -l <"$logs/mutants.out/$outcome.txt")"
   done
