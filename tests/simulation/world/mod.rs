@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
 use pool_manager::{
-    Config, ConnId, Error, Framing, Manager, Overload, PutError, PutErrorKind, Socket, Stats, Turn,
+    CloseReason, Config, ConnId, Error, Framing, Manager, Overload, PutError, PutErrorKind, Socket,
+    Stats, Turn,
 };
 
 pub(crate) use marks::Marks;
@@ -318,7 +319,7 @@ impl World {
         let mut model = self.stage.model.borrow_mut();
         match self.dice.below(10) {
             0..3 => {
-                model.resume(id);
+                model.resume(id, self.stage.sim.now());
                 handle.resume(id).unwrap();
             }
             3..5 => {
@@ -326,7 +327,7 @@ impl World {
                 handle.pause(id).unwrap();
             }
             5 => {
-                model.closing(id);
+                model.closing(id, CloseReason::Requested);
                 handle.close(id).unwrap();
             }
             _ => {
@@ -370,7 +371,7 @@ impl World {
     fn fill_the_queue(&mut self) {
         let Some(id) = self.any_id() else { return };
         let handle = self.manager.handle();
-        self.stage.model.borrow_mut().resume(id);
+        self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
         let full = (0..70_000).any(|_| matches!(handle.resume(id), Err(Error::QueueFull)));
         assert!(full, "a queue without an end");
         self.stage.mark("the handle's queue is full");
@@ -610,7 +611,7 @@ impl World {
         }
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
-            self.stage.model.borrow_mut().resume(id);
+            self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
             self.manager.handle().resume(id).unwrap();
         }
         self.until_all_left();

@@ -9,6 +9,11 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 use super::marks::Marks;
 use super::oracle;
 
+/// Visits of one connection that a turn can have, and what each may do at most.
+const VISITS: u32 = 3;
+const READS: u32 = 16;
+const CALLBACKS: u32 = 256;
+
 /// How long a polite goodbye is waited for.
 const LINGERING: Duration = Duration::from_secs(5);
 
@@ -53,6 +58,19 @@ pub(crate) struct Account {
     was_paused: u32,
     /// It was asked to close: nothing more is read.
     pub(crate) closing: bool,
+    /// Why it may be closed: what callbacks did, and what it was asked.
+    causes: Vec<CloseReason>,
+    /// Its own callback paused it, and nobody has asked that it go on.
+    held_back: bool,
+    /// When it was opened, at the earliest and at the latest that the pool may think.
+    opened: (Duration, Duration),
+    /// It neither collected a request nor owed a reply when this turn ended.
+    quiet: Duration,
+    /// Callbacks in this turn.
+    calls: u32,
+    /// The hook said that a reply has gone out.
+    flushed: bool,
+    was_full: bool,
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -175,6 +193,7 @@ impl Model {
         account.moved = (began, now);
         account.seen_moved = now;
         account.called = (now, began);
+        account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
         }
@@ -215,8 +234,8 @@ impl Model {
         if (bytes_in, bytes_out) != (look.received, look.sent) {
             wrong.push(format!("{bytes_in} bytes in and {bytes_out} out, but {look:?}"));
         }
-        let held = (look.received - account.delivered) as usize;
-        let held = &account.sent.make_contiguous()[..held];
+        let count = (look.received - account.delivered) as usize;
+        let held = &account.sent.make_contiguous()[..count];
         let framings = self.configs.iter().map(|config| &config.framing);
         let taken: Vec<_> = framings
             .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
@@ -232,6 +251,9 @@ impl Model {
         let late = self.configs.iter().all(|config| {
             account.moved.1 + idle(account, config) + Duration::from_millis(2) < began
         });
+        if cause == Cause::Expired && count == 0 && look.received > 0 {
+            wrong.push("called with nothing, though it was served".to_owned());
+        }
         match cause {
             Cause::Expired if early => wrong.push(format!("expired early, {account:?}")),
             Cause::Expired if unheard(account, &self.configs, &look, now) => {
@@ -243,6 +265,7 @@ impl Model {
         }
         account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
         account.called = (now, began);
+        account.calls += 1;
         account.called_now = true;
         account.since = None;
         account.waited = 0;
@@ -278,10 +301,43 @@ impl Model {
         }
     }
 
-    /// It will read nothing more.
-    pub(crate) fn closing(&mut self, id: ConnId) {
+    /// It will read nothing more, and may be closed for this reason.
+    pub(crate) fn closing(&mut self, id: ConnId, reason: CloseReason) {
         if let Some(account) = self.account(id) {
             account.closing = true;
+            account.causes.push(reason);
+        }
+    }
+
+    /// A reply was taken, or not.
+    pub(crate) fn wrote(&mut self, id: ConnId, count: usize, taken: bool) {
+        let fits = |config: &Config| count <= config.write_limit;
+        if !taken && self.configs.iter().all(fits) {
+            self.complain(format!("{id}: {count} bytes are no more than write_limit"));
+        }
+        if taken && !self.configs.iter().any(fits) {
+            self.complain(format!("{id}: {count} bytes are more than write_limit"));
+        }
+        if !taken {
+            self.closing(id, CloseReason::WriteLimit);
+        }
+    }
+
+    /// The hook tells that a reply which had to wait has gone out.
+    pub(crate) fn flushed(&mut self, id: ConnId) {
+        let Some(account) = self.account(id) else { return };
+        account.flushed = true;
+        let had_to = account.owed || account.calls > 0 || account.sends_total > 0;
+        if !had_to {
+            self.complain(format!("{id}: flushed, though nothing had to wait"));
+        }
+    }
+
+    /// A callback pauses its own connection.
+    pub(crate) fn hold_back(&mut self, id: ConnId) {
+        self.pause(id);
+        if let Some(account) = self.account(id) {
+            account.held_back = !account.unsure;
         }
     }
 
@@ -292,9 +348,15 @@ impl Model {
         }
     }
 
-    pub(crate) fn resume(&mut self, id: ConnId) {
+    pub(crate) fn resume(&mut self, id: ConnId, now: Duration) {
         self.note(&|| format!("{id} is to go on"), 0, 5);
         if let Some(account) = self.account(id) {
+            account.held_back = false;
+            // Clocks that stood still for sure start anew, not before now.
+            if account.was_paused > 1 && !account.owed && !account.unsure {
+                account.moved.0 = account.moved.0.max(now);
+                account.quiet = account.quiet.max(now);
+            }
             account.order(false);
         }
     }
@@ -453,6 +515,14 @@ impl Model {
         if end.reason == CloseReason::Stopped && end.bytes_unsent > 0 && now < self.draining {
             wrong.push("cut off though there was time".to_owned());
         }
+        if let Err(without) = account.reasoned(end, &look) {
+            wrong.push(without);
+        }
+        let tick = Duration::from_millis(1);
+        let (least, most) = (began.saturating_sub(account.opened.1), now - account.opened.0);
+        if end.age + tick < least || end.age > most + tick {
+            wrong.push(format!("it was there for {least:?} to {most:?}"));
+        }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
         match end.reason {
@@ -550,7 +620,7 @@ fn early(
     let moved = if news { look.moved.min(began).saturating_sub(tick) } else { account.moved.0 };
     configs.iter().all(|config| {
         let total = config.request_deadline;
-        let in_time = total.is_zero() || now < account.called.1 + total;
+        let in_time = total.is_zero() || now < account.called.1.max(account.quiet) + total;
         now < moved + idle(account, config) && in_time
     })
 }
@@ -564,6 +634,32 @@ fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) ->
 }
 
 impl Account {
+    /// Nobody is closed without a reason, and natural ends come after the last body.
+    fn reasoned(&self, end: &End, look: &Look) -> Result<(), String> {
+        let reason = end.reason;
+        let justified = match reason {
+            CloseReason::Reset | CloseReason::Io(_) => look.broken,
+            CloseReason::WriteLimit => self.sends_total > 0 || self.causes.contains(&reason),
+            CloseReason::Requested | CloseReason::Failed | CloseReason::Aborted => {
+                self.causes.contains(&reason)
+            }
+            CloseReason::Panicked => self.causes.contains(&reason) || self.sent.front() == Some(&6),
+            CloseReason::Invalid => self.sent.front() == Some(&5),
+            CloseReason::Expired => self.over || end.bytes_in > 0 && end.bytes_dropped == 0,
+            CloseReason::WriteStalled => end.bytes_unsent > 0 || self.sends_total > 0,
+            _ => true,
+        };
+        if !justified {
+            return Err(format!("closed without a reason, {look:?}"));
+        }
+        let natural =
+            matches!(reason, CloseReason::Eof | CloseReason::Expired | CloseReason::Overlong);
+        if natural && self.held_back {
+            return Err("ended though its callback is to answer later".into());
+        }
+        Ok(())
+    }
+
     /// It is to pause or to go on. What callbacks ask for and what handles do may be done in
     /// either order.
     fn order(&mut self, pause: bool) {
@@ -586,6 +682,16 @@ impl Account {
         let held = (look.received - self.delivered) as usize;
         let blocked = look.full || (self.sends_total == 0 && look.sent < self.replied);
         let progress = (look.received, look.sent) != self.seen;
+        let (read, calls) = (look.received - self.seen.0, std::mem::take(&mut self.calls));
+        if read > (VISITS * READS) as u64 * most_held as u64 || calls > VISITS * CALLBACKS {
+            return Err(format!("{read} bytes read and {calls} callbacks in one turn"));
+        }
+        let flushed = std::mem::take(&mut self.flushed);
+        let paid = self.was_full && look.sent == self.replied && self.sends_total == 0;
+        if paid && !flushed && !self.closing && !self.over {
+            return Err("the hook was not told that a reply has gone out".into());
+        }
+        self.was_full = look.full;
         self.seen = (look.received, look.sent);
         self.keep_time(turn, look, held, blocked);
         self.ordered = self.ordered.saturating_sub(1);
@@ -630,6 +736,10 @@ impl Account {
         let earliest = |time: Duration| if in_turn(time) { almost_ended } else { time };
         if std::mem::take(&mut self.called_now) {
             self.called.1 = earliest(self.called.0);
+            if held > 0 {
+                // What is left came with the request, and waits for the pool.
+                self.moved.0 = self.moved.0.max(self.called.1);
+            }
         }
         if look.moved > self.seen_moved {
             self.moved.0 = earliest(look.moved).max(self.moved.0);
@@ -640,6 +750,9 @@ impl Account {
         self.resumed = self.resumed.saturating_sub(1);
         if resumed {
             self.moved.1 = turn.ended;
+        }
+        if held == 0 && !blocked && self.sends_total == 0 {
+            self.quiet = turn.ended;
         }
         if held == 0 && !blocked {
             self.since = None;
