@@ -12,7 +12,10 @@ fn framing(dice: &mut Dice) -> Framing {
         0 => Framing::Filled,
         1 => Framing::Drained,
         2 => Framing::Delimited(b'\n'),
-        3 => Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: dice.below(2) * 300 },
+        3 => Framing::LengthPrefixed {
+            prefix: Prefix::U16Be,
+            limit: dice.below(2) * (1 + dice.below(60)),
+        },
         _ => oracle::counted(),
     }
 }

@@ -163,6 +163,11 @@ struct World {
     idle_turns: u32,
     /// How often there was no descriptor for an accept, and when the last time was.
     starved: (u64, Option<Duration>),
+    /// What is not accounted for of those who came, and how many were refused by a listener.
+    astray: Option<u64>,
+    refused: u64,
+    /// Listeners have to wait for a place, whatever configuration is in effect.
+    patient: bool,
     turns: Vec<u64>,
 }
 
@@ -175,6 +180,7 @@ impl World {
         let config = if crowded { draw::crowded(&mut dice) } else { draw::config(&mut dice) };
         let lossless = faults.failed_registers == 0
             && faults.failed_reads == 0
+            && faults.failed_writes == 0
             && faults.failed_waits == 0
             && faults.clock_jumps == 0;
         let stage = Rc::new(Stage {
@@ -201,6 +207,9 @@ impl World {
             happened: [0; 8],
             idle_turns: 0,
             starved: (0, None),
+            astray: None,
+            refused: 0,
+            patient: false,
             turns: Vec::new(),
         }
     }
@@ -257,6 +266,7 @@ impl World {
         let config = draw::config(&mut self.dice);
         self.manager.set_config(config.clone()).unwrap();
         self.stage.model.borrow_mut().restarted(&config);
+        self.astray = None;
         if self.manager.start().is_err() {
             self.stage.mark("starting fails");
             return self.assert_nothing_is_left();
@@ -282,7 +292,10 @@ impl World {
         } else {
             self.manager.put(ours).map(|_| ())
         };
-        let Err(refused) = outcome else { return self.meet(peer) };
+        let Err(refused) = outcome else {
+            self.stage.model.borrow_mut().took();
+            return self.meet(peer);
+        };
         if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
             let (taken, most) = (self.taken(), self.manager.config().max_workers as u64);
             // The refused one is still open.
@@ -299,6 +312,7 @@ impl World {
 
     fn connect(&mut self) {
         let peer = self.listener.connect();
+        self.stage.model.borrow_mut().knocks(peer.connection());
         self.meet(peer);
     }
 
@@ -385,10 +399,14 @@ impl World {
     }
 
     fn stop_by_handle(&mut self) {
-        let (peer, ours) = self.stage.sim.pair();
-        if self.manager.handle().put(ours).is_ok() {
-            self.stage.mark("a socket is queued at a stop");
-            self.meet(peer);
+        let (mut peer, ours) = self.stage.sim.pair();
+        match self.manager.handle().put(ours) {
+            Ok(()) => {
+                self.stage.mark("a socket is queued at a stop");
+                self.stage.model.borrow_mut().took();
+                self.meet(peer);
+            }
+            Err(refused) => self.stage.refused(refused, &mut peer),
         }
         self.manager.handle().stop().unwrap();
         self.stage.model.borrow_mut().stopping = true;
@@ -403,8 +421,11 @@ impl World {
         let live = self.manager.stats().live;
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {
-            self.stage.model.borrow_mut().draining = sim.now() + most;
+            let mut model = self.stage.model.borrow_mut();
+            model.draining = sim.now() + most;
+            model.stopped_at = Some(sim.tally().waited).filter(|_| !most.is_zero());
         }
+        let lost_before = self.stage.model.borrow().lost_bytes();
         let outcome = self.manager.stop();
         let allowed = most + elsewhere().saturating_sub(elsewhere_before);
         let took = sim.now().saturating_sub(before);
@@ -419,6 +440,10 @@ impl World {
                 model.marks.hit_if("a stop that drains", report.finished > 0);
                 let all = report.idle + report.finished + report.aborted;
                 assert!(again || all as u64 == live, "{report}, of {live}");
+                let lost = model.lost_bytes();
+                let lost = (lost.0 - lost_before.0, lost.1 - lost_before.1);
+                let told = (report.dropped_bytes, report.unsent_bytes);
+                assert!(again || told == lost, "{report:?}, but {lost:?}");
             }
             Err(Error::Wait(_)) => self.stage.mark("waiting fails"),
             Err(error) => panic!("{error}"),
@@ -437,8 +462,7 @@ impl World {
         assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
         self.stage.refused(refused, &mut peer);
         let mut model = self.stage.model.borrow_mut();
-        model.stopping = false;
-        model.draining = Duration::ZERO;
+        model.has_stopped();
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
@@ -473,12 +497,18 @@ impl World {
             _ => Some(Duration::from_millis(self.dice.below(40) as u64)),
         };
         let (before, signals) = (self.taken(), self.stage.sim.tally().interrupted_waits);
-        let configs = self.stage.model.borrow().configs.len();
+        let (configs, stopping) = {
+            let model = self.stage.model.borrow();
+            let pauses = |config: &Config| matches!(config.overload, Overload::Pause);
+            self.patient = model.configs.iter().all(pauses);
+            (model.configs.len(), model.stopping)
+        };
         match self.manager.turn(timeout) {
             Ok(turn) => {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.stops(stopping, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
                 model.configs.drain(..configs);
@@ -515,6 +545,7 @@ impl World {
             began: tally.waited,
             ended: self.stage.sim.now(),
             asleep,
+            stopping: false,
             punctual: asleep || stats.live + (turn.expired as u64) < 20,
         };
         {
@@ -529,13 +560,37 @@ impl World {
         assert!(turn.expired <= 256 && turn.accepted <= 64, "{turn:?}");
         let open = stats.live + stats.lingering;
         assert_eq!(tally.registered as u64, open, "registered, {stats}");
-        assert_eq!(tally.accepted, stats.accepted);
+        assert_eq!((tally.accepted, tally.starved_accepts), (stats.accepted, stats.starved));
+        assert!(stats.lingering <= 256, "{stats}");
+        self.check_refusals(&stats);
         assert!(self.taken() <= most, "{} connections, of at most {most}", self.taken());
         self.check_plans(turn, &stats);
         if stats.lingering >= 250 {
             self.stage.lossless.set(false);
         }
         self.check_effort(asleep, turn);
+    }
+
+    /// Who was accepted or taken has become a connection, waits to, was lost, or was refused.
+    fn check_refusals(&mut self, stats: &Stats) {
+        let model = self.stage.model.borrow();
+        let refused = stats.busy - model.busy;
+        let went = model.placed() + stats.lost + (self.taken() - stats.live) + refused;
+        let astray = (stats.accepted + model.taken).wrapping_sub(went);
+        if model.stopping {
+            // Who comes too late is given up.
+            self.astray = None;
+        } else {
+            let before = self.astray.replace(astray);
+            assert!(
+                before.is_none_or(|before| before == astray),
+                "connections went astray, {stats}"
+            );
+        }
+        let patient = self.patient && matches!(self.manager.config().overload, Overload::Pause);
+        let patient = patient && refused > self.refused;
+        self.refused = refused;
+        assert!(!patient, "refused by a listener that is to wait");
     }
 
     /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
@@ -567,7 +622,7 @@ impl World {
             stats.requests_total(),
             stats.commands,
             stats.events,
-            stats.accepts,
+            stats.accepted + stats.accept_errors + stats.starved,
             stats.closed_total(),
             stats.lingering,
         ];
@@ -657,6 +712,7 @@ impl World {
             std::io::Write::write_all(&mut peer, &request).unwrap();
             let mut model = self.stage.model.borrow_mut();
             model.expected(number);
+            model.took();
             model.accounts.get_mut(&number).unwrap().sent.extend(&request);
             drop(model);
             self.manager.put(ours).expect("a place for everyone");

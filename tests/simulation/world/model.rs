@@ -71,6 +71,8 @@ pub(crate) struct Account {
     /// The hook said that a reply has gone out.
     flushed: bool,
     was_full: bool,
+    /// It came by a listener.
+    knocked: bool,
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -91,6 +93,8 @@ pub(crate) struct Turned {
     pub(crate) asleep: bool,
     /// All due timers were looked at.
     pub(crate) punctual: bool,
+    /// A stop has begun.
+    pub(crate) stopping: bool,
 }
 
 pub(crate) struct Model {
@@ -108,11 +112,19 @@ pub(crate) struct Model {
     pub(crate) depth: usize,
     pub(crate) panics: u64,
     pub(crate) busy: u64,
+    /// Sockets that were put, or taken to be.
+    pub(crate) taken: u64,
+    peak: u64,
+    /// Turns that have ended since a stop began, and until when it may take.
+    stopping_for: u32,
+    stop_by: Duration,
     /// Time that slow callbacks took.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
     /// Until when a stop waits for replies to go out.
     pub(crate) draining: Duration,
+    /// When the last wait before a stop ended.
+    pub(crate) stopped_at: Option<Duration>,
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
@@ -136,9 +148,14 @@ impl Model {
             depth: 0,
             panics: 0,
             busy: 0,
+            taken: 0,
+            peak: 0,
+            stopping_for: 0,
+            stop_by: Duration::ZERO,
             slept: Duration::ZERO,
             stopping: false,
             draining: Duration::ZERO,
+            stopped_at: None,
             wild: true,
             trace,
             digest: 0,
@@ -188,6 +205,8 @@ impl Model {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
+        let closed: u64 = self.closed.values().map(|seen| seen.1).sum();
+        self.peak = self.peak.max(self.opened - closed);
         let account = self.accounts.entry(number).or_default();
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
@@ -202,6 +221,41 @@ impl Model {
         if self.turn_ids.iter().filter(|&&known| known == index).count() > 2 {
             self.marks.hit("an index is used again twice in a turn");
         }
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn placed(&self) -> u64 {
+        self.opened
+    }
+
+    /// A socket was taken, which none may be once a stop has begun.
+    pub(crate) fn took(&mut self) {
+        self.taken += 1;
+        if self.stopping_for > 0 {
+            self.complain("a socket is taken during a stop");
+        }
+    }
+
+    /// A turn has ended, before which a stop was asked for or not.
+    pub(crate) fn stops(&mut self, stopping: bool, now: Duration) {
+        self.stopping_for = if stopping { self.stopping_for + 1 } else { 0 };
+        if self.stopping_for == 1 {
+            let drains = self.configs.iter().filter_map(|config| config.drain_deadline);
+            self.stop_by = now + drains.max().unwrap_or_default() + Duration::from_millis(2);
+        }
+    }
+
+    /// It has stopped.
+    pub(crate) fn has_stopped(&mut self) {
+        self.stopping = false;
+        self.stopping_for = 0;
+        self.draining = Duration::ZERO;
+        self.stopped_at = None;
+    }
+
+    /// How many bytes were dropped and left unsent.
+    pub(crate) fn lost_bytes(&self) -> (u64, u64) {
+        (self.totals[2], self.totals[3])
     }
 
     /// A body is delivered: checks that it is what the peer sent, all of it, once and in order.
@@ -398,6 +452,11 @@ impl Model {
         self.accounts.entry(number).or_default();
     }
 
+    /// A connection comes by a listener.
+    pub(crate) fn knocks(&mut self, number: usize) {
+        self.accounts.entry(number).or_default().knocked = true;
+    }
+
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
@@ -412,6 +471,7 @@ impl Model {
         let Some(account) = self.accounts.get_mut(&number) else { return };
         if account.id.is_none() {
             // Nobody's: what refused ones are told, if it is all there.
+            account.got += bytes.len() as u64;
             return if !bytes.iter().all(|byte| b"no".contains(byte)) {
                 self.complain(format!("a refused one was told {bytes:?}"));
             };
@@ -436,6 +496,14 @@ impl Model {
         if wrong {
             let id = account.id;
             self.complain(format!("{id:?}: the peer got what was not replied"));
+        }
+    }
+
+    /// Who is refused is told so.
+    pub(crate) fn sent_away(&mut self, number: usize) {
+        let Some(account) = self.accounts.get(&number) else { return };
+        if account.knocked && account.id.is_none() && account.got == 0 {
+            self.complain(format!("connection {number} was refused without a word"));
         }
     }
 
@@ -523,6 +591,14 @@ impl Model {
         if end.age + tick < least || end.age > most + tick {
             wrong.push(format!("it was there for {least:?} to {most:?}"));
         }
+        if end.reason == CloseReason::Stopped
+            && self.stopped_at == Some(began)
+            && account.seen.1 == look.sent
+            && look.unread > 0
+            && now < self.draining
+        {
+            wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
         match end.reason {
@@ -542,9 +618,13 @@ impl Model {
     }
 
     /// What must hold for every connection after a turn.
-    pub(crate) fn after_turn(&mut self, turn: Turned, config: &Config, sim: &Sim) {
+    pub(crate) fn after_turn(&mut self, mut turn: Turned, config: &Config, sim: &Sim) {
         self.turn_ids.clear();
         let mut complaints = Vec::new();
+        turn.stopping = self.stopping_for > 0;
+        if turn.stopping && turn.began > self.stop_by {
+            complaints.push("a stop takes longer than it may".to_owned());
+        }
         let held = self.sizes.iter().copied().max().unwrap_or(0);
         let most = (held, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
@@ -578,6 +658,7 @@ impl Model {
             }
         };
         must("put", stats.put, self.opened);
+        must("peak", stats.peak, self.peak);
         must("panics", stats.panics, self.panics + oracle::PANICS.get());
         must("live", live, self.opened - self.closed.values().map(|seen| seen.1).sum::<u64>());
         let mut io = 0;
@@ -596,6 +677,11 @@ impl Model {
             for (told, known) in told.into_iter().zip(self.totals) {
                 must("bytes", told, known);
             }
+        }
+        let timed = [CloseReason::Expired, CloseReason::WriteStalled];
+        let timed: u64 = timed.iter().map(|&reason| stats.closed(reason)).sum();
+        if stats.timers < timed {
+            wrong.push(format!("{} deadlines counted, {timed} seen", stats.timers));
         }
         self.complaints.extend(wrong);
     }
@@ -707,6 +793,11 @@ impl Account {
             if !sending && oracle::complete(&config.framing, &self.sent.make_contiguous()[..held]) {
                 return Err("asleep over a complete frame".into());
             }
+        }
+        let quiet = held == 0 && look.sent == self.replied && self.sends_total == 0;
+        let heard = look.unread == 0 && !look.ended && !look.pending;
+        if turn.stopping && turn.asleep && quiet && heard && !still {
+            return Err("idle, and still there during a stop".into());
         }
         if turn.asleep && blocked && look.room > 0 && !look.pending {
             return Err("asleep over a reply, though there is room".into());

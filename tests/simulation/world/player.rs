@@ -189,6 +189,7 @@ impl Player {
         match desk.put(ours) {
             Ok(()) => {
                 self.world.mark("put in a callback");
+                self.world.model.borrow_mut().took();
                 self.world.model.borrow_mut().expected(peer.connection());
                 self.world.newcomers.borrow_mut().push(peer);
             }
