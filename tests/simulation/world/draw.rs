@@ -28,7 +28,7 @@ pub(crate) fn config(dice: &mut Dice) -> Config {
         .buffer_size(8 + dice.below(200))
         .max_workers(max)
         .min_workers(dice.below(max + 1))
-        .clients_deadline(millis(1 + dice.below(500)))
+        .clients_deadline(Duration::from_micros(1_000 + dice.below(500_000) as u64))
         .request_deadline(millis(dice.below(2) * dice.below(900)))
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))

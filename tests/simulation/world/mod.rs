@@ -140,8 +140,7 @@ pub(crate) fn run(
             world.step(step);
         }
         world.settle();
-        let model = world.stage.model.borrow();
-        Outcome { digest: world.digest(), marks: model.marks.clone(), turns: world.turns.clone() }
+        world.end()
     }));
     PLAYING.set(false);
     played.map_err(|_| Violation { step: STEP.get(), what: PANIC.with_borrow(String::clone) })
@@ -249,6 +248,7 @@ impl World {
                 self.fill_the_queue();
             }
             60..62 if self.crowded => self.crowd(),
+            62 => self.stage.sim.advance(Duration::from_micros(self.dice.below(50_000) as u64)),
             _ if !self.peers.is_empty() => {
                 let index = self.dice.below(self.peers.len());
                 self.peers[index].step(&mut self.dice, &self.stage);
@@ -321,6 +321,11 @@ impl World {
         for _ in 0..300 {
             if puts { self.put() } else { self.connect() }
         }
+        if puts && self.dice.permille(300) {
+            // So many deadlines have passed that one turn does not see to all.
+            self.turn();
+            self.stage.sim.advance(Duration::from_secs(1));
+        }
     }
 
     fn any_id(&mut self) -> Option<ConnId> {
@@ -346,8 +351,10 @@ impl World {
             }
             _ => {
                 let value = model::SENDS | self.dice.below(16) as u8;
-                let bytes = model.send(id, value, 1 + self.dice.below(300));
-                handle.send(id, bytes).unwrap();
+                for value in (model::SENDS..=value).rev().take(1 + self.dice.below(3)) {
+                    let bytes = model.send(id, value, 1 + self.dice.below(300));
+                    handle.send(id, bytes).unwrap();
+                }
             }
         }
     }
@@ -494,7 +501,7 @@ impl World {
         let timeout = match self.dice.below(20) {
             0 => None,
             1 => Some(Duration::from_secs(10)),
-            _ => Some(Duration::from_millis(self.dice.below(40) as u64)),
+            _ => Some(Duration::from_micros(self.dice.below(40_000) as u64)),
         };
         let (before, signals) = (self.taken(), self.stage.sim.tally().interrupted_waits);
         let (configs, stopping) = {
@@ -503,7 +510,10 @@ impl World {
             self.patient = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
-        match self.manager.turn(timeout) {
+        let commands = self.manager.stats().commands;
+        let outcome = self.manager.turn(timeout);
+        assert!(self.manager.stats().commands - commands <= 1024, "more commands than a batch");
+        match outcome {
             Ok(turn) => {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
@@ -736,5 +746,26 @@ impl World {
         }
         let (spare, keep) = (self.manager.stats().spare, self.manager.config().min_workers);
         assert_eq!(spare, keep as u64, "spare buffers");
+        assert_eq!(self.manager.next_deadline(), None, "it does not sleep");
+    }
+
+    /// Dropped in the middle of things, it closes everything as well.
+    fn end(mut self) -> Outcome {
+        self.start();
+        let (peer, ours) = self.stage.sim.pair();
+        self.stage.model.borrow_mut().expected(peer.connection());
+        self.manager.put(ours).expect("a place");
+        self.connect();
+        self.turn();
+        let digest = self.digest();
+        let Self { manager, stage, turns, .. } = self;
+        let handle = manager.handle();
+        drop(manager);
+        let tally = stage.sim.tally();
+        assert_eq!((tally.open, tally.registered), (0, 0), "dropped, {tally:?}");
+        assert!(matches!(handle.stop(), Err(Error::Dropped)));
+        let model = stage.model.borrow();
+        assert!(model.all_ended(), "somebody was not told of the end");
+        Outcome { digest, marks: model.marks.clone(), turns }
     }
 }

@@ -301,6 +301,10 @@ impl Model {
             }
             None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
         }
+        if cause == Cause::Full && self.configs.iter().all(|config| body.len() < config.buffer_size)
+        {
+            wrong.push("a buffer that has not grown".to_owned());
+        }
         let early = early(account, &self.configs, &look, now, began);
         let late = self.configs.iter().all(|config| {
             account.moved.1 + idle(account, config) + Duration::from_millis(2) < began

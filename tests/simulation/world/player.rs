@@ -129,7 +129,7 @@ impl Player {
                 self.world.model.borrow_mut().closing(id, CloseReason::Failed);
                 return Some(Err(io::ErrorKind::Other.into()));
             }
-            5 => self.world.sleep(Duration::from_millis(self.dice.below(300) as u64)),
+            5 => self.world.sleep(Duration::from_micros(self.dice.below(300_000) as u64)),
             6 => {
                 let own = Duration::from_millis(self.dice.below(2) as u64 * 7)
                     * self.dice.below(60) as u32;
