@@ -71,6 +71,8 @@ pub(crate) struct Account {
     /// The hook said that a reply has gone out.
     flushed: bool,
     was_full: bool,
+    /// Bytes moved in the last turn.
+    progressed: bool,
     /// It came by a listener.
     knocked: bool,
     /// Turns in which it had work and was not served.
@@ -385,7 +387,8 @@ impl Model {
     pub(crate) fn flushed(&mut self, id: ConnId) {
         let Some(account) = self.account(id) else { return };
         account.flushed = true;
-        let had_to = account.owed || account.calls > 0 || account.sends_total > 0;
+        let had_to =
+            account.owed || account.progressed || account.calls > 0 || account.sends_total > 0;
         if !had_to {
             self.complain(format!("{id}: flushed, though nothing had to wait"));
         }
@@ -778,10 +781,11 @@ impl Account {
         }
         let flushed = std::mem::take(&mut self.flushed);
         let paid = self.was_full && look.sent == self.replied && self.sends_total == 0;
-        if paid && !flushed && !self.closing && !self.over {
+        if paid && !flushed && !self.closing && !self.over && !look.ended {
             return Err("the hook was not told that a reply has gone out".into());
         }
         self.was_full = look.full;
+        self.progressed = progress;
         self.seen = (look.received, look.sent);
         self.keep_time(turn, look, held, blocked);
         self.ordered = self.ordered.saturating_sub(1);
