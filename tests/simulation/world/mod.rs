@@ -179,7 +179,6 @@ impl World {
         let config = if crowded { draw::crowded(&mut dice) } else { draw::config(&mut dice) };
         let lossless = faults.failed_registers == 0
             && faults.failed_reads == 0
-            && faults.failed_writes == 0
             && faults.failed_waits == 0
             && faults.clock_jumps == 0;
         let stage = Rc::new(Stage {

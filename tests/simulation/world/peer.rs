@@ -141,7 +141,8 @@ impl Peer {
             }
             outcome => {
                 if !std::mem::replace(&mut self.over, true) {
-                    if outcome.is_ok() && !self.told && world.lossless.get() {
+                    let unharmed = world.lossless.get() && world.sim.tally().broken == 0;
+                    if outcome.is_ok() && !self.told && unharmed {
                         model.sent_away(self.number);
                     }
                     let reset = outcome.is_err() || self.told;

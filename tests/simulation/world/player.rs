@@ -64,7 +64,7 @@ impl Handler for Player {
             self.world.model.borrow_mut().complain("flushed for another cause");
         }
         self.world.model.borrow_mut().flushed(conn.id());
-        or_panic(self.play(conn, b"", "a panic in flushed", 200))
+        or_panic(self.play(conn, b"", "a panic in flushed", 60))
     }
 
     fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
