@@ -594,7 +594,8 @@ impl Model {
             wrong.push(without);
         }
         let tick = Duration::from_millis(1);
-        let (least, most) = (began.saturating_sub(account.opened.1), now - account.opened.0);
+        let (least, most) =
+            (began.saturating_sub(account.opened.1), now.saturating_sub(account.opened.0));
         if end.age + tick < least || end.age > most + tick {
             wrong.push(format!("it was there for {least:?} to {most:?}"));
         }
@@ -776,7 +777,7 @@ impl Account {
         let blocked = look.full || (self.sends_total == 0 && look.sent < self.replied);
         let progress = (look.received, look.sent) != self.seen;
         let (read, calls) = (look.received - self.seen.0, std::mem::take(&mut self.calls));
-        if read > (VISITS * READS) as u64 * most_held as u64 || calls > VISITS * CALLBACKS {
+        if read > u64::from(VISITS * READS) * most_held as u64 || calls > VISITS * CALLBACKS {
             return Err(format!("{read} bytes read and {calls} callbacks in one turn"));
         }
         let flushed = std::mem::take(&mut self.flushed);
