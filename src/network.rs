@@ -172,6 +172,12 @@ impl Network {
         Ok(())
     }
 
+    /// A part of `count`, of any order of magnitude.
+    fn short(&mut self, count: usize) -> usize {
+        let most = 1 << self.dice.below(12);
+        1 + self.dice.below(count.min(most))
+    }
+
     pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {
             self.violations.push(format!("read into nothing (end {end})"));
@@ -183,7 +189,7 @@ impl Network {
         }
         let mut count = there.min(into.len());
         if self.dice.permille(self.faults.short_reads) {
-            count = 1 + self.dice.below(count);
+            count = self.short(count);
             self.tally.short_reads += 1;
         }
         let me = &mut self.ends[end];
@@ -242,7 +248,7 @@ impl Network {
         }
         let mut count = bytes.len().min(room);
         if count > 0 && self.dice.permille(self.faults.short_writes) {
-            count = 1 + self.dice.below(count);
+            count = self.short(count);
         }
         let me = &mut self.ends[end];
         self.tally.short_writes += u64::from(count < bytes.len() && me.ours);

@@ -55,6 +55,7 @@ impl Network {
             room: if peer.open { peer.capacity - peer.inbox.len() } else { usize::MAX },
             full: end.starved,
             pending: end.edge.any(),
+            broken: end.reset || end.broken,
             moved: end.moved,
         })
     }

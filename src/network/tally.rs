@@ -20,6 +20,8 @@ pub struct Look {
     pub full: bool,
     /// Whether an event is to come.
     pub pending: bool,
+    /// Whether it was reset, or a call on it has failed.
+    pub broken: bool,
     /// When the pool last read or wrote a byte or found no room to, or the connection was
     /// registered.
     pub moved: Duration,

@@ -12,7 +12,10 @@ fn framing(dice: &mut Dice) -> Framing {
         0 => Framing::Filled,
         1 => Framing::Drained,
         2 => Framing::Delimited(b'\n'),
-        3 => Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: dice.below(2) * 300 },
+        3 => Framing::LengthPrefixed {
+            prefix: Prefix::U16Be,
+            limit: dice.below(2) * (1 + dice.below(60)),
+        },
         _ => oracle::counted(),
     }
 }
@@ -27,7 +30,7 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
         .buffer_size(8 + dice.below(200))
         .max_workers(max)
         .min_workers(min)
-        .clients_deadline(millis(1 + dice.below(500)))
+        .clients_deadline(Duration::from_micros(1_000 + dice.below(500_000) as u64))
         .request_deadline(millis(dice.below(2) * dice.below(900)))
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
 use pool_manager::{
-    Config, ConnId, Error, Framing, Manager, Overload, PutError, PutErrorKind, Socket, Stats, Turn,
+    CloseReason, Config, ConnId, Error, Framing, Manager, Overload, PutError, PutErrorKind, Socket,
+    Stats, Turn,
 };
 
 pub(crate) use marks::Marks;
@@ -137,8 +138,7 @@ pub(crate) fn run(
             world.step(step);
         }
         world.settle();
-        let model = world.stage.model.borrow();
-        Outcome { digest: world.digest(), marks: model.marks.clone(), turns: world.turns.clone() }
+        world.end()
     }));
     PLAYING.set(false);
     played.map_err(|_| Violation { step: STEP.get(), what: PANIC.with_borrow(String::clone) })
@@ -150,7 +150,7 @@ struct World {
     manager: Manager<Player, Sim>,
     peers: Vec<Peer>,
     dice: Dice,
-    listener: Listener,
+    listeners: [Listener; 2],
     running: bool,
     /// Waiting never fails.
     reliable: bool,
@@ -160,6 +160,11 @@ struct World {
     idle_turns: u32,
     /// How often there was no descriptor for an accept, and when the last time was.
     starved: (u64, Option<Duration>),
+    /// What is not accounted for of those who came, and how many were refused by a listener.
+    astray: Option<u64>,
+    refused: u64,
+    /// Listeners have to wait for a place, whatever configuration is in effect.
+    patient: bool,
     turns: Vec<u64>,
 }
 
@@ -187,7 +192,7 @@ impl World {
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
-            listener: sim.listener(),
+            listeners: [sim.listener(), sim.listener()],
             stage,
             manager,
             peers: Vec::new(),
@@ -198,6 +203,9 @@ impl World {
             happened: [0; 8],
             idle_turns: 0,
             starved: (0, None),
+            astray: None,
+            refused: 0,
+            patient: false,
             turns: Vec::new(),
         }
     }
@@ -237,6 +245,7 @@ impl World {
                 self.fill_the_queue();
             }
             60..64 if self.crowded => self.crowd(),
+            64 => self.stage.sim.advance(Duration::from_micros(self.dice.below(50_000) as u64)),
             _ if !self.peers.is_empty() => {
                 let index = self.dice.below(self.peers.len());
                 self.peers[index].step(&mut self.dice, &self.stage);
@@ -254,12 +263,15 @@ impl World {
         let config = draw::config(&mut self.dice, self.crowded);
         self.manager.set_config(config.clone()).unwrap();
         self.stage.model.borrow_mut().restarted(&config);
+        self.astray = None;
         if self.manager.start().is_err() {
             self.stage.mark("starting fails");
             return self.assert_nothing_is_left();
         }
         self.running = true;
-        self.manager.listen_on(self.listener.clone()).unwrap();
+        for listener in &self.listeners {
+            self.manager.listen_on(listener.clone()).unwrap();
+        }
         assert!(matches!(self.manager.start(), Err(Error::AlreadyRunning)));
     }
 
@@ -279,7 +291,10 @@ impl World {
         } else {
             self.manager.put(ours).map(|_| ())
         };
-        let Err(refused) = outcome else { return self.meet(peer) };
+        let Err(refused) = outcome else {
+            self.stage.model.borrow_mut().took();
+            return self.meet(peer);
+        };
         if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
             let (taken, most) = (self.taken(), self.manager.config().max_workers as u64);
             // The refused one is still open.
@@ -295,7 +310,8 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let peer = self.listener.connect();
+        let peer = self.listeners[self.dice.below(2)].connect();
+        self.stage.model.borrow_mut().knocks(peer.connection());
         self.meet(peer);
     }
 
@@ -307,8 +323,13 @@ impl World {
             self.stage.model.borrow_mut().forget(peer.number, peer.over);
         }
         let puts = self.dice.permille(500);
-        for _ in 0..300 {
+        for _ in 0..if puts { 600 } else { 300 } {
             if puts { self.put() } else { self.connect() }
+        }
+        if puts && self.dice.permille(600) {
+            // So many deadlines have passed that one turn does not see to all.
+            self.turn();
+            self.stage.sim.advance(Duration::from_secs(1));
         }
     }
 
@@ -322,7 +343,7 @@ impl World {
         let mut model = self.stage.model.borrow_mut();
         match self.dice.below(10) {
             0..3 => {
-                model.resume(id);
+                model.resume(id, self.stage.sim.now());
                 handle.resume(id).unwrap();
             }
             3..5 => {
@@ -330,13 +351,16 @@ impl World {
                 handle.pause(id).unwrap();
             }
             5 => {
-                model.closing(id);
+                model.closing(id, CloseReason::Requested);
                 handle.close(id).unwrap();
             }
             _ => {
-                let value = model::SENDS[1] | self.dice.below(8) as u8;
-                let bytes = model.send(id, value, 1 + self.dice.below(300));
-                handle.send(id, bytes).unwrap();
+                let first = self.dice.below(8) as u8;
+                for next in 0..=self.dice.below(3) as u8 {
+                    let value = model::SENDS[1] | ((first + next) % 8);
+                    let bytes = model.send(id, value, 1 + self.dice.below(300));
+                    handle.send(id, bytes).unwrap();
+                }
             }
         }
     }
@@ -374,7 +398,7 @@ impl World {
     fn fill_the_queue(&mut self) {
         let Some(id) = self.any_id() else { return };
         let handle = self.manager.handle();
-        self.stage.model.borrow_mut().resume(id);
+        self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
         let full = (0..70_000).any(|_| matches!(handle.resume(id), Err(Error::QueueFull)));
         assert!(full, "a queue without an end");
         self.stage.mark("the handle's queue is full");
@@ -388,10 +412,14 @@ impl World {
     }
 
     fn stop_by_handle(&mut self) {
-        let (peer, ours) = self.stage.sim.pair();
-        if self.manager.handle().put(ours).is_ok() {
-            self.stage.mark("a socket is queued at a stop");
-            self.meet(peer);
+        let (mut peer, ours) = self.stage.sim.pair();
+        match self.manager.handle().put(ours) {
+            Ok(()) => {
+                self.stage.mark("a socket is queued at a stop");
+                self.stage.model.borrow_mut().took();
+                self.meet(peer);
+            }
+            Err(refused) => self.stage.refused(refused, &mut peer),
         }
         self.manager.handle().stop().unwrap();
         self.stage.model.borrow_mut().stopping = true;
@@ -406,8 +434,11 @@ impl World {
         let live = self.manager.stats().live;
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {
-            self.stage.model.borrow_mut().draining = sim.now() + most;
+            let mut model = self.stage.model.borrow_mut();
+            model.draining = sim.now() + most;
+            model.stopped_at = Some(sim.tally().waited).filter(|_| !most.is_zero());
         }
+        let lost_before = self.stage.model.borrow().lost_bytes();
         let outcome = self.manager.stop();
         let allowed = most + elsewhere().saturating_sub(elsewhere_before);
         let took = sim.now().saturating_sub(before);
@@ -422,6 +453,10 @@ impl World {
                 model.marks.hit_if("a stop that drains", report.finished > 0);
                 let all = report.idle + report.finished + report.aborted;
                 assert!(again || all as u64 == live, "{report}, of {live}");
+                let lost = model.lost_bytes();
+                let lost = (lost.0 - lost_before.0, lost.1 - lost_before.1);
+                let told = (report.dropped_bytes, report.unsent_bytes);
+                assert!(again || told == lost, "{report:?}, but {lost:?}");
             }
             Err(Error::Wait(_)) => self.stage.mark("waiting fails"),
             Err(error) => panic!("{error}"),
@@ -440,8 +475,7 @@ impl World {
         assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
         self.stage.refused(refused, &mut peer);
         let mut model = self.stage.model.borrow_mut();
-        model.stopping = false;
-        model.draining = Duration::ZERO;
+        model.has_stopped();
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
@@ -473,15 +507,24 @@ impl World {
         let timeout = match self.dice.below(20) {
             0 => None,
             1 => Some(Duration::from_secs(10)),
-            _ => Some(Duration::from_millis(self.dice.below(40) as u64)),
+            _ => Some(Duration::from_micros(self.dice.below(40_000) as u64)),
         };
         let (before, signals) = (self.taken(), self.stage.sim.tally().interrupted_waits);
-        let configs = self.stage.model.borrow().configs.len();
-        match self.manager.turn(timeout) {
+        let (configs, stopping) = {
+            let model = self.stage.model.borrow();
+            let pauses = |config: &Config| matches!(config.overload, Overload::Pause);
+            self.patient = model.configs.iter().all(pauses);
+            (model.configs.len(), model.stopping)
+        };
+        let commands = self.manager.stats().commands;
+        let outcome = self.manager.turn(timeout);
+        assert!(self.manager.stats().commands - commands <= 1024, "more commands than a batch");
+        match outcome {
             Ok(turn) => {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.stops(stopping, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
                 model.configs.drain(..configs);
@@ -518,6 +561,7 @@ impl World {
             began: tally.waited,
             ended: self.stage.sim.now(),
             asleep,
+            stopping: false,
             punctual: asleep || stats.live + (turn.expired as u64) < 20,
         };
         {
@@ -529,16 +573,40 @@ impl World {
             self.marks(&mut model.marks, turn);
             assert_eq!(model.complaints, [""; 0]);
         }
-        assert!(turn.expired <= 256 && turn.accepted <= 64, "{turn:?}");
+        assert!(turn.expired <= 256 && turn.accepted <= 128, "{turn:?}");
         let open = stats.live + stats.lingering;
         assert_eq!(tally.registered as u64, open, "registered, {stats}");
-        assert_eq!(tally.accepted, stats.accepted);
+        assert_eq!((tally.accepted, tally.starved_accepts), (stats.accepted, stats.starved));
+        assert!(stats.lingering <= 256, "{stats}");
+        self.check_refusals(&stats);
         assert!(self.taken() <= most, "{} connections, of at most {most}", self.taken());
         self.check_plans(turn, &stats);
         if stats.lingering >= 250 {
             self.stage.lossless.set(false);
         }
         self.check_effort(asleep, turn);
+    }
+
+    /// Who was accepted or taken has become a connection, waits to, was lost, or was refused.
+    fn check_refusals(&mut self, stats: &Stats) {
+        let model = self.stage.model.borrow();
+        let refused = stats.busy - model.busy;
+        let went = model.placed() + stats.lost + (self.taken() - stats.live) + refused;
+        let astray = (stats.accepted + model.taken).wrapping_sub(went);
+        if model.stopping {
+            // Who comes too late is given up.
+            self.astray = None;
+        } else {
+            let before = self.astray.replace(astray);
+            assert!(
+                before.is_none_or(|before| before == astray),
+                "connections went astray, {stats}"
+            );
+        }
+        let patient = self.patient && matches!(self.manager.config().overload, Overload::Pause);
+        let patient = patient && refused > self.refused;
+        self.refused = refused;
+        assert!(!patient, "refused by a listener that is to wait");
     }
 
     /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
@@ -556,7 +624,8 @@ impl World {
         assert!(!spare || next <= soon, "{} spare buffers, for {next:?}", stats.spare);
         let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
-        if self.listener.waiting() > 0 && !self.listener.is_pending() && !patient {
+        let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
+        if self.listeners.iter().any(left) && !patient {
             assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
         }
     }
@@ -570,7 +639,7 @@ impl World {
             stats.requests_total(),
             stats.commands,
             stats.events,
-            stats.accepts,
+            stats.accepted + stats.accept_errors + stats.starved,
             stats.closed_total(),
             stats.lingering,
         ];
@@ -596,7 +665,7 @@ impl World {
         marks.hit_if("a short read", tally.short_reads > 0);
         marks.hit_if("a lingering close", stats.lingering > 0);
         marks.hit_if("a whole batch of timers", turn.expired == 256);
-        marks.hit_if("a whole batch of accepts", turn.accepted == 64);
+        marks.hit_if("a whole batch of accepts", turn.accepted >= 64);
         marks.hit_if("a whole batch of commands", stats.commands >= 1024);
         marks.hit_if("more events than a wait returns", tally.truncated_waits > 0);
         marks.hit_if("the clock jumps an hour", tally.longest_jump > Duration::from_secs(3_600));
@@ -614,7 +683,7 @@ impl World {
         }
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
-            self.stage.model.borrow_mut().resume(id);
+            self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
             self.manager.handle().resume(id).unwrap();
         }
         self.until_all_left();
@@ -638,7 +707,10 @@ impl World {
             }
             self.turn();
             let stats = self.manager.stats();
-            if stats.live == 0 && stats.lingering == 0 && self.listener.waiting() == 0 {
+            if stats.live == 0
+                && stats.lingering == 0
+                && self.listeners.iter().all(|listener| listener.waiting() == 0)
+            {
                 return;
             }
         }
@@ -660,6 +732,7 @@ impl World {
             std::io::Write::write_all(&mut peer, &request).unwrap();
             let mut model = self.stage.model.borrow_mut();
             model.expected(number);
+            model.took();
             model.accounts.get_mut(&number).unwrap().sent.extend(&request);
             drop(model);
             self.manager.put(ours).expect("a place for everyone");
@@ -683,5 +756,26 @@ impl World {
         }
         let (spare, keep) = (self.manager.stats().spare, self.manager.config().min_workers);
         assert_eq!(spare, keep as u64, "spare buffers");
+        assert_eq!(self.manager.next_deadline(), None, "it does not sleep");
+    }
+
+    /// Dropped in the middle of things, it closes everything as well.
+    fn end(mut self) -> Outcome {
+        self.start();
+        let (peer, ours) = self.stage.sim.pair();
+        self.stage.model.borrow_mut().expected(peer.connection());
+        self.manager.put(ours).expect("a place");
+        self.connect();
+        self.turn();
+        let digest = self.digest();
+        let Self { manager, stage, turns, .. } = self;
+        let handle = manager.handle();
+        drop(manager);
+        let tally = stage.sim.tally();
+        assert_eq!((tally.open, tally.registered), (0, 0), "dropped, {tally:?}");
+        assert!(matches!(handle.stop(), Err(Error::Dropped)));
+        let model = stage.model.borrow();
+        assert!(model.all_ended(), "somebody was not told of the end");
+        Outcome { digest, marks: model.marks.clone(), turns }
     }
 }

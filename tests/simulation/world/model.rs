@@ -9,6 +9,11 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 use super::marks::Marks;
 use super::oracle;
 
+/// Visits of one connection that a turn can have, and what each may do at most.
+const VISITS: u32 = 3;
+const READS: u32 = 16;
+const CALLBACKS: u32 = 256;
+
 /// How long a polite goodbye is waited for.
 const LINGERING: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,23 @@ pub(crate) struct Account {
     was_paused: u32,
     /// It was asked to close: nothing more is read.
     pub(crate) closing: bool,
+    /// Why it may be closed: what callbacks did, and what it was asked.
+    causes: Vec<CloseReason>,
+    /// Its own callback paused it, and nobody has asked that it go on.
+    held_back: bool,
+    /// When it was opened, at the earliest and at the latest that the pool may think.
+    opened: (Duration, Duration),
+    /// It neither collected a request nor owed a reply when this turn ended.
+    quiet: Duration,
+    /// Callbacks in this turn.
+    calls: u32,
+    /// The hook said that a reply has gone out.
+    flushed: bool,
+    was_full: bool,
+    /// Bytes moved in the last turn.
+    progressed: bool,
+    /// It came by a listener.
+    knocked: bool,
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -76,6 +98,8 @@ pub(crate) struct Turned {
     pub(crate) asleep: bool,
     /// All due timers were looked at.
     pub(crate) punctual: bool,
+    /// A stop has begun.
+    pub(crate) stopping: bool,
 }
 
 pub(crate) struct Model {
@@ -93,11 +117,19 @@ pub(crate) struct Model {
     pub(crate) depth: usize,
     pub(crate) panics: u64,
     pub(crate) busy: u64,
+    /// Sockets that were put, or taken to be.
+    pub(crate) taken: u64,
+    peak: u64,
+    /// Turns that have ended since a stop began, and until when it may take.
+    stopping_for: u32,
+    stop_by: Duration,
     /// Time that slow callbacks took.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
     /// Until when a stop waits for replies to go out.
     pub(crate) draining: Duration,
+    /// When the last wait before a stop ended.
+    pub(crate) stopped_at: Option<Duration>,
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
@@ -121,9 +153,14 @@ impl Model {
             depth: 0,
             panics: 0,
             busy: 0,
+            taken: 0,
+            peak: 0,
+            stopping_for: 0,
+            stop_by: Duration::ZERO,
             slept: Duration::ZERO,
             stopping: false,
             draining: Duration::ZERO,
+            stopped_at: None,
             wild: true,
             trace,
             digest: 0,
@@ -173,11 +210,14 @@ impl Model {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
+        let closed: u64 = self.closed.values().map(|seen| seen.1).sum();
+        self.peak = self.peak.max(self.opened - closed);
         let account = self.accounts.entry(number).or_default();
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
         account.called = (now, began);
+        account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
         }
@@ -186,6 +226,41 @@ impl Model {
         if self.turn_ids.iter().filter(|&&known| known == index).count() > 1 {
             self.marks.hit("an index is used again within a turn");
         }
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn placed(&self) -> u64 {
+        self.opened
+    }
+
+    /// A socket was taken, which none may be once a stop has begun.
+    pub(crate) fn took(&mut self) {
+        self.taken += 1;
+        if self.stopping_for > 0 {
+            self.complain("a socket is taken during a stop");
+        }
+    }
+
+    /// A turn has ended, before which a stop was asked for or not.
+    pub(crate) fn stops(&mut self, stopping: bool, now: Duration) {
+        self.stopping_for = if stopping { self.stopping_for + 1 } else { 0 };
+        if self.stopping_for == 1 {
+            let drains = self.configs.iter().filter_map(|config| config.drain_deadline);
+            self.stop_by = now + drains.max().unwrap_or_default() + Duration::from_millis(2);
+        }
+    }
+
+    /// It has stopped.
+    pub(crate) fn has_stopped(&mut self) {
+        self.stopping = false;
+        self.stopping_for = 0;
+        self.draining = Duration::ZERO;
+        self.stopped_at = None;
+    }
+
+    /// How many bytes were dropped and left unsent.
+    pub(crate) fn lost_bytes(&self) -> (u64, u64) {
+        (self.totals[2], self.totals[3])
     }
 
     /// A body is delivered: checks that it is what the peer sent, all of it, once and in order.
@@ -218,8 +293,8 @@ impl Model {
         if (bytes_in, bytes_out) != (look.received, look.sent) {
             wrong.push(format!("{bytes_in} bytes in and {bytes_out} out, but {look:?}"));
         }
-        let held = (look.received - account.delivered) as usize;
-        let held = &account.sent.make_contiguous()[..held];
+        let count = (look.received - account.delivered) as usize;
+        let held = &account.sent.make_contiguous()[..count];
         let framings = self.configs.iter().map(|config| &config.framing);
         let taken: Vec<_> = framings
             .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
@@ -231,10 +306,17 @@ impl Model {
             }
             None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
         }
+        if cause == Cause::Full && self.configs.iter().all(|config| body.len() < config.buffer_size)
+        {
+            wrong.push("a buffer that has not grown".to_owned());
+        }
         let early = early(account, &self.configs, &look, now, began);
         let late = self.configs.iter().all(|config| {
             account.moved.1 + idle(account, config) + Duration::from_millis(2) < began
         });
+        if cause == Cause::Expired && count == 0 && look.received > 0 {
+            wrong.push("called with nothing, though it was served".to_owned());
+        }
         match cause {
             Cause::Expired if early => wrong.push(format!("expired early, {account:?}")),
             Cause::Expired if unheard(account, &self.configs, &look, now) => {
@@ -246,6 +328,7 @@ impl Model {
         }
         account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
         account.called = (now, began);
+        account.calls += 1;
         account.called_now = true;
         account.since = None;
         account.waited = 0;
@@ -281,10 +364,44 @@ impl Model {
         }
     }
 
-    /// It will read nothing more.
-    pub(crate) fn closing(&mut self, id: ConnId) {
+    /// It will read nothing more, and may be closed for this reason.
+    pub(crate) fn closing(&mut self, id: ConnId, reason: CloseReason) {
         if let Some(account) = self.account(id) {
             account.closing = true;
+            account.causes.push(reason);
+        }
+    }
+
+    /// A reply was taken, or not.
+    pub(crate) fn wrote(&mut self, id: ConnId, count: usize, taken: bool) {
+        let fits = |config: &Config| count <= config.write_limit;
+        if !taken && self.configs.iter().all(fits) {
+            self.complain(format!("{id}: {count} bytes are no more than write_limit"));
+        }
+        if taken && !self.configs.iter().any(fits) {
+            self.complain(format!("{id}: {count} bytes are more than write_limit"));
+        }
+        if !taken {
+            self.closing(id, CloseReason::WriteLimit);
+        }
+    }
+
+    /// The hook tells that a reply which had to wait has gone out.
+    pub(crate) fn flushed(&mut self, id: ConnId) {
+        let Some(account) = self.account(id) else { return };
+        account.flushed = true;
+        let had_to =
+            account.owed || account.progressed || account.calls > 0 || account.sends_total > 0;
+        if !had_to {
+            self.complain(format!("{id}: flushed, though nothing had to wait"));
+        }
+    }
+
+    /// A callback pauses its own connection.
+    pub(crate) fn hold_back(&mut self, id: ConnId) {
+        self.pause(id);
+        if let Some(account) = self.account(id) {
+            account.held_back = !account.unsure;
         }
     }
 
@@ -295,9 +412,15 @@ impl Model {
         }
     }
 
-    pub(crate) fn resume(&mut self, id: ConnId) {
+    pub(crate) fn resume(&mut self, id: ConnId, now: Duration) {
         self.note(&|| format!("{id} is to go on"), 0, 5);
         if let Some(account) = self.account(id) {
+            account.held_back = false;
+            // Clocks that stood still for sure start anew, not before now.
+            if account.was_paused > 1 && !account.owed && !account.unsure {
+                account.moved.0 = account.moved.0.max(now);
+                account.quiet = account.quiet.max(now);
+            }
             account.order(false);
         }
     }
@@ -341,6 +464,11 @@ impl Model {
         self.accounts.entry(number).or_default();
     }
 
+    /// A connection comes by a listener.
+    pub(crate) fn knocks(&mut self, number: usize) {
+        self.accounts.entry(number).or_default().knocked = true;
+    }
+
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
@@ -355,6 +483,7 @@ impl Model {
         let Some(account) = self.accounts.get_mut(&number) else { return };
         if account.id.is_none() {
             // Nobody's: what refused ones are told, if it is all there.
+            account.got += bytes.len() as u64;
             return if !bytes.iter().all(|byte| b"no".contains(byte)) {
                 self.complain(format!("a refused one was told {bytes:?}"));
             };
@@ -380,6 +509,14 @@ impl Model {
         if wrong {
             let id = account.id;
             self.complain(format!("{id:?}: the peer got what was not replied"));
+        }
+    }
+
+    /// Who is refused is told so.
+    pub(crate) fn sent_away(&mut self, number: usize) {
+        let Some(account) = self.accounts.get(&number) else { return };
+        if account.knocked && account.id.is_none() && account.got == 0 {
+            self.complain(format!("connection {number} was refused without a word"));
         }
     }
 
@@ -459,6 +596,23 @@ impl Model {
         if end.reason == CloseReason::Stopped && end.bytes_unsent > 0 && now < self.draining {
             wrong.push("cut off though there was time".to_owned());
         }
+        if let Err(without) = account.reasoned(end, &look) {
+            wrong.push(without);
+        }
+        let tick = Duration::from_millis(1);
+        let (least, most) =
+            (began.saturating_sub(account.opened.1), now.saturating_sub(account.opened.0));
+        if end.age + tick < least || end.age > most + tick {
+            wrong.push(format!("it was there for {least:?} to {most:?}"));
+        }
+        if end.reason == CloseReason::Stopped
+            && self.stopped_at == Some(began)
+            && account.seen.1 == look.sent
+            && look.unread > 0
+            && now < self.draining
+        {
+            wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
         match end.reason {
@@ -478,9 +632,13 @@ impl Model {
     }
 
     /// What must hold for every connection after a turn.
-    pub(crate) fn after_turn(&mut self, turn: Turned, config: &Config, sim: &Sim) {
+    pub(crate) fn after_turn(&mut self, mut turn: Turned, config: &Config, sim: &Sim) {
         self.turn_ids.clear();
         let mut complaints = Vec::new();
+        turn.stopping = self.stopping_for > 0;
+        if turn.stopping && turn.began > self.stop_by {
+            complaints.push("a stop takes longer than it may".to_owned());
+        }
         let held = self.sizes.last().copied().unwrap_or(0);
         let most = (held, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
@@ -523,6 +681,7 @@ impl Model {
             }
         };
         must("put", stats.put, self.opened);
+        must("peak", stats.peak, self.peak);
         must("panics", stats.panics, self.panics + oracle::PANICS.get());
         must("live", live, self.opened - self.closed.values().map(|seen| seen.1).sum::<u64>());
         let mut io = 0;
@@ -541,6 +700,11 @@ impl Model {
             for (told, known) in told.into_iter().zip(self.totals) {
                 must("bytes", told, known);
             }
+        }
+        let timed = [CloseReason::Expired, CloseReason::WriteStalled];
+        let timed: u64 = timed.iter().map(|&reason| stats.closed(reason)).sum();
+        if stats.timers < timed {
+            wrong.push(format!("{} deadlines counted, {timed} seen", stats.timers));
         }
         self.complaints.extend(wrong);
     }
@@ -565,7 +729,7 @@ fn early(
     let moved = if news { look.moved.min(began).saturating_sub(tick) } else { account.moved.0 };
     configs.iter().all(|config| {
         let total = config.request_deadline;
-        let in_time = total.is_zero() || now < account.called.1 + total;
+        let in_time = total.is_zero() || now < account.called.1.max(account.quiet) + total;
         now < moved + idle(account, config) && in_time
     })
 }
@@ -581,6 +745,32 @@ fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) ->
 impl Account {
     pub(crate) fn is_over(&self) -> bool {
         self.end.is_some()
+    }
+
+    /// Nobody is closed without a reason, and natural ends come after the last body.
+    fn reasoned(&self, end: &End, look: &Look) -> Result<(), String> {
+        let reason = end.reason;
+        let justified = match reason {
+            CloseReason::Reset | CloseReason::Io(_) => look.broken,
+            CloseReason::WriteLimit => self.sends_total > 0 || self.causes.contains(&reason),
+            CloseReason::Requested | CloseReason::Failed | CloseReason::Aborted => {
+                self.causes.contains(&reason)
+            }
+            CloseReason::Panicked => self.causes.contains(&reason) || self.sent.front() == Some(&6),
+            CloseReason::Invalid => self.sent.front() == Some(&5),
+            CloseReason::Expired => self.over || end.bytes_in > 0 && end.bytes_dropped == 0,
+            CloseReason::WriteStalled => end.bytes_unsent > 0 || self.sends_total > 0,
+            _ => true,
+        };
+        if !justified {
+            return Err(format!("closed without a reason, {look:?}"));
+        }
+        let natural =
+            matches!(reason, CloseReason::Eof | CloseReason::Expired | CloseReason::Overlong);
+        if natural && self.held_back {
+            return Err("ended though its callback is to answer later".into());
+        }
+        Ok(())
     }
 
     /// It is to pause or to go on. What callbacks ask for and what handles do may be done in
@@ -605,6 +795,17 @@ impl Account {
         let held = (look.received - self.delivered) as usize;
         let blocked = look.full || (self.sends_total == 0 && look.sent < self.replied);
         let progress = (look.received, look.sent) != self.seen;
+        let (read, calls) = (look.received - self.seen.0, std::mem::take(&mut self.calls));
+        if read > u64::from(VISITS * READS) * most_held as u64 || calls > VISITS * CALLBACKS {
+            return Err(format!("{read} bytes read and {calls} callbacks in one turn"));
+        }
+        let flushed = std::mem::take(&mut self.flushed);
+        let paid = self.was_full && look.sent == self.replied && self.sends_total == 0;
+        if paid && !flushed && !self.closing && !self.over && !look.ended {
+            return Err("the hook was not told that a reply has gone out".into());
+        }
+        self.was_full = look.full;
+        self.progressed = progress;
         self.seen = (look.received, look.sent);
         self.keep_time(turn, look, held, blocked);
         self.ordered = self.ordered.saturating_sub(1);
@@ -620,6 +821,11 @@ impl Account {
             if !sending && oracle::complete(&config.framing, &self.sent.make_contiguous()[..held]) {
                 return Err("asleep over a complete frame".into());
             }
+        }
+        let quiet = held == 0 && look.sent == self.replied && self.sends_total == 0;
+        let heard = look.unread == 0 && !look.ended && !look.pending;
+        if turn.stopping && turn.asleep && quiet && heard && !still {
+            return Err("idle, and still there during a stop".into());
         }
         if turn.asleep && blocked && look.room > 0 && !look.pending {
             return Err("asleep over a reply, though there is room".into());
@@ -649,6 +855,10 @@ impl Account {
         let earliest = |time: Duration| if in_turn(time) { almost_ended } else { time };
         if std::mem::take(&mut self.called_now) {
             self.called.1 = earliest(self.called.0);
+            if held > 0 {
+                // What is left came with the request, and waits for the pool.
+                self.moved.0 = self.moved.0.max(self.called.1);
+            }
         }
         if look.moved > self.seen_moved {
             self.moved.0 = earliest(look.moved).max(self.moved.0);
@@ -659,6 +869,9 @@ impl Account {
         self.resumed = self.resumed.saturating_sub(1);
         if resumed {
             self.moved.1 = turn.ended;
+        }
+        if held == 0 && !blocked && self.sends_total == 0 {
+            self.quiet = turn.ended;
         }
         if held == 0 && !blocked {
             self.since = None;

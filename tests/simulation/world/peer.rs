@@ -81,7 +81,8 @@ impl Peer {
             }
             Habit::Dripping if act < 9 => self.say(&speech(dice, 1)[..1], world),
             Habit::Flooding | Habit::Deaf if act < 9 => {
-                let bytes = speech(dice, 3_000);
+                let most = if dice.permille(50) { 30_000 } else { 3_000 };
+                let bytes = speech(dice, most);
                 self.say(&bytes, world);
             }
             Habit::Deaf | Habit::Silent if act < 20 => {}
@@ -139,9 +140,18 @@ impl Peer {
                 model.marks.hit_if("a reply after the peer's end of file", shut);
                 return true;
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let account = model.accounts.get(&self.number);
+                if account.is_some_and(|account| account.end.is_some()) {
+                    model.complain(format!("{} has ended, and its peer waits", self.number));
+                }
+            }
             outcome => {
                 if !std::mem::replace(&mut self.over, true) {
+                    let unharmed = world.lossless.get() && world.sim.tally().broken == 0;
+                    if outcome.is_ok() && !self.told && unharmed {
+                        model.sent_away(self.number);
+                    }
                     let reset = outcome.is_err() || self.told;
                     let (now, lossless) = (world.sim.now(), world.lossless.get());
                     model.ended_for_peer(self.number, reset, now, lossless);

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use pool_manager::sim::Dice;
-use pool_manager::{Cause, Conn, ConnId, Desk, End, Handler, Socket};
+use pool_manager::{Cause, CloseReason, Conn, ConnId, Desk, End, Handler, Socket};
 
 use super::model::SENDS;
 use super::{PLANNED, Shared, draw};
@@ -64,7 +64,8 @@ impl Handler for Player {
         if conn.cause() != Cause::Flushed {
             self.world.model.borrow_mut().complain("flushed for another cause");
         }
-        or_panic(self.play(conn, b"", "a panic in flushed", 80))
+        self.world.model.borrow_mut().flushed(conn.id());
+        or_panic(self.play(conn, b"", "a panic in flushed", 60))
     }
 
     fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
@@ -93,8 +94,10 @@ impl Player {
         let mut written = Ok(());
         if !reply.is_empty() {
             written = io::Write::write_all(conn, reply);
+            let mut model = self.world.model.borrow_mut();
+            model.wrote(id, reply.len(), written.is_ok());
             if written.is_ok() {
-                self.world.model.borrow_mut().replied(id, reply);
+                model.replied(id, reply);
             }
         }
         if !self.world.model.borrow().wild {
@@ -102,32 +105,32 @@ impl Player {
         }
         match self.dice.below(calm) {
             0 => {
-                self.world.model.borrow_mut().closing(id);
+                self.world.model.borrow_mut().closing(id, CloseReason::Requested);
                 conn.close();
             }
             1 => {
-                self.world.model.borrow_mut().closing(id);
+                self.world.model.borrow_mut().closing(id, CloseReason::Aborted);
                 conn.abort();
             }
             2 => {
-                self.world.model.borrow_mut().pause(id);
+                self.world.model.borrow_mut().hold_back(id);
                 conn.pause();
             }
             3 => {
                 let mut model = self.world.model.borrow_mut();
                 model.taken_back(id, if written.is_ok() { reply.len() } else { 0 });
                 let stopping = model.stopping;
-                model.closing(id);
+                model.closing(id, CloseReason::Panicked);
                 model.marks.hit_if("a panic in a callback while stopping", stopping);
                 drop(model);
                 self.world.count(panicked);
                 return None;
             }
             4 => {
-                self.world.model.borrow_mut().closing(id);
+                self.world.model.borrow_mut().closing(id, CloseReason::Failed);
                 return Some(Err(io::ErrorKind::Other.into()));
             }
-            5 => self.world.sleep(Duration::from_millis(self.dice.below(300) as u64)),
+            5 => self.world.sleep(Duration::from_micros(self.dice.below(300_000) as u64)),
             6 => {
                 let own = Duration::from_millis(self.dice.below(2) as u64 * 7)
                     * self.dice.below(60) as u32;
@@ -149,7 +152,7 @@ impl Player {
             (0..2, _) => self.put(desk),
             (2, Some(id)) => {
                 self.world.mark("close in a callback");
-                self.world.model.borrow_mut().closing(id);
+                self.world.model.borrow_mut().closing(id, CloseReason::Requested);
                 let _ = desk.close(id);
             }
             (3, Some(id)) => {
@@ -164,7 +167,7 @@ impl Player {
                 let _ = desk.pause(id);
             }
             (5, Some(id)) => {
-                self.world.model.borrow_mut().resume(id);
+                self.world.model.borrow_mut().resume(id, self.world.sim.now());
                 let _ = desk.resume(id);
             }
             (6, _) => {
@@ -187,6 +190,7 @@ impl Player {
         match desk.put(ours) {
             Ok(()) => {
                 self.world.mark("put in a callback");
+                self.world.model.borrow_mut().took();
                 self.world.model.borrow_mut().expected(peer.connection());
                 self.world.newcomers.borrow_mut().push(peer);
             }
