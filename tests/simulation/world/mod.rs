@@ -518,13 +518,14 @@ impl World {
         };
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
-        assert!(self.manager.stats().commands - commands <= 1024, "more commands than a batch");
+        let commands = self.manager.stats().commands - commands;
+        assert!(commands <= 1024, "more commands than a batch");
         match outcome {
             Ok(turn) => {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
-                model.stops(stopping, self.stage.sim.now());
+                model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
                 model.configs.drain(..configs);

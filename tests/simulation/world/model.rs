@@ -123,6 +123,8 @@ pub(crate) struct Model {
     /// Turns that have ended since a stop began, and until when it may take.
     stopping_for: u32,
     stop_by: Duration,
+    /// The longest of the drain deadlines that a stop may have begun with.
+    longest_drain: Duration,
     /// Time that slow callbacks took.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
@@ -157,6 +159,7 @@ impl Model {
             peak: 0,
             stopping_for: 0,
             stop_by: Duration::ZERO,
+            longest_drain: Duration::ZERO,
             slept: Duration::ZERO,
             stopping: false,
             draining: Duration::ZERO,
@@ -241,12 +244,17 @@ impl Model {
         }
     }
 
-    /// A turn has ended, before which a stop was asked for or not.
-    pub(crate) fn stops(&mut self, stopping: bool, now: Duration) {
-        self.stopping_for = if stopping { self.stopping_for + 1 } else { 0 };
+    /// A turn has ended, before which a stop was asked for or not, and in which all that was asked
+    /// for was done or not.
+    pub(crate) fn stops(&mut self, asked_for: bool, done: bool, now: Duration) {
+        let drains = self.configs.iter().filter_map(|config| config.drain_deadline);
+        let drain = drains.max().unwrap_or_default();
+        // What a callback asks for while commands are done is done with them.
+        self.longest_drain =
+            if self.stopping { self.longest_drain.max(drain) } else { Duration::ZERO };
+        self.stopping_for = if asked_for && done { self.stopping_for + 1 } else { 0 };
         if self.stopping_for == 1 {
-            let drains = self.configs.iter().filter_map(|config| config.drain_deadline);
-            self.stop_by = now + drains.max().unwrap_or_default() + Duration::from_millis(2);
+            self.stop_by = now + self.longest_drain + Duration::from_millis(2);
         }
     }
 
@@ -416,8 +424,10 @@ impl Model {
         self.note(&|| format!("{id} is to go on"), 0, 5);
         if let Some(account) = self.account(id) {
             account.held_back = false;
-            // Clocks that stood still for sure start anew, not before now.
-            if account.was_paused > 1 && !account.owed && !account.unsure {
+            // Clocks that stood still for sure start anew, not before now. Whether what was sent
+            // from outside still waits is not known here.
+            let owes = account.owed || account.sends_total > 0;
+            if account.was_paused > 1 && !owes && !account.unsure {
                 account.moved.0 = account.moved.0.max(now);
                 account.quiet = account.quiet.max(now);
             }
@@ -637,7 +647,7 @@ impl Model {
         let mut complaints = Vec::new();
         turn.stopping = self.stopping_for > 0;
         if turn.stopping && turn.began > self.stop_by {
-            complaints.push("a stop takes longer than it may".to_owned());
+            complaints.push(format!("a stop takes longer than until {:?}: {turn:?}", self.stop_by));
         }
         let held = self.sizes.last().copied().unwrap_or(0);
         let most = (held, self.most_unsent * 3 / 2);
@@ -708,6 +718,11 @@ impl Model {
         }
         self.complaints.extend(wrong);
     }
+}
+
+/// Milliseconds, rounded up.
+fn ticks(time: Duration) -> u128 {
+    time.as_nanos().div_ceil(1_000_000)
 }
 
 fn idle(account: &Account, config: &Config) -> Duration {
@@ -807,7 +822,7 @@ impl Account {
         self.was_full = look.full;
         self.progressed = progress;
         self.seen = (look.received, look.sent);
-        self.keep_time(turn, look, held, blocked);
+        self.keep_time(turn, look, held, blocked, progress);
         self.ordered = self.ordered.saturating_sub(1);
         let paused = self.paused || self.unsure;
         self.was_paused = if self.paused && !self.unsure { self.was_paused + 1 } else { 0 };
@@ -846,9 +861,11 @@ impl Account {
     }
 
     /// Notes from when the deadlines count, at the earliest and at the latest.
-    fn keep_time(&mut self, turn: Turned, look: Look, held: usize, blocked: bool) {
+    fn keep_time(&mut self, turn: Turned, look: Look, held: usize, blocked: bool, progress: bool) {
         let in_turn = |time: Duration| time >= turn.began;
-        let latest = |time: Duration| if in_turn(time) { turn.ended } else { time };
+        // The pool counts in milliseconds, rounded up: a slow turn that begins at the very one is credited.
+        let latest =
+            |time: Duration| if ticks(time) >= ticks(turn.began) { turn.ended } else { time };
         // What happens in a turn counts from just before its end.
         let tick = Duration::from_millis(1);
         let almost_ended = turn.ended.saturating_sub(tick).max(turn.began);
@@ -875,7 +892,12 @@ impl Account {
         }
         if held == 0 && !blocked {
             self.since = None;
-        } else if self.since.is_none() || self.owed != blocked || resumed {
+        } else if self.since.is_none()
+            || self.owed != blocked
+            || resumed
+            || progress && self.sends_total > 0
+        {
+            // Whether what was sent from outside had to wait is not known here.
             self.since = Some(turn.ended);
         }
         self.since = self.since.map(latest);
