@@ -1,0 +1,251 @@
+//! Acts: what a step does to the pool between turns.
+
+use std::time::Duration;
+
+use pool_manager::sim::Stream;
+use pool_manager::{CloseReason, ConnId, Error, PutErrorKind};
+
+use super::peer::Peer;
+use super::{World, draw, model};
+
+impl World {
+    pub(super) fn act(&mut self) {
+        if !self.running {
+            self.start();
+        }
+        match self.dice.below(300) {
+            0..20 => self.put(),
+            20..40 => self.connect(),
+            40..55 => self.command(),
+            55..57 => self.configure(),
+            57 if self.running => self.stop(),
+            58 if self.running => self.stop_by_handle(),
+            59 if self.running && self.dice.permille(if self.crowded { 200 } else { 1 }) => {
+                self.fill_the_queue();
+            }
+            60..64 if self.crowded => self.crowd(),
+            64 => self.stage.sim.advance(Duration::from_micros(self.dice.below(50_000) as u64)),
+            _ if !self.peers.is_empty() => {
+                let index = self.dice.below(self.peers.len());
+                self.peers[index].step(&mut self.dice, &self.stage);
+                if self.peers[index].stream.is_none() || self.peers[index].over {
+                    let peer = self.peers.swap_remove(index);
+                    self.stage.model.borrow_mut().forget(peer.number, peer.over);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn start(&mut self) {
+        // Another framing while bytes are held could be taken for the old one.
+        let config = draw::config(&mut self.dice, self.crowded);
+        self.manager.set_config(config.clone()).unwrap();
+        self.stage.model.borrow_mut().restarted(&config);
+        self.astray = None;
+        if self.manager.start().is_err() {
+            self.stage.mark("starting fails");
+            return self.assert_nothing_is_left();
+        }
+        self.running = true;
+        for listener in &self.listeners {
+            self.manager.listen_on(listener.clone()).unwrap();
+        }
+        assert!(matches!(self.manager.start(), Err(Error::AlreadyRunning)));
+    }
+
+    pub(super) fn meet(&mut self, stream: Stream) {
+        self.stage.model.borrow_mut().expected(stream.connection());
+        let peer = Peer::new(stream, &mut self.dice);
+        self.peers.push(peer);
+    }
+
+    pub(super) fn put(&mut self) {
+        let (room, capacity) = (1 + self.dice.below(300), 1 + self.dice.below(600));
+        let (mut peer, ours) = self.stage.sim.pair_with(room, capacity);
+        self.stage.model.borrow_mut().expected(peer.connection());
+        let by_handle = self.dice.permille(400);
+        let outcome = if by_handle {
+            self.manager.handle().put(ours)
+        } else {
+            self.manager.put(ours).map(|_| ())
+        };
+        let Err(refused) = outcome else {
+            self.stage.model.borrow_mut().took();
+            return self.meet(peer);
+        };
+        if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
+            let (taken, most) = (self.taken(), self.manager.config().max_workers as u64);
+            // The refused one is still open.
+            assert!(taken > most, "busy, with {} of {most} places taken", taken - 1);
+        }
+        match refused.kind() {
+            PutErrorKind::Busy { .. } if by_handle => self.stage.mark("busy, by a handle"),
+            PutErrorKind::Busy { .. } => self.stage.mark("busy, by put"),
+            PutErrorKind::Unsuitable(_) => self.stage.mark("registering fails in put"),
+            _ => {}
+        }
+        self.stage.refused(refused, &mut peer);
+    }
+
+    pub(super) fn connect(&mut self) {
+        let peer = self.listeners[self.dice.below(2)].connect();
+        self.stage.model.borrow_mut().knocks(peer.connection());
+        self.meet(peer);
+    }
+
+    /// Many come at once.
+    pub(super) fn crowd(&mut self) {
+        // Those of the last crowd leave, all at once.
+        for peer in self.peers.drain(..) {
+            drop(peer.stream);
+            self.stage.model.borrow_mut().forget(peer.number, peer.over);
+        }
+        let puts = self.dice.permille(500);
+        for _ in 0..if puts { 600 } else { 300 } {
+            if puts { self.put() } else { self.connect() }
+        }
+        if puts && self.dice.permille(600) {
+            // So many deadlines have passed that one turn does not see to all.
+            self.turn();
+            self.stage.sim.advance(Duration::from_secs(1));
+        }
+    }
+
+    pub(super) fn any_id(&mut self) -> Option<ConnId> {
+        self.stage.model.borrow().any_id(&mut self.dice)
+    }
+
+    pub(super) fn command(&mut self) {
+        let handle = self.manager.handle();
+        let Some(id) = self.any_id().filter(|_| self.running) else { return };
+        let mut model = self.stage.model.borrow_mut();
+        match self.dice.below(10) {
+            0..3 => {
+                model.resume(id, self.stage.sim.now());
+                handle.resume(id).unwrap();
+            }
+            3..5 => {
+                model.pause(id);
+                handle.pause(id).unwrap();
+            }
+            5 => {
+                model.closing(id, CloseReason::Requested);
+                handle.close(id).unwrap();
+            }
+            _ => {
+                let first = self.dice.below(8) as u8;
+                for next in 0..=self.dice.below(3) as u8 {
+                    let value = model::SENDS[1] | ((first + next) % 8);
+                    let bytes = model.send(id, value, 1 + self.dice.below(300));
+                    handle.send(id, bytes).unwrap();
+                }
+            }
+        }
+    }
+
+    pub(super) fn configure(&mut self) {
+        let before = format!("{:?}", self.manager.config());
+        if self.dice.permille(300) {
+            let invalid = draw::invalid(&mut self.dice);
+            let refused = if self.dice.permille(500) {
+                self.manager.set_config(invalid).map(|_| ())
+            } else {
+                self.manager.handle().set_config(invalid)
+            };
+            assert!(matches!(refused, Err(Error::Config(_))), "{refused:?}");
+            assert_eq!(format!("{:?}", self.manager.config()), before, "a refused change");
+            return self.stage.mark("an invalid configuration");
+        }
+        let config = draw::config(&mut self.dice, self.crowded);
+        let config = self.stage.model.borrow_mut().asked_for(config);
+        let live = self.manager.stats().live;
+        if self.dice.permille(500) || !self.running {
+            let lowered = config.max_workers > 0 && (config.max_workers as u64) < live;
+            let mut model = self.stage.model.borrow_mut();
+            model.marks.hit_if("max_workers below the live", lowered);
+            let most = model.most_held();
+            model.marks.hit_if("buffer_size below the held", config.buffer_size < most);
+            drop(model);
+            self.manager.set_config(config).unwrap();
+        } else {
+            self.manager.handle().set_config(config).unwrap();
+        }
+    }
+
+    /// Puts more commands into the queue than it holds.
+    pub(super) fn fill_the_queue(&mut self) {
+        let Some(id) = self.any_id() else { return };
+        let handle = self.manager.handle();
+        self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
+        let full = (0..70_000).any(|_| matches!(handle.resume(id), Err(Error::QueueFull)));
+        assert!(full, "a queue without an end");
+        self.stage.mark("the handle's queue is full");
+        let before = self.manager.stats().commands;
+        for _ in 0..80 {
+            self.stage.model.borrow_mut().keep_resuming(id);
+            self.turn();
+        }
+        let done = self.manager.stats().commands - before;
+        assert!(!self.running || done >= 65_000, "{done} commands were done");
+    }
+
+    pub(super) fn stop_by_handle(&mut self) {
+        let (mut peer, ours) = self.stage.sim.pair();
+        match self.manager.handle().put(ours) {
+            Ok(()) => {
+                self.stage.mark("a socket is queued at a stop");
+                self.stage.model.borrow_mut().took();
+                self.meet(peer);
+            }
+            Err(refused) => self.stage.refused(refused, &mut peer),
+        }
+        self.manager.handle().stop().unwrap();
+        self.stage.model.borrow_mut().stopping = true;
+    }
+
+    /// Stops, and checks that it takes no longer than it may.
+    pub(super) fn stop(&mut self) {
+        let sim = &self.stage.sim;
+        let elsewhere = || self.stage.model.borrow().slept + sim.tally().jumped;
+        let (before, elsewhere_before) = (sim.now(), elsewhere());
+        let most = self.manager.config().drain_deadline.unwrap_or_default();
+        let live = self.manager.stats().live;
+        let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
+        if !again && self.reliable {
+            let mut model = self.stage.model.borrow_mut();
+            model.draining = sim.now() + most;
+            model.stopped_at = Some(sim.tally().waited).filter(|_| !most.is_zero());
+        }
+        let lost_before = self.stage.model.borrow().lost_bytes();
+        let outcome = self.manager.stop();
+        let allowed = most + elsewhere().saturating_sub(elsewhere_before);
+        let took = sim.now().saturating_sub(before);
+        assert!(
+            again || took <= allowed + Duration::from_millis(3),
+            "a stop of {most:?} took {took:?}"
+        );
+        match outcome {
+            Ok(report) => {
+                let mut model = self.stage.model.borrow_mut();
+                model.marks.hit_if("a stop that aborts", report.aborted > 0);
+                model.marks.hit_if("a stop that drains", report.finished > 0);
+                let all = report.idle + report.finished + report.aborted;
+                assert!(again || all as u64 == live, "{report}, of {live}");
+                let lost = model.lost_bytes();
+                let lost = (lost.0 - lost_before.0, lost.1 - lost_before.1);
+                let told = (report.dropped_bytes, report.unsent_bytes);
+                assert!(again || told == lost, "{report:?}, but {lost:?}");
+            }
+            Err(Error::Wait(_)) => self.stage.mark("waiting fails"),
+            Err(error) => panic!("{error}"),
+        }
+        self.stopped();
+    }
+
+    pub(super) fn meet_newcomers(&mut self) {
+        for stream in self.stage.newcomers.take() {
+            self.meet(stream);
+        }
+    }
+}

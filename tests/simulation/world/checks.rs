@@ -1,0 +1,169 @@
+//! Checks: what must hold after a turn, and once it is stopped.
+
+use std::time::Duration;
+
+use pool_manager::sim::Listener;
+use pool_manager::{Config, Overload, PutErrorKind, Stats, Turn};
+
+use super::marks::Marks;
+use super::model::Turned;
+use super::{IDLE_TURNS, World};
+
+impl World {
+    /// What must hold once it is stopped, however it came to be.
+    pub(super) fn stopped(&mut self) {
+        self.running = false;
+        self.stage.lossless.set(false);
+        self.meet_newcomers();
+        self.assert_nothing_is_left();
+        let (mut peer, ours) = self.stage.sim.pair();
+        let refused = self.manager.put(ours).expect_err("put into a stopped pool");
+        assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
+        self.stage.refused(refused, &mut peer);
+        let mut model = self.stage.model.borrow_mut();
+        model.has_stopped();
+        model.configs = vec![self.manager.config().clone()];
+        let stats = self.manager.stats();
+        model.compare(&stats, 0);
+        assert_eq!(model.complaints, [""; 0]);
+        self.idle_turns = 0;
+        self.starved = (self.stage.sim.tally().starved_accepts, None);
+    }
+
+    pub(super) fn assert_nothing_is_left(&mut self) {
+        let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0), "{stats}");
+        assert_eq!((tally.open, tally.registered), (0, 0), "{tally:?}");
+        assert_eq!(self.manager.next_deadline(), None);
+        assert!(self.stage.model.borrow().all_ended(), "somebody was not told of the end");
+        assert_eq!(self.stage.sim.violations(), [""; 0]);
+    }
+
+    /// Places that are taken: by connections, and by sockets that wait to become some.
+    pub(super) fn taken(&self) -> u64 {
+        self.stage.sim.tally().open as u64 - self.manager.stats().lingering
+    }
+
+    /// What must hold after every turn.
+    pub(super) fn check(&mut self, turn: Turn, most: u64) {
+        let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        self.trace(|| format!("  {turn:?}, live {}, digest {:016x}", stats.live, self.digest()));
+        assert_eq!(self.stage.sim.violations(), [""; 0]);
+        let config: &Config = self.manager.config();
+        let asleep = turn.next != Some(Duration::ZERO);
+        let turned = Turned {
+            began: tally.waited,
+            ended: self.stage.sim.now(),
+            asleep,
+            stopping: false,
+            punctual: asleep || stats.live + (turn.expired as u64) < 20,
+        };
+        {
+            let mut model = self.stage.model.borrow_mut();
+            if turn.stopped.is_none() {
+                model.after_turn(turned, config, &self.stage.sim);
+            }
+            model.compare(&stats, stats.live);
+            self.marks(&mut model.marks, turn);
+            assert_eq!(model.complaints, [""; 0]);
+        }
+        assert!(turn.expired <= 256 && turn.accepted <= 128, "{turn:?}");
+        let open = stats.live + stats.lingering;
+        assert_eq!(tally.registered as u64, open, "registered, {stats}");
+        assert_eq!((tally.accepted, tally.starved_accepts), (stats.accepted, stats.starved));
+        assert!(stats.lingering <= 256, "{stats}");
+        self.check_refusals(&stats);
+        assert!(self.taken() <= most, "{} connections, of at most {most}", self.taken());
+        self.check_plans(turn, &stats);
+        if stats.lingering >= 250 {
+            self.stage.lossless.set(false);
+        }
+        self.check_effort(asleep, turn);
+    }
+
+    /// Who was accepted or taken has become a connection, waits to, was lost, or was refused.
+    pub(super) fn check_refusals(&mut self, stats: &Stats) {
+        let model = self.stage.model.borrow();
+        let refused = stats.busy - model.busy;
+        let went = model.placed() + stats.lost + (self.taken() - stats.live) + refused;
+        let astray = (stats.accepted + model.taken).wrapping_sub(went);
+        if model.stopping {
+            // Who comes too late is given up.
+            self.astray = None;
+        } else {
+            let before = self.astray.replace(astray);
+            assert!(
+                before.is_none_or(|before| before == astray),
+                "connections went astray, {stats}"
+            );
+        }
+        let patient = self.patient && matches!(self.manager.config().overload, Overload::Pause);
+        let patient = patient && refused > self.refused;
+        self.refused = refused;
+        assert!(!patient, "refused by a listener that is to wait");
+    }
+
+    /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
+    pub(super) fn check_plans(&self, turn: Turn, stats: &Stats) {
+        let (config, next) = (self.manager.config(), turn.next.unwrap_or(Duration::MAX));
+        let asleep = !next.is_zero();
+        if turn.stopped.is_some() {
+            return;
+        }
+        assert!(!asleep || self.taken() == stats.live, "asleep over a socket that was put");
+        let five_seconds = Duration::from_millis(5_002);
+        assert!(stats.lingering == 0 || next <= five_seconds, "lingering, for {next:?}");
+        let spare = stats.spare > config.min_workers as u64;
+        let soon = config.reap_interval + Duration::from_millis(2);
+        assert!(!spare || next <= soon, "{} spare buffers, for {next:?}", stats.spare);
+        let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
+        let patient = full && matches!(config.overload, Overload::Pause);
+        let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
+        if self.listeners.iter().any(left) && !patient {
+            assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
+        }
+    }
+
+    /// A loop that has nothing to do sleeps, and one that is starved does not insist.
+    pub(super) fn check_effort(&mut self, asleep: bool, turn: Turn) {
+        let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        let happened = [
+            stats.bytes_in,
+            stats.bytes_out,
+            stats.requests_total(),
+            stats.commands,
+            stats.events,
+            stats.accepted + stats.accept_errors + stats.starved,
+            stats.closed_total(),
+            stats.lingering,
+        ];
+        let idle = !asleep && turn.expired == 0 && happened == self.happened;
+        self.happened = happened;
+        self.idle_turns = if idle { self.idle_turns + 1 } else { 0 };
+        assert!(self.idle_turns < IDLE_TURNS, "it spins");
+        let (count, last) = self.starved;
+        if tally.starved_accepts > count {
+            let pause = last.map_or(Duration::MAX, |last| tally.waited.saturating_sub(last));
+            assert!(pause >= Duration::from_millis(50), "starved, and again in {pause:?}");
+            assert!(tally.starved_accepts == count + 1, "{tally:?}");
+            self.starved = (tally.starved_accepts, Some(tally.waited));
+        }
+    }
+
+    pub(super) fn marks(&self, marks: &mut Marks, turn: Turn) {
+        let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        let busy_elsewhere = self.stage.sim.tally().accepted;
+        marks.hit_if("a stale event", stats.stale_events > 0);
+        marks.hit_if("busy, by a listener", busy_elsewhere > 0 && stats.busy > 0);
+        marks.hit_if("a short write", tally.short_writes > 0);
+        marks.hit_if("a short read", tally.short_reads > 0);
+        marks.hit_if("a lingering close", stats.lingering > 0);
+        marks.hit_if("a whole batch of timers", turn.expired == 256);
+        marks.hit_if("a whole batch of accepts", turn.accepted >= 64);
+        marks.hit_if("a whole batch of commands", stats.commands >= 1024);
+        marks.hit_if("more events than a wait returns", tally.truncated_waits > 0);
+        marks.hit_if("the clock jumps an hour", tally.longest_jump > Duration::from_secs(3_600));
+        let recovered = self.starved.1.is_some() && turn.accepted > 0;
+        marks.hit_if("no descriptors, and then accepted", recovered);
+    }
+}
