@@ -25,8 +25,8 @@ pub(crate) use readiness::Edge;
 pub use stream::Stream;
 pub use tally::{Look, Tally};
 
-/// Reads and writes between two waits, far above what any turn may do: a loop that comes here is
-/// caught in a turn that does not end.
+/// Reads, writes and waits without time passing, far above what any loop may do: one that comes here
+/// goes in circles.
 const ENDLESS: u32 = 1_000_000;
 
 /// What goes wrong with a read or a write, once the connection itself is broken.
@@ -80,8 +80,9 @@ pub(crate) struct Network {
     listeners: Vec<Queue>,
     retired: VecDeque<(u64, Look)>,
     connections: usize,
-    /// Reads and writes since the last wait.
+    /// Reads, writes and waits since time last passed.
     calls: u32,
+    counted_at: Duration,
     pub(crate) tally: Tally,
     pub(crate) digest: u64,
     pub(crate) violations: Vec<String>,
@@ -106,6 +107,7 @@ impl Network {
             retired: VecDeque::new(),
             connections: 0,
             calls: 0,
+            counted_at: Duration::ZERO,
             tally: Tally::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             violations: Vec::new(),
@@ -153,13 +155,21 @@ impl Network {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
+    /// One more call while time stands still.
+    pub(crate) fn count_call(&mut self) {
+        if self.now > self.counted_at {
+            (self.counted_at, self.calls) = (self.now, 0);
+        }
+        self.calls += 1;
+        assert!(self.calls < ENDLESS, "a loop that goes in circles");
+    }
+
     /// What can go wrong in any call: a signal, or the connection breaks.
     fn fail(&mut self, end: usize, broken: u16) -> io::Result<()> {
         if !self.ends[end].ours {
             return Ok(());
         }
-        self.calls += 1;
-        assert!(self.calls < ENDLESS, "a turn that does not end");
+        self.count_call();
         if self.dice.permille(self.faults.interrupts) {
             return Err(ErrorKind::Interrupted.into());
         }

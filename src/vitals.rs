@@ -196,6 +196,8 @@ pub(crate) struct Vitals {
     pub(crate) blocked: bool,
     /// Nothing is read or delivered until it is resumed.
     pub(crate) paused: bool,
+    /// It was read a last time, because the manager stops.
+    pub(crate) farewell: bool,
 }
 
 impl Vitals {
@@ -216,6 +218,7 @@ impl Vitals {
             eof: false,
             blocked: false,
             paused: false,
+            farewell: false,
         }
     }
 

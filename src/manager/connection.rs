@@ -155,13 +155,27 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Verdict::Close(reason) => return self.close(id, reason),
             Verdict::Again => self.pool.list(id),
             Verdict::Wait if matches!(self.phase, Phase::Stopping(_)) => {
-                if self.pool.get_mut(id).is_some_and(|worker| worker.is_idle()) {
+                if self.says_farewell(id) {
                     return self.close(id, CloseReason::Stopped);
                 }
             }
             Verdict::Wait => {}
         }
         self.pool.file(id, &self.config);
+    }
+
+    /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
+    /// first: a request may have come whose event has not.
+    fn says_farewell(&mut self, id: ConnId) -> bool {
+        let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
+            return false;
+        };
+        if worker.vitals.eof || std::mem::replace(&mut worker.vitals.farewell, true) {
+            return true;
+        }
+        worker.vitals.readable = true;
+        self.pool.list(id);
+        false
     }
 
     /// The one place where a connection is closed. What is owed was flushed before, or is not

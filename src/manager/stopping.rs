@@ -81,6 +81,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             }
             let before = worker.vitals.bytes_in;
             worker.vitals.readable |= !worker.vitals.eof;
+            worker.vitals.farewell = true;
             self.serve(id);
             let Some(worker) = self.pool.get_mut(id) else { continue };
             if worker.is_idle() && worker.vitals.bytes_in == before {

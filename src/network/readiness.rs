@@ -93,7 +93,7 @@ impl Network {
 
     /// Takes the edges that have arisen, in random order and perhaps not all of them.
     pub(crate) fn take_edges(&mut self) -> Vec<(u64, Edge)> {
-        self.calls = 0;
+        self.count_call();
         let mut found = self.ready_listeners();
         let ends = self.ends.iter().filter(|(_, end)| end.edge.any());
         found.extend(ends.filter_map(|(key, end)| Some((end.token?, Source::End(key)))));

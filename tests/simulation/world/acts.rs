@@ -215,7 +215,6 @@ impl World {
         if !again && self.reliable {
             let mut model = self.stage.model.borrow_mut();
             model.draining = sim.now() + most;
-            model.stopped_at = Some(sim.tally().waited).filter(|_| !most.is_zero());
         }
         let lost_before = self.stage.model.borrow().lost_bytes();
         let outcome = self.manager.stop();

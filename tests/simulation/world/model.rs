@@ -133,8 +133,6 @@ pub(crate) struct Model {
     pub(crate) stopping: bool,
     /// Until when a stop waits for replies to go out.
     pub(crate) draining: Duration,
-    /// When the last wait before a stop ended.
-    pub(crate) stopped_at: Option<Duration>,
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
@@ -166,7 +164,6 @@ impl Model {
             slept: Duration::ZERO,
             stopping: false,
             draining: Duration::ZERO,
-            stopped_at: None,
             wild: true,
             trace,
             digest: 0,
@@ -244,7 +241,6 @@ impl Model {
         self.stopping = false;
         self.stopping_for = 0;
         self.draining = Duration::ZERO;
-        self.stopped_at = None;
     }
 
     /// How many bytes were dropped and left unsent.
