@@ -169,7 +169,7 @@ coverage() {
 simulation() {
   step "$SEEDS simulations of $STEPS steps from seed $SEED"
   cargo run --release --locked --features sim --example simulate -- \
-    --seeds "$SEED..$((SEED + SEEDS))" --steps "$STEPS" | tee "$logs/simulation"
+    --seeds "$SEED..$((SEED + SEEDS))" --steps "$STEPS" --keep-going | tee "$logs/simulation"
   figure "simulation: $(tail -n 1 "$logs/simulation")"
 }
 

@@ -27,7 +27,7 @@ const HELP: &str = "\
 Runs the real loop in seeded networks and checks after every turn what must always hold.
 
 Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
-                [--marks] [--no-shrink] [--jobs N]
+                [--keep-going] [--marks] [--no-shrink] [--jobs N]
        simulate --trace SEED [--steps N] [--only STEPS]
        simulate --canary NAME|all [--seeds A..B] [--steps N]
 
@@ -35,6 +35,7 @@ Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
   --steps N       steps of each (default 300)
   --digest        run each seed twice: both must do the same; the first turn that differs is told
   --only STEPS    leave out all other steps, as in 3,7..12: how a shrunk violation is replayed
+  --keep-going    run the other seeds after a violation, too
   --marks         tell how often each mark was met
   --no-shrink     do not look for the fewest steps of a violation
   --jobs N        seeds to run at a time (default: as many as there are cores)
@@ -49,6 +50,7 @@ struct Options {
     twice: bool,
     jobs: usize,
     shrink: bool,
+    keep_going: bool,
     marks: bool,
     trace: Option<u64>,
     canary: Option<String>,
@@ -63,6 +65,7 @@ fn options() -> Result<Options, lexopt::Error> {
         twice: false,
         jobs: cores,
         shrink: true,
+        keep_going: false,
         marks: false,
         trace: None,
         canary: None,
@@ -76,6 +79,7 @@ fn options() -> Result<Options, lexopt::Error> {
             Long("digest") => options.twice = true,
             Long("jobs") => options.jobs = parser.value()?.parse::<usize>()?.max(1),
             Long("marks") => options.marks = true,
+            Long("keep-going") => options.keep_going = true,
             Long("no-shrink") => options.shrink = false,
             Long("trace") => options.trace = Some(parser.value()?.parse()?),
             Long("canary") => options.canary = Some(parser.value()?.string()?),
@@ -119,7 +123,7 @@ struct Total {
     marks: Marks,
     /// Independent of the order in which the seeds were run.
     digest: u64,
-    violation: Option<(u64, Violation)>,
+    violations: Vec<(u64, Violation)>,
 }
 
 impl Run<'_> {
@@ -138,10 +142,8 @@ impl Run<'_> {
                     total.digest ^= (outcome.digest ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 }
                 Err(violation) => {
-                    self.failed.store(true, Ordering::Relaxed);
-                    if total.violation.as_ref().is_none_or(|(other, _)| seed < *other) {
-                        total.violation = Some((seed, violation));
-                    }
+                    self.failed.store(!self.options.keep_going, Ordering::Relaxed);
+                    total.violations.push((seed, violation));
                 }
             }
             self.done.fetch_add(1, Ordering::Relaxed);
@@ -197,13 +199,14 @@ fn simulate(options: &Options) -> ExitCode {
         eprintln!();
     }
     let seeds = run.done.into_inner();
-    let total = run.came_to.into_inner().unwrap();
+    let mut total = run.came_to.into_inner().unwrap();
+    total.violations.sort_by_key(|(seed, _)| *seed);
     let all_steps = seeds * steps.len() as u64;
     let missed = total.marks.missed(seeds, steps.len() as u64);
-    let unmarked = total.violation.is_none() && !missed.is_empty();
-    if let Some((seed, violation)) = &total.violation {
+    let unmarked = total.violations.is_empty() && !missed.is_empty();
+    for (index, (seed, violation)) in total.violations.iter().enumerate() {
         println!("seed {seed}, step {}: {}", violation.step, violation.what);
-        shrink::report(*seed, violation, &steps, options.shrink);
+        shrink::report(*seed, violation, &steps, options.shrink && index == 0);
     }
     if options.marks {
         total.marks.counts().for_each(|(mark, count)| println!("{count:>9} {mark}"));
@@ -214,13 +217,13 @@ fn simulate(options: &Options) -> ExitCode {
     println!(
         "seeds={seeds} steps={all_steps} violations={} marks={}/{} digest={:016x} \
          steps_per_s={}",
-        u8::from(total.violation.is_some()),
+        total.violations.len(),
         total.marks.counts().filter(|(_, count)| *count > 0).count(),
         total.marks.counts().count(),
         total.digest,
         u128::from(all_steps) * 1_000 / began.elapsed().as_millis().max(1)
     );
-    if total.violation.is_some() || unmarked { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if unmarked || !total.violations.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn trace(seed: u64, options: &Options) -> ExitCode {

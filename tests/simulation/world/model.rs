@@ -261,6 +261,7 @@ impl Model {
     pub(crate) fn keep_resuming(&mut self, id: ConnId) {
         if let Some(account) = self.account(id) {
             account.unsure = true;
+            account.held_back = false;
             account.resumed = 2;
         }
     }
