@@ -266,6 +266,34 @@ fn a_reply_that_finds_the_socket_full_has_its_idle_deadline_from_then_on() {
     drop(client);
 }
 
+/// Its request is in the kernel, and the event of it among those that the next wait returns.
+#[test]
+fn who_owed_a_reply_when_a_stop_began_is_read_a_last_time_before_it_goes() {
+    let config = Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(3));
+    let (mut manager, world) = listening(config);
+    let (mut client, ours) = unix_pair();
+    ours.set_nonblocking(true).unwrap();
+    while (&ours).write(&[7; 4096]).is_ok() {}
+    let id = manager.put(ours).unwrap();
+    manager.handle().send(id, "owed").unwrap();
+    turn(&mut manager);
+    manager.handle().stop().unwrap();
+    assert_eq!(turn(&mut manager).stopped, None, "it owes");
+    client.set_nonblocking(true).unwrap();
+    while client.read(&mut [0; 4096]).is_ok() {}
+    client.write_all(b"one more").unwrap();
+    let token = world.0.borrow().tokens[0];
+    world.0.borrow_mut().events.push(Event { readable: false, writable: true, ..readable(token) });
+    while manager.stats().live > 0 {
+        turn(&mut manager);
+    }
+    let mut got = Vec::new();
+    client.set_nonblocking(false).unwrap();
+    client.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"owedone more");
+    assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
+}
+
 #[test]
 fn no_wait_is_longer_than_an_hour() {
     let hour = Some(Duration::from_secs(3_600));
