@@ -104,10 +104,12 @@ impl Account {
         }
         let flushed = std::mem::take(&mut self.flushed);
         let paid = self.was_full && look.sent == self.replied && self.sends_total == 0;
-        if paid && !flushed && !self.closing && !self.over && !look.ended {
+        // When the last write allowed takes the last byte, the hook is told in the next turn.
+        let untold = paid && !flushed && !self.closing && !self.over && !look.ended;
+        if untold && turn.asleep {
             return Err("the hook was not told that a reply has gone out".into());
         }
-        self.was_full = look.full;
+        self.was_full = look.full || untold;
         self.progressed = progress;
         self.seen = (look.received, look.sent);
         self.keep_time(turn, look, held, blocked, progress);
