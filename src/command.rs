@@ -15,9 +15,9 @@ use crate::socket::Socket;
 
 /// Where a callback leaves what it wants done to other connections or to the manager.
 ///
-/// The same calls as on a [`Handle`](crate::Handle) but `stats`, without its locks. They are carried out in
-/// order, after the connections that are being served now. A command for a connection that no
-/// longer exists is counted and does nothing.
+/// The same calls as on a [`Handle`](crate::Handle) but `stats`, without its locks. They are carried
+/// out in order, after the connections that are being served now. A command for a connection that
+/// no longer exists is counted and does nothing.
 ///
 /// ```
 /// use pool_manager::{Config, ConnId, Framing, Manager};

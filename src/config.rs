@@ -345,7 +345,7 @@ mod tests {
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
     }
 
-    /// Found by fuzzing: four billion warm buffers of a byte each were accepted, and start aborted.
+    /// Four billion warm buffers of a byte each were accepted once, and start aborted.
     #[test]
     fn warm_workers_are_bounded_however_small_their_buffers() {
         let tiny = Config::new().buffer_size(1);

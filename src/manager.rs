@@ -336,8 +336,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Turn { next: until(self.due(), self.now.at), stopped, ..turn }
     }
 
-    /// Reads the clock once more when callbacks have run. If they took long, what happened
-    /// meanwhile counts from the end: those who were served must not pay for it.
+    /// Reads the clock once more. If callbacks took long, what happened meanwhile counts from the
+    /// end: those who were served must not pay for it.
     fn credit_visited(&mut self) {
         let ended = Now::new(self.backend.now()).stamp;
         let span = Span { began: self.now.stamp, ended };

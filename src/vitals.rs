@@ -37,8 +37,8 @@ pub enum Cause {
     /// all of a length prefix: [`Conn::bytes_in`](crate::Conn::bytes_in) tells). The connection
     /// closes after the reply.
     Expired,
-    /// The frame is longer than the buffer or the framing's limit; this is as much as was there. The connection closes
-    /// after the reply.
+    /// The frame is longer than the buffer or the framing's limit; this is as much as was there.
+    /// The connection closes after the reply.
     Overlong,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,

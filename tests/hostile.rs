@@ -360,6 +360,7 @@ impl Drip {
         let mut peers: Vec<_> = addrs.iter().cycle().take(self.peers).map(drop_by).collect();
         let mut longest = Duration::ZERO;
         for sweep in 1.. {
+            // The pace of the drip is the attack.
             thread::sleep((began + self.every * sweep).saturating_duration_since(Instant::now()));
             peers.retain_mut(|(peer, last)| {
                 let told = peer.read(&mut [0]).is_err_and(|error| would_block(&error));
@@ -441,6 +442,7 @@ fn a_thousand_peers_that_drip_are_gone_at_the_request_deadline() {
 }
 
 #[test]
+// CI runs it by name, as all that is ignored here.
 #[ignore = "takes as long as the default request deadline, half a minute"]
 fn a_thousand_peers_that_drip_every_2_9_s_are_gone_after_30_s() {
     const NAME: &str = "a_thousand_peers_that_drip_every_2_9_s_are_gone_after_30_s";
@@ -490,6 +492,7 @@ fn ask_for_ever(addrs: &[SocketAddr], peers: usize) {
         peers.retain_mut(|(peer, request)| {
             peer.write(request).map_or_else(|error| would_block(&error), |_| true)
         });
+        // They ask again and again, but leave the core to who is attacked.
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -747,6 +750,7 @@ fn a_storm_against_a_full_pool_keeps_nobody_waiting_who_is_in() {
 }
 
 #[test]
+// The long form, for CI.
 #[ignore = "takes 20 seconds"]
 fn a_long_storm_against_a_full_pool_keeps_nobody_waiting_who_is_in() {
     const NAME: &str = "a_long_storm_against_a_full_pool_keeps_nobody_waiting_who_is_in";
@@ -1050,6 +1054,7 @@ fn garbage_breaks_nothing_mixes_nothing_and_is_never_logged() {
 }
 
 #[test]
+// The long form, for CI.
 #[ignore = "takes half a minute"]
 fn a_gigabyte_of_garbage_breaks_nothing_mixes_nothing_and_is_never_logged() {
     const NAME: &str = "a_gigabyte_of_garbage_breaks_nothing_mixes_nothing_and_is_never_logged";

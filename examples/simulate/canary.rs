@@ -30,6 +30,10 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());
+        if entry.file_name() == "target" {
+            // What cargo-fuzz has built.
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &to)?;
         } else {

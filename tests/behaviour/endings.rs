@@ -12,8 +12,9 @@ use pool_manager::{
     Socket,
 };
 
+use crate::support::plain::Plain;
 use crate::support::{
-    PATIENCE, Plain, Rig, Seen, echo, pair, rig, shrink_buffers, unix_pair, write_behind,
+    PATIENCE, Rig, Seen, echo, pair, rig, shrink_buffers, unix_pair, write_behind,
 };
 
 const LONG: Duration = Duration::from_secs(600);

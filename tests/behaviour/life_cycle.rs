@@ -1019,7 +1019,7 @@ fn debug_of_what_users_hold_says_something_and_no_contents() {
     }
     let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
     assert!(format!("{:?}", Socket::from(one)).starts_with("Unix(fd "));
-    let boxed = Socket::boxed(crate::support::Plain(other));
+    let boxed = Socket::boxed(crate::support::plain::Plain(other));
     assert!(format!("{boxed:?}").starts_with("Boxed(fd "));
     assert_eq!(boxed.peer_addr(), None, "unless the transport knows better");
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use pool_manager::{CloseReason, Config, Conn, ConnId, Frame, Framing, Socket};
 
-use crate::support::{Plain, Rig, echo, pair, shrink_buffers, unix_pair};
+use crate::support::plain::Plain;
+use crate::support::{Rig, echo, pair, shrink_buffers, unix_pair};
 
 const SEED: &str = "POOL_MANAGER_SEED";
 const CASES: u64 = 30;

@@ -13,7 +13,8 @@ use pool_manager::{
     CloseReason, Config, Conn, Error, Framing, Handler, Manager, Overload, Socket, Turn,
 };
 
-use crate::support::{Plain, logged, pair, remember_log, unix_pair};
+use crate::support::plain::Plain;
+use crate::support::{logged, pair, remember_log, unix_pair};
 
 /// What the world is to do, and what it was asked.
 #[derive(Default)]

@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,12 +14,15 @@ use pool_manager::backend::Backend;
 use pool_manager::sim::{Faults, Sim, Stream};
 use pool_manager::{
     Cause, CloseReason, Config, Conn, Desk, End, Frame, Framing, Handler, Manager, Prefix, Socket,
-    Transport,
 };
 
 #[path = "reference.rs"]
 mod reference;
 
+#[path = "../support/plain.rs"]
+mod plain;
+
+use plain::Plain;
 use reference::{Cuts, Ending, Rules};
 
 /// Rounds in which no byte moves before one is lost, or the loop spins.
@@ -112,33 +114,6 @@ impl Client for Stream {
         let _ = self.shutdown_write();
     }
 }
-
-/// A transport that is nothing but a Unix stream.
-struct Plain(UnixStream);
-
-impl Read for Plain {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.read(into)
-    }
-}
-
-impl Write for Plain {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AsFd for Plain {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl Transport for Plain {}
 
 /// How many bytes an attempt moved; `None` if nothing ever will.
 fn moved(outcome: io::Result<usize>) -> Option<usize> {

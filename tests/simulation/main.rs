@@ -161,11 +161,13 @@ fn the_simulated_network_and_the_real_one_show_the_same() {
 }
 
 /// A manager in `sim` with one connection, whose peer has said something.
-fn spoken_to<F>(sim: &Sim, config: Config, answer: F, says: &[u8]) -> (Manager<F, Sim>, Stream)
-where
-    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
-{
-    let mut manager = Manager::with_backend(config, answer, sim.clone()).unwrap();
+fn spoken_to<H: Handler>(
+    sim: &Sim,
+    config: Config,
+    handler: H,
+    says: &[u8],
+) -> (Manager<H, Sim>, Stream) {
+    let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
     manager.start().unwrap();
     let (mut peer, ours) = sim.pair();
     manager.put(ours).unwrap();
@@ -201,15 +203,15 @@ fn answering(
     slow: Duration,
 ) -> (Sim, Manager<impl Handler<Session = ()>, Sim>, Stream) {
     let sim = Sim::new(1);
-    let clock = sim.clone();
-    let answer = move |conn: &mut Conn<'_>, body: &[u8]| {
-        clock.advance(slow);
-        conn.write_all(body)
-    };
+    let handler = Slow { sim: sim.clone(), greets: Duration::ZERO, answers: slow };
     let config = Config::new().framing(Framing::Drained).clients_deadline(deadline);
-    let (manager, peer) = spoken_to(&sim, config, answer, b"?");
+    let (manager, peer) = spoken_to(&sim, config, handler, b"?");
     assert_eq!(manager.stats().bytes_out, 1);
     (sim, manager, peer)
+}
+
+fn assert_punctual(closed: Duration, due: Duration) {
+    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
 }
 
 #[test]
@@ -234,8 +236,7 @@ fn who_is_answered_in_a_slow_turn_has_its_time_whatever_comes_between() {
     while manager.stats().closed_total() == 0 {
         manager.turn(None).unwrap();
     }
-    let (closed, due) = (sim.now(), answered + deadline);
-    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+    assert_punctual(sim.now(), answered + deadline);
 }
 
 #[test]
@@ -247,8 +248,7 @@ fn who_is_answered_in_a_slow_turn_has_its_time_though_others_follow() {
     while manager.stats().closed_total() == 0 {
         manager.turn(None).unwrap();
     }
-    let (closed, due) = (sim.now(), answered + deadline);
-    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+    assert_punctual(sim.now(), answered + deadline);
 }
 
 #[test]
@@ -265,8 +265,7 @@ fn who_is_greeted_slowly_outside_a_turn_has_its_time() {
     while manager.stats().live > 0 {
         manager.turn(None).unwrap();
     }
-    let closed = sim.now();
-    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+    assert_punctual(sim.now(), due);
 }
 
 #[test]
@@ -286,8 +285,7 @@ fn who_is_answered_slowly_by_a_stop_has_its_time_to_take_the_reply() {
     let began = sim.now();
     manager.stop().unwrap();
     assert_eq!(manager.stats().closed(CloseReason::WriteStalled), 1);
-    let (closed, due) = (sim.now(), began + slow + deadline);
-    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+    assert_punctual(sim.now(), began + slow + deadline);
 }
 
 #[test]

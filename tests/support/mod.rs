@@ -7,6 +7,8 @@
 // Each test binary uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod plain;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
@@ -266,33 +268,6 @@ pub(crate) fn unix_pair() -> (TcpStream, UnixStream) {
     let (client, ours) = UnixStream::pair().expect("pair");
     (TcpStream::from(std::os::fd::OwnedFd::from(client)), ours)
 }
-
-/// A transport that is nothing but a Unix stream.
-pub(crate) struct Plain(pub(crate) UnixStream);
-
-impl Read for Plain {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.read(into)
-    }
-}
-
-impl Write for Plain {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl std::os::fd::AsFd for Plain {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl pool_manager::Transport for Plain {}
 
 /// Closes a connection so that its peer sees a reset.
 pub(crate) fn reset(client: TcpStream) {

@@ -171,9 +171,9 @@ fn faults_of(call: &Call, clean: &Run) -> Vec<Fault> {
     faults
 }
 
-/// Whether a fault here is one that may come, and not at a mark. The standard library, built for debugging, looks at
-/// a descriptor before it closes it, and takes an error for a bug; and where `reactor_echo` says
-/// that it listens, a test has to read it.
+/// Whether a fault here is one that may come, and not at a mark. The standard library, built for
+/// debugging, looks at a descriptor before it closes it, and takes an error for a bug; and where
+/// `reactor_echo` says that it listens, a test has to read it.
 fn is_fair(line: &str) -> bool {
     !["F_GETFD", "write(1,", program::BEGIN].iter().any(|spared| line.contains(spared))
 }

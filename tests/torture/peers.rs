@@ -12,7 +12,8 @@ use pool_manager::{ConnId, ERROR_SERVER_BUSY, Handle, Socket};
 
 use crate::program::REPEATS;
 use crate::scene::{Errand, Scenario, Scene};
-use crate::support::{Plain, pair, unix_pair};
+use crate::support::plain::Plain;
+use crate::support::{pair, unix_pair};
 
 /// After so long without an answer a peer knocks: another connection comes and goes. A kernel that
 /// said there was nothing to accept when there was says so again only then.

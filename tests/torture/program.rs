@@ -87,6 +87,7 @@ struct Program {
 pub(crate) fn play(scene: Scene) {
     let scene = Arc::new(scene);
     thread::spawn(|| {
+        // The watchdog: nobody waits for it, and it is not reached unless something hangs.
         thread::sleep(LIMIT);
         println!("it hangs");
         process::exit(HANGS);

@@ -154,9 +154,8 @@ impl World {
 
     pub(super) fn marks(&self, marks: &mut Marks, turn: Turn) {
         let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
-        let busy_elsewhere = self.stage.sim.tally().accepted;
         marks.hit_if("a stale event", stats.stale_events > 0);
-        marks.hit_if("busy, by a listener", busy_elsewhere > 0 && stats.busy > 0);
+        marks.hit_if("busy, by a listener", self.refused > 0);
         marks.hit_if("a short write", tally.short_writes > 0);
         marks.hit_if("a short read", tally.short_reads > 0);
         marks.hit_if("a lingering close", stats.lingering > 0);

@@ -1,6 +1,7 @@
 //! Model: what ought to be true, told by peers and callbacks. It shares no code with the pool.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Debug;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
@@ -137,8 +138,8 @@ pub(crate) struct Model {
     pub(crate) trace: bool,
     pub(crate) digest: u64,
     opened: u64,
-    closed: BTreeMap<String, (CloseReason, u64)>,
-    requests: BTreeMap<String, (Cause, u64)>,
+    closed: HashMap<CloseReason, u64>,
+    requests: HashMap<Cause, u64>,
     totals: [u64; 4],
     turn_ids: Vec<u32>,
 }
@@ -168,8 +169,8 @@ impl Model {
             trace,
             digest: 0,
             opened: 0,
-            closed: BTreeMap::new(),
-            requests: BTreeMap::new(),
+            closed: HashMap::new(),
+            requests: HashMap::new(),
             totals: [0; 4],
             turn_ids: Vec::new(),
         }
@@ -212,6 +213,11 @@ impl Model {
     /// How many connections there have been.
     pub(crate) fn placed(&self) -> u64 {
         self.opened
+    }
+
+    /// How many there are.
+    fn live(&self) -> u64 {
+        self.opened - self.closed.values().sum::<u64>()
     }
 
     /// A socket was taken, which none may be once a stop has begun.
@@ -332,30 +338,30 @@ impl Model {
     /// The pool's counters are the model's.
     pub(crate) fn compare(&mut self, stats: &Stats, live: u64) {
         let mut wrong = Vec::new();
-        let mut must = |what: &str, told: u64, known: u64| {
+        let mut must = |what: &dyn Debug, told: u64, known: u64| {
             if told != known {
-                wrong.push(format!("{what}: {told} counted, {known} seen"));
+                wrong.push(format!("{what:?}: {told} counted, {known} seen"));
             }
         };
-        must("put", stats.put, self.opened);
-        must("peak", stats.peak, self.peak);
-        must("panics", stats.panics, self.panics + oracle::PANICS.get());
-        must("live", live, self.opened - self.closed.values().map(|seen| seen.1).sum::<u64>());
+        must(&"put", stats.put, self.opened);
+        must(&"peak", stats.peak, self.peak);
+        must(&"panics", stats.panics, self.panics + oracle::PANICS.get());
+        must(&"live", live, self.live());
         let mut io = 0;
-        for (reason, count) in self.closed.values() {
+        for (reason, count) in &self.closed {
             match reason {
                 CloseReason::Io(_) => io += count,
-                reason => must(&format!("{reason:?}"), stats.closed(*reason), *count),
+                reason => must(reason, stats.closed(*reason), *count),
             }
         }
-        must("Io", stats.closed(CloseReason::Io(std::io::ErrorKind::Other)), io);
-        for (cause, count) in self.requests.values() {
-            must(&format!("{cause:?}"), stats.requests(*cause), *count);
+        must(&"Io", stats.closed(CloseReason::Io(std::io::ErrorKind::Other)), io);
+        for (cause, count) in &self.requests {
+            must(cause, stats.requests(*cause), *count);
         }
         if live == 0 {
             let told = [stats.bytes_in, stats.bytes_out, stats.bytes_dropped, stats.bytes_unsent];
             for (told, known) in told.into_iter().zip(self.totals) {
-                must("bytes", told, known);
+                must(&"bytes", told, known);
             }
         }
         let timed = [CloseReason::Expired, CloseReason::WriteStalled];

@@ -30,19 +30,21 @@ pub(super) fn early(
     let tick = Duration::from_millis(1);
     let news = look.moved > account.seen_moved;
     let moved = if news { look.moved.min(began).saturating_sub(tick) } else { account.moved.0 };
-    configs.iter().all(|config| {
-        let total = config.request_deadline;
-        let in_time = total.is_zero() || now < account.called.1.max(account.quiet) + total;
-        now < moved + idle(account, config) && in_time
-    })
+    configs
+        .iter()
+        .all(|config| now < moved + idle(account, config) && is_in_time(account, config, now))
 }
 
 /// Whether it has said something that was not heard, and only silence can be held against it.
 pub(super) fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) -> bool {
-    let total = |config: &Config| {
-        config.request_deadline.is_zero() || now < account.called.1 + config.request_deadline
-    };
-    (look.unread > 0 || look.ended) && configs.iter().all(total)
+    let spoke = look.unread > 0 || look.ended;
+    spoke && configs.iter().all(|config| is_in_time(account, config, now))
+}
+
+/// Whether the total deadline cannot have passed.
+fn is_in_time(account: &Account, config: &Config, now: Duration) -> bool {
+    let total = config.request_deadline;
+    total.is_zero() || now < account.called.1.max(account.quiet) + total
 }
 
 impl Account {
@@ -160,7 +162,8 @@ impl Account {
         progress: bool,
     ) {
         let in_turn = |time: Duration| time >= turn.began;
-        // The pool counts in milliseconds, rounded up: a slow turn that begins at the very one is credited.
+        // The pool counts in milliseconds, rounded up: a slow turn that begins at the very one is
+        // credited.
         let latest =
             |time: Duration| if ticks(time) >= ticks(turn.began) { turn.ended } else { time };
         // What happens in a turn counts from just before its end.

@@ -14,8 +14,7 @@ impl Model {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
-        let closed: u64 = self.closed.values().map(|seen| seen.1).sum();
-        self.peak = self.peak.max(self.opened - closed);
+        self.peak = self.peak.max(self.live());
         let account = self.accounts.entry(number).or_default();
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
@@ -44,7 +43,7 @@ impl Model {
     ) {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} {cause:?}: {body:?}"), number, 2 | (body.len() as u64) << 8);
-        self.requests.entry(format!("{cause:?}")).or_insert((cause, 0)).1 += 1;
+        *self.requests.entry(cause).or_default() += 1;
         let Some(look) = sim.look(id) else {
             return self.complain(format!("{id}: served though not registered"));
         };
@@ -286,7 +285,7 @@ impl Model {
     /// A connection has ended: once, and with totals that add up.
     pub(crate) fn closed(&mut self, end: &End, sim: &Sim) {
         let (now, began) = (sim.now(), sim.tally().waited);
-        self.closed.entry(format!("{:?}", end.reason)).or_insert((end.reason, 0)).1 += 1;
+        *self.closed.entry(end.reason).or_default() += 1;
         let values = [end.bytes_in, end.bytes_out, end.bytes_dropped, end.bytes_unsent];
         for (total, value) in self.totals.iter_mut().zip(values) {
             *total += value;
