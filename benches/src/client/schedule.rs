@@ -126,6 +126,7 @@ impl Schedule {
     }
 }
 
+#[expect(clippy::cast_sign_loss, reason = "neither times nor the gap are negative")]
 impl Open {
     /// The number of a connection's request.
     fn number(&self, connection: usize, given: u64) -> u64 {
