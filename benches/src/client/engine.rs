@@ -43,7 +43,9 @@ pub(super) struct Engine<'a> {
     /// Connections begun, ever.
     begun: usize,
     next_tick: Nanos,
-    /// The most that this client was behind the schedule by its own fault.
+    /// When it next has something to do whether or not anything happens.
+    wake: Nanos,
+    /// The most that it was too late for that.
     late: Nanos,
 }
 
@@ -67,6 +69,7 @@ impl<'a> Engine<'a> {
             refused: VecDeque::new(),
             begun: 0,
             next_tick: 0,
+            wake: Nanos::MAX,
             late: 0,
         })
     }
@@ -118,22 +121,35 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Gives out what became due in an open loop; says how long until something is due again.
+    /// Gives out what became due in an open loop; says how long until more will be.
     fn arrivals(&mut self) -> io::Result<Option<Duration>> {
         let now = self.now();
         let Some(schedule) = &mut self.schedule else { return Ok(None) };
-        let due = schedule.arrivals(now);
-        if let Some(first) = schedule.due(due.start).filter(|_| !due.is_empty()) {
-            self.late = self.late.max(now.saturating_sub(first));
+        let arrived = schedule.arrivals(now);
+        self.late = self.late.max(now.saturating_sub(self.wake));
+        self.wake = Nanos::MAX;
+        // Each connection at most once: it takes all that is due for it.
+        for k in arrived.take(self.connections.len()) {
+            self.change((k % self.connections.len() as u64) as usize, Self::proceed)?;
         }
-        let connections = self.connections.len() as u64;
-        // Each at most once: it takes all that is due for it.
-        for k in due.take(self.connections.len()) {
-            self.change((k % connections) as usize, Self::proceed)?;
-        }
-        let now = self.now();
-        let next = self.schedule.as_ref().and_then(Schedule::next_due);
-        Ok(next.map(|due| Duration::from_nanos(due.saturating_sub(now))))
+        let Some(next) = self.schedule.as_ref().and_then(|schedule| self.next_due(schedule)) else {
+            return Ok(None);
+        };
+        self.wake = next;
+        Ok(Some(Duration::from_nanos(next.saturating_sub(self.now()))))
+    }
+
+    /// When a request is due that can be sent then. What is due on connections that have no room
+    /// waits for their replies, not for its time.
+    fn next_due(&self, schedule: &Schedule) -> Option<Nanos> {
+        let next = schedule.next()?;
+        let count = self.connections.len() as u64;
+        let has_room = |k: &u64| {
+            let connection = &self.connections[(*k % count) as usize];
+            connection.stage != Stage::Failed && schedule.room(connection.in_flight()) > 0
+        };
+        let first = (next..next + count).find(has_room).and_then(|k| schedule.due(k));
+        Some(first.unwrap_or(Nanos::MAX).min(schedule.until))
     }
 
     /// Lets every server say its last words: what nobody asked for shows here.

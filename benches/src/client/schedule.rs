@@ -104,10 +104,10 @@ impl Schedule {
         }
     }
 
-    /// When the next request of an open loop is due; `None` if there is no more to wait for.
-    pub(super) fn next_due(&self) -> Option<Nanos> {
+    /// The first request of an open loop whose time has not come.
+    pub(super) fn next(&self) -> Option<u64> {
         match &self.kind {
-            Kind::Open(open) => self.due(open.next),
+            Kind::Open(open) => Some(open.next).filter(|next| *next < open.total),
             Kind::Closed(_) => None,
         }
     }
@@ -153,4 +153,99 @@ impl Open {
 
 pub(super) fn nanos(time: Duration) -> Nanos {
     Nanos::try_from(time.as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Target;
+
+    const MILLI: Nanos = 1_000_000;
+
+    fn load(pace: Pace, length: Length) -> Load {
+        let load = Load::new(Target::Unix("nowhere".into()));
+        Load { connections: 3, depth: 2, pace, length, ..load }
+    }
+
+    #[test]
+    fn an_open_loop_is_on_schedule_whatever_the_replies_do() {
+        let load = load(Pace::Open(1_000.0), Length::Requests(10));
+        let mut schedule = Schedule::new(&load, 5 * MILLI);
+        assert_eq!(schedule.take(1, 0, 6 * MILLI - 1), None);
+        // Request 1 is the first of connection 1, request 4 the second, 7 the third.
+        let late = 60 * MILLI;
+        assert_eq!(schedule.take(1, 0, late), Some(6 * MILLI));
+        assert_eq!(schedule.take(1, 1, late), Some(9 * MILLI));
+        assert_eq!(schedule.take(1, 2, late), Some(12 * MILLI));
+        assert_eq!(schedule.take(1, 3, late), None, "there are ten in all");
+        assert_eq!(schedule.take(0, 3, late), Some(14 * MILLI));
+    }
+
+    #[test]
+    fn each_request_of_an_open_loop_arrives_once() {
+        let load = load(Pace::Open(1_000.0), Length::Time(Duration::from_millis(10)));
+        let mut schedule = Schedule::new(&load, 0);
+        assert_eq!(schedule.arrivals(0), 0..1);
+        assert_eq!(schedule.arrivals(0), 1..1);
+        assert_eq!(schedule.next(), Some(1));
+        assert_eq!(schedule.arrivals(MILLI - 1), 1..1);
+        assert_eq!(schedule.arrivals(3 * MILLI), 1..4);
+        assert_eq!(schedule.arrivals(99 * MILLI), 4..10);
+        assert_eq!((schedule.next(), schedule.arrivals(100 * MILLI)), (None, 10..10));
+    }
+
+    #[test]
+    fn what_an_open_loop_could_not_send_in_time_is_left_and_waited_till_the_end() {
+        let load = load(Pace::Open(1_000.0), Length::Time(Duration::from_millis(10)));
+        let mut schedule = Schedule::new(&load, 0);
+        schedule.arrivals(10 * MILLI);
+        assert_eq!(schedule.take(0, 1, 10 * MILLI), Some(3 * MILLI), "once more at the end");
+        schedule.arrivals(10 * MILLI);
+        assert_eq!(schedule.take(0, 2, 10 * MILLI), None, "but then it is over");
+        // Connection 0 has requests 0, 3, 6 and 9.
+        assert_eq!(schedule.left(0, 2), 2..4);
+        assert_eq!((schedule.waited(0, 2), schedule.waited(0, 3)), (4 * MILLI, MILLI));
+        assert!(schedule.left(0, 4).is_empty() && schedule.left(2, 3).is_empty());
+    }
+
+    #[test]
+    fn a_warm_up_comes_before_what_is_measured() {
+        let warm =
+            |pace| Load { warmup: Duration::from_millis(10), ..load(pace, Length::Requests(2)) };
+        let mut open = Schedule::new(&warm(Pace::Open(1_000.0)), 0);
+        assert_eq!((open.measured_from, open.arrivals(99 * MILLI)), (10 * MILLI, 0..12));
+        let mut closed = Schedule::new(&warm(Pace::Closed), 0);
+        let due: Vec<_> = (0..6).map(|i| closed.take(0, i, (7 + i) * MILLI)).collect();
+        let sent = [7, 8, 9, 10, 11].map(|time| Some(time * MILLI));
+        assert_eq!((&due[..5], due[5]), (&sent[..], None), "two of the five are measured");
+    }
+
+    #[test]
+    fn a_closed_loop_sends_a_batch_when_the_last_one_is_answered() {
+        let load = load(Pace::Closed, Length::Time(Duration::from_millis(10)));
+        let mut schedule = Schedule::new(&load, 0);
+        assert_eq!([0, 1, 2].map(|in_flight| schedule.room(in_flight)), [2, 0, 0]);
+        assert_eq!(schedule.take(0, 0, 10 * MILLI - 1), Some(10 * MILLI - 1));
+        assert_eq!(schedule.take(0, 1, 10 * MILLI), None);
+        let open = Schedule::new(&Load { pace: Pace::Open(1.0), ..load }, 0);
+        assert_eq!([0, 1, 2].map(|in_flight| open.room(in_flight)), [2, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_due_before_a_time_is_counted_exactly_at_any_rate() {
+        for rate in [0.001, 3.0, 999.9, 1e6, 1e8] {
+            let open = Open {
+                start: 7,
+                gap: 1e9 / rate,
+                connections: 1,
+                total: 0,
+                next: 0,
+                stopped: false,
+            };
+            for k in [0, 1, 2, 1_000, 123_457] {
+                let due = open.due(k);
+                assert!(open.due_before(due) <= k && open.due_before(due + 1) > k, "{rate} {k}");
+            }
+        }
+    }
 }

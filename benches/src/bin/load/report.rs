@@ -16,19 +16,18 @@ pub(super) fn text(load: &Load, outcome: &Outcome) -> String {
     let requests = HumanCount(outcome.requests);
     let rate = human::amount(outcome.requests as f64 / seconds);
     let bytes = human::amount(outcome.bytes as f64 / seconds);
-    let mut text = format!("{}: {}\n\n", target(load), self::load(load));
+    let mut text = format!("{}: {}\n", target(load), self::load(load));
     let mut row = |name: &str, value: &str| {
-        writeln!(text, "{name:>10}  {value}").expect("a string takes everything");
+        write!(text, "\n{name:>10}  {value}").expect("a string takes everything");
     };
     row("requests", &format!("{requests} in {}", human::time(seconds * 1e9)));
-    row("throughput", &format!("{rate} requests/s, {} each way", bytes_a_second(&bytes)));
-    row("", "");
+    row("throughput", &format!("{rate} requests/s, {} each way\n", bytes_a_second(&bytes)));
     for (name, quantile) in PERCENTILES {
         row(name, &human::time(outcome.latency.value_at_quantile(quantile) as f64));
     }
     row("max", &human::time(outcome.latency.max() as f64));
     row("mean", &human::time(outcome.latency.mean()));
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>().trim_end().into()
+    text
 }
 
 /// Which load it was, in one line.

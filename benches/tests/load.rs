@@ -1,0 +1,276 @@
+//! The load generator as people run it, against a server that is right and against some that are
+//! not: none of those gets away with it.
+
+mod servers;
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use self::servers::{Echo, lines, serve};
+
+const LOAD: &str = env!("CARGO_BIN_EXE_load");
+
+fn load(addr: impl Display, options: &str) -> Output {
+    Command::new(LOAD).arg(format!("{addr}")).args(options.split_whitespace()).output().unwrap()
+}
+
+/// A path of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
+}
+
+#[track_caller]
+fn right(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// It ended with code 1, and one of the lines on stderr says why.
+#[track_caller]
+fn wrong(output: &Output, says: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.lines().all(|line| line.starts_with("load: ")), "{errors}");
+    assert!(errors.lines().any(|line| line.contains(says)), "{errors}");
+}
+
+#[test]
+fn a_right_server_has_a_table_and_nothing_on_stderr() {
+    let echo = Echo::new();
+    let output = load(echo.addr, "--requests 3000 --connections 5 --depth 4 --size 100");
+    let table = right(&output);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(table.contains("requests  3,000 in"), "{table}");
+    for row in ["throughput", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean"] {
+        let named = |line: &str| line.trim_start().starts_with(row);
+        assert!(table.lines().any(named), "{row}: {table}");
+    }
+}
+
+#[test]
+fn any_size_and_depth_comes_back_right() {
+    let echo = Echo::new();
+    for shape in ["--size 1 --depth 100", "--size 2", "--size 1000000 --depth 3", "--size 5121"] {
+        let table = right(&load(echo.addr, &format!("{shape} --requests 60 --connections 3")));
+        assert!(table.contains("requests  60 in"), "{shape}: {table}");
+    }
+}
+
+#[test]
+fn a_server_of_lines_is_as_good() {
+    let addr = lines(|_, line| Some(line));
+    right(&load(addr, "--requests 500 --connections 3 --depth 7 --size 30"));
+}
+
+#[test]
+fn unix_sockets_are_loaded_in_every_way() {
+    let path = scratch("unix");
+    let _echo = Echo::on(&path);
+    let addr = format!("unix:{}", path.display());
+    right(&load(&addr, "--requests 2000 --connections 300"));
+    right(&load(path.display(), "--requests 1000 --connections 9 --churn"));
+    right(&load(&addr, "--duration 0.3 --rate 2000 --connections 9"));
+}
+
+#[test]
+fn more_connections_than_a_backlog_holds_are_made_in_time() {
+    let echo = Echo::new();
+    let table = right(&load(echo.addr, "--connections 400 --requests 4000 --timeout 20"));
+    assert!(table.contains("400 connections") && table.contains("4,000 in"), "{table}");
+}
+
+#[test]
+fn an_open_loop_sends_what_is_due_and_no_more() {
+    let echo = Echo::new();
+    let table = right(&load(echo.addr, "--rate 2000 --duration 0.5 --warmup 0.1"));
+    assert!(table.contains("requests  1,000 in"), "{table}");
+}
+
+#[test]
+fn churn_makes_a_connection_for_each_request() {
+    let made = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&made);
+    let addr = serve(move |mut stream| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let mut reader = stream.try_clone().unwrap();
+        let _ = io::copy(&mut reader, &mut stream);
+    });
+    let table = right(&load(addr, "--churn --requests 300 --connections 8"));
+    assert!(table.contains("requests  300 in"), "{table}");
+    assert_eq!(made.load(Ordering::Relaxed), 300);
+}
+
+#[test]
+fn a_flipped_bit_is_found() {
+    let flipping = lines(|number, mut line| {
+        line[7] ^= u8::from(number == 9);
+        Some(line)
+    });
+    let output = load(flipping, "--connections 1 --requests 20");
+    wrong(&output, "wrong replies: 1; the first: byte 7 of reply 9 on connection 0");
+}
+
+#[test]
+fn a_reply_that_is_dropped_is_missed() {
+    let dropping = lines(|number, line| Some(if number == 9 { Vec::new() } else { line }));
+    let output = load(dropping, "--connections 1 --requests 20 --timeout 0.3");
+    wrong(&output, "missing replies: 1");
+    wrong(&output, "failed connections: 1: not a byte moved within --timeout");
+    let deep = load(dropping, "--connections 1 --requests 20 --depth 20 --timeout 0.3");
+    wrong(&deep, "wrong replies: 1; the first: byte 0 of reply 9 on connection 0");
+}
+
+#[test]
+fn a_reply_that_comes_twice_is_found_even_if_it_is_the_last() {
+    for twice in [9, 20] {
+        let doubling =
+            lines(move |number, line| Some(line.repeat(if number == twice { 2 } else { 1 })));
+        wrong(&load(doubling, "--connections 1 --requests 20"), "wrong replies: 1");
+    }
+    let churning = lines(|_, line| Some(line.repeat(2)));
+    wrong(&load(churning, "--connections 1 --requests 5 --churn"), "bytes more than");
+}
+
+#[test]
+fn replies_in_another_order_are_found() {
+    let swapping = serve(|mut stream| {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).split(b'\n');
+        let Some(Ok(alone)) = lines.next() else { return };
+        let mut replies = [&alone[..], b"\n"].concat();
+        while stream.write_all(&replies).is_ok() {
+            let (Some(Ok(one)), Some(Ok(two))) = (lines.next(), lines.next()) else { return };
+            replies = [&two[..], b"\n", &one[..], b"\n"].concat();
+        }
+    });
+    let output = load(swapping, "--connections 1 --requests 20 --depth 2");
+    wrong(&output, "byte 0 of reply 1 on connection 0");
+}
+
+#[test]
+fn bytes_that_are_shifted_are_found() {
+    let shifting = lines(|number, mut line| {
+        line.rotate_left(usize::from(number == 9));
+        Some(line)
+    });
+    wrong(&load(shifting, "--connections 1 --requests 20"), "byte 0 of reply 9");
+}
+
+#[test]
+fn a_server_that_gives_one_the_reply_of_another_is_found() {
+    let last = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mixing = lines(move |number, line| {
+        let mut last = last.lock().unwrap();
+        let other = std::mem::replace(&mut *last, line.clone());
+        Some(if number == 5 { other } else { line })
+    });
+    wrong(&load(mixing, "--connections 2 --requests 40"), "wrong replies");
+}
+
+#[test]
+fn a_server_that_closes_early_is_found() {
+    let closing = lines(|number, line| (number < 9).then_some(line));
+    let output = load(closing, "--connections 2 --requests 100");
+    wrong(&output, "failed connections: 2: ");
+    wrong(&output, "missing replies: 2");
+    let at_once = lines(|_, _| None);
+    assert_eq!(load(at_once, "--connections 2").status.code(), Some(1));
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let silent = lines(|_, _| Some(Vec::new()));
+    wrong(&load(silent, "--timeout 0.2"), "not a byte moved within --timeout");
+}
+
+#[test]
+fn nobody_there_is_one_line() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = load(free, "");
+    wrong(&output, "efused");
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+    wrong(&load("unix:/nowhere/at/all", ""), "/nowhere/at/all: ");
+}
+
+#[test]
+fn bad_usage_is_one_line_and_code_2() {
+    let output = load("127.0.0.1:1", "--rate fast");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), errors.lines().count()), (Some(2), 1), "{errors}");
+    assert!(errors.contains("fast") && errors.contains("--help"), "{errors}");
+    let help = load("--help", "");
+    assert!(right(&help).contains("Usage: load ADDR"));
+}
+
+#[test]
+fn too_few_descriptors_are_said_so() {
+    let echo = Echo::new();
+    let command = format!("ulimit -n 40; exec {LOAD} {} --connections 100", echo.addr);
+    let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+    wrong(&output, "no descriptors left after");
+}
+
+#[test]
+fn a_plot_is_drawn_or_it_is_said_why_not() {
+    let echo = Echo::new();
+    let path = scratch("plot.svg");
+    right(&load(echo.addr, &format!("--requests 500 --svg {}", path.display())));
+    let svg = fs::read_to_string(&path).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("<polyline"), "{svg}");
+    fs::remove_file(path).unwrap();
+    wrong(&load(echo.addr, "--requests 5 --svg /nowhere/at/all.svg"), "/nowhere/at/all.svg");
+}
+
+/// An echo server that sleeps once for 300 ms, after it has echoed a while.
+fn stalling() -> Echo {
+    let mut requests = 0;
+    Echo::with(None, move |conn, body| {
+        requests += 1;
+        if requests == 500 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        conn.write_all(body)
+    })
+}
+
+mod stall {
+    use super::*;
+    use bench::client::{Length, Load, Outcome, Pace, Target, run};
+
+    fn millis(outcome: &Outcome, quantile: f64) -> u64 {
+        outcome.latency.value_at_quantile(quantile) / 1_000_000
+    }
+
+    fn through_a_stall(pace: Pace) -> Outcome {
+        let echo = stalling();
+        let mut load = Load::new(Target::Tcp(echo.addr));
+        (load.connections, load.pace, load.length) = (4, pace, Length::Requests(2_000));
+        let outcome = run(&load, &mut |_| ()).unwrap();
+        assert!(outcome.is_right() && outcome.requests == 2_000, "{outcome:?}");
+        outcome
+    }
+
+    #[test]
+    fn an_open_loop_shows_a_stall_to_all_who_would_have_waited() {
+        // 600 of the 2,000 requests are due while the server sleeps: the slowest 30 % waited for
+        // up to 300 ms, evenly.
+        let outcome = through_a_stall(Pace::Open(2_000.0));
+        assert!(outcome.latency.max() >= 290_000_000, "{outcome:?}");
+        assert!(millis(&outcome, 0.99) >= 270, "{}", millis(&outcome, 0.99));
+        assert!(millis(&outcome, 0.90) >= 180, "{}", millis(&outcome, 0.90));
+        assert!(millis(&outcome, 0.75) >= 30, "{}", millis(&outcome, 0.75));
+    }
+
+    #[test]
+    fn a_closed_loop_shows_it_to_one_request_a_connection() {
+        let outcome = through_a_stall(Pace::Closed);
+        assert!(outcome.latency.max() >= 290_000_000, "{outcome:?}");
+        assert!(millis(&outcome, 0.99) < 270, "{}", millis(&outcome, 0.99));
+    }
+}
