@@ -274,3 +274,27 @@ mod stall {
         assert!(millis(&outcome, 0.99) < 270, "{}", millis(&outcome, 0.99));
     }
 }
+
+mod cost {
+    use super::*;
+    use bench::client::{Length, Load, Pace, Target, run};
+
+    fn allocations(load: &Load, requests: u64) -> u64 {
+        let load = Load { length: Length::Requests(requests), ..load.clone() };
+        let counted = allocation_counter::measure(|| {
+            assert_eq!(run(&load, &mut |_| ()).unwrap().requests, requests);
+        });
+        counted.count_total
+    }
+
+    #[test]
+    fn a_request_allocates_nothing() {
+        let echo = Echo::new();
+        let closed = Load { connections: 8, depth: 4, ..Load::new(Target::Tcp(echo.addr)) };
+        let open = Load { pace: Pace::Open(20_000.0), ..closed.clone() };
+        for load in [closed, open] {
+            let (few, many) = (allocations(&load, 100), allocations(&load, 5_000));
+            assert!(few > 0 && many <= few, "{few} {many} {load:?}");
+        }
+    }
+}

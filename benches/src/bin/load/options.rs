@@ -31,7 +31,8 @@ Usage: load ADDR [OPTIONS]
 
 In an open loop latency counts from when a request was due, whether or not it could be sent then,
 so a server that stalls shows it. In a closed loop it counts from when a batch of --depth requests
-is sent, with --churn from when the connection is begun.
+is sent, with --churn from when the connection is begun. An open loop does not sleep when the next
+request is due within a millisecond: give it a core of its own.
 
 Requests are lines of text, no two alike, so a server may echo bytes or lines. Except with --churn,
 each connection says one request before the run; it is checked but not measured.
