@@ -278,7 +278,10 @@ impl<'a> Engine<'a> {
                 connection.stream = Some(stream);
                 connection.stage = Stage::Open;
             }
-            Err(error) if not_now(&error) => self.refused.push_back(i),
+            Err(error) if would_block(&error) => self.refused.push_back(i),
+            Err(error) if self.shared.tally.answered > 0 && is_out_of_ports(&error) => {
+                self.refused.push_back(i);
+            }
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -338,6 +341,10 @@ impl<'a> Engine<'a> {
     fn outcome(self, schedule: Option<&Schedule>) -> Outcome {
         let mut tally = self.shared.tally;
         let requests = tally.latency.len();
+        let mut end = tally.last_reply;
+        if let Some(schedule) = schedule.filter(|all| self.failed == 0 && all.until < Nanos::MAX) {
+            end = end.max(schedule.until);
+        }
         let mut unsent = 0;
         for (i, connection) in self.connections.iter().enumerate() {
             let Some(schedule) = schedule else { break };
@@ -352,7 +359,7 @@ impl<'a> Engine<'a> {
         Outcome {
             requests,
             bytes: requests * self.shared.content.size as u64,
-            elapsed: Duration::from_nanos(tally.last_reply.saturating_sub(tally.measured_from)),
+            elapsed: Duration::from_nanos(end.saturating_sub(tally.measured_from)),
             latency: tally.latency,
             wrong: tally.wrong,
             first_wrong: tally.first_wrong,
@@ -368,10 +375,9 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A full backlog, or ports that still rest: will pass.
-fn not_now(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable];
-    would_block(error) || kinds.contains(&error.kind())
+/// Will pass, when ports have rested.
+fn is_out_of_ports(error: &io::Error) -> bool {
+    [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable].contains(&error.kind())
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use bench::client::{self, Load, Outcome, Target};
+use bench::client::{self, Load, Outcome};
 use bench::plot::{self, Series};
 
 use self::live::Live;
@@ -47,7 +47,7 @@ fn load(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Loads the first address of a name that somebody listens on.
+/// Loads the first address of a name that somebody answers on.
 fn run_first(options: &Options) -> Result<(Load, Outcome), String> {
     let mut failure = String::new();
     for target in options::targets(&options.addr)? {
@@ -58,11 +58,7 @@ fn run_first(options: &Options) -> Result<(Load, Outcome), String> {
         match outcome {
             Ok(outcome) => return Ok((load, outcome)),
             Err(error) => {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
                 failure = format!("{}: {}", report::target(&load), report::first_error(&error));
-                if !refused || matches!(load.target, Target::Unix(_)) {
-                    break;
-                }
             }
         }
     }
