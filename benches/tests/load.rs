@@ -6,13 +6,16 @@ mod servers;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use self::servers::{Echo, lines, serve};
 
@@ -79,6 +82,22 @@ fn unix_sockets_are_loaded_in_every_way() {
     right(&load(&addr, "--requests 2000 --connections 300"));
     right(&load(path.display(), "--requests 1000 --connections 9 --churn"));
     right(&load(&addr, "--duration 0.3 --rate 2000 --connections 9"));
+}
+
+#[test]
+fn unix_connections_that_find_the_backlog_full_try_again() {
+    let path = scratch("full");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(2).unwrap();
+    let listener = UnixListener::from(socket);
+    thread::spawn(move || {
+        for stream in listener.incoming().map(Result::unwrap) {
+            thread::spawn(move || io::copy(&mut stream.try_clone().unwrap(), &mut &stream));
+        }
+    });
+    right(&load(path.display(), "--connections 100 --requests 400 --timeout 20"));
+    fs::remove_file(path).unwrap();
 }
 
 #[test]
@@ -216,6 +235,21 @@ fn a_server_that_closes_early_is_found() {
 }
 
 #[test]
+fn a_server_that_resets_is_found() {
+    let resetting = serve(|mut stream| {
+        let mut request = [0; 64];
+        while stream.read_exact(&mut request).is_ok() && stream.write_all(&request).is_ok() {
+            // To close with input unread is a reset.
+            if stream.peek(&mut request).is_ok_and(|held| held > 0) {
+                return;
+            }
+        }
+    });
+    let output = load(resetting, "--connections 2 --requests 20");
+    wrong(&output, "failed connections: 2: connection reset");
+}
+
+#[test]
 fn a_server_that_never_answers_is_given_up() {
     let silent = lines(|_, _| Some(Vec::new()));
     wrong(&load(silent, "--timeout 1"), "not a byte moved within --timeout");
@@ -304,6 +338,40 @@ mod stall {
         let outcome = through_a_stall(Pace::Closed);
         assert!(outcome.latency.max() >= 290_000_000, "{outcome:?}");
         assert!(millis(&outcome, 0.99) < 270, "{}", millis(&outcome, 0.99));
+    }
+}
+
+mod accounts {
+    use super::*;
+    use bench::client::{Length, Load, Pace, Target, run};
+
+    #[test]
+    fn what_an_overloaded_server_left_unsent_is_among_the_latencies() {
+        let echo = Echo::with(None, |conn, body| {
+            thread::sleep(Duration::from_millis(1));
+            conn.write_all(body)
+        });
+        let mut load = Load::new(Target::Tcp(echo.addr));
+        load.connections = 3;
+        (load.pace, load.length) =
+            (Pace::Open(100_000.0), Length::Time(Duration::from_millis(200)));
+        let outcome = run(&load, &mut |_| ()).unwrap();
+        assert!(outcome.is_right() && outcome.requests > 0 && outcome.unsent > 0, "{outcome:?}");
+        assert_eq!(outcome.requests + outcome.unsent, 20_000);
+        assert_eq!(outcome.latency.len(), 20_000);
+        // Hardly one was answered: they waited from when they were due to the end, evenly.
+        let median = outcome.latency.value_at_quantile(0.5) / 1_000_000;
+        assert!((90..=120).contains(&median), "{median}");
+    }
+
+    #[test]
+    fn what_a_failed_connection_would_have_sent_is_missing() {
+        let closing = lines(|number, line| (number < 9).then_some(line));
+        let mut load = Load::new(Target::Tcp(closing));
+        (load.pace, load.length) = (Pace::Open(1_000.0), Length::Requests(100));
+        let outcome = run(&load, &mut |_| ()).unwrap();
+        assert_eq!((outcome.requests, outcome.missing, outcome.unsent), (8, 92, 0));
+        assert!(!outcome.is_right());
     }
 }
 
