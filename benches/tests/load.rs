@@ -69,6 +69,14 @@ fn any_size_and_depth_comes_back_right() {
 }
 
 #[test]
+fn replies_may_come_before_their_requests_were_sent_as_a_whole() {
+    let echo = Echo::new();
+    // More than all buffers on the way hold.
+    let table = right(&load(echo.addr, "--size 20000000 --depth 2 --requests 4 --connections 1"));
+    assert!(table.contains("requests  4 in"), "{table}");
+}
+
+#[test]
 fn a_server_of_lines_is_as_good() {
     let addr = lines(|_, line| Some(line));
     right(&load(addr, "--requests 500 --connections 3 --depth 7 --size 30"));
