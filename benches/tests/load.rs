@@ -153,6 +153,17 @@ fn churn_makes_a_connection_for_each_request_and_takes_ports_of_many_addresses()
 }
 
 #[test]
+fn churn_is_content_with_a_server_that_closes_after_its_reply() {
+    let closing = serve(|mut stream| {
+        let mut request = [0; 64];
+        if stream.read_exact(&mut request).is_ok() {
+            let _ = stream.write_all(&request);
+        }
+    });
+    right(&load(closing, "--churn --requests 300 --connections 8"));
+}
+
+#[test]
 fn a_flipped_bit_is_found() {
     let flipping = lines(|number, mut line| {
         line[7] ^= u8::from(number == 9);
@@ -370,6 +381,21 @@ mod accounts {
         // Hardly one was answered: they waited from when they were due to the end, evenly.
         let median = outcome.latency.value_at_quantile(0.5) / 1_000_000;
         assert!((90..=120).contains(&median), "{median}");
+    }
+
+    #[test]
+    fn progress_is_told_from_nothing_to_all() {
+        let echo = Echo::new();
+        let mut load = Load::new(Target::Tcp(echo.addr));
+        (load.connections, load.length) = (5, Length::Time(Duration::from_millis(600)));
+        let mut told = Vec::new();
+        let outcome = run(&load, &mut |progress| told.push(progress)).unwrap();
+        assert_eq!(outcome.bytes, outcome.requests * 64);
+        assert!(outcome.elapsed >= Duration::from_millis(600), "{outcome:?}");
+        assert!(told.is_sorted_by_key(|moment| (moment.elapsed, moment.requests)), "{told:?}");
+        let middle = told.iter().find(|moment| moment.done > 0.2 && moment.done < 0.9).unwrap();
+        let part = middle.elapsed.as_secs_f64() / 0.6;
+        assert!((middle.done - part).abs() < 0.01 && middle.connections == 5, "{middle:?}");
     }
 
     #[test]
