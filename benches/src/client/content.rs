@@ -1,0 +1,199 @@
+//! Content: what the requests say. Pure; knows no sockets.
+//!
+//! A request is a stamp that no other request of the run has, characters from a place of a random
+//! table that depends on the stamp, and a newline, the only one. So a reply that is another's, comes
+//! twice, is shifted or has one byte wrong differs from what is expected; where a request is shorter
+//! than the stamp, it does so with a high probability.
+
+/// Bytes of a stamp: 64 bits, six to a character.
+const STAMP: usize = 11;
+
+/// A prime, so that blocks of a round size are not the same at two places of a long request.
+const TABLE: usize = 65_521;
+
+const CHARACTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
+
+/// The bytes of all requests of a run.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// Of one request, of its newline too. Invariant: at least 1.
+    pub(super) size: usize,
+    table: Vec<u8>,
+}
+
+/// Where the bytes of one request are.
+struct Request {
+    stamp: [u8; STAMP],
+    /// In the table.
+    start: usize,
+}
+
+impl Content {
+    pub(super) fn new(size: usize) -> Self {
+        let table = (0..TABLE as u64).map(|i| CHARACTERS[(mix(!i) >> 58) as usize]).collect();
+        Self { size: size.max(1), table }
+    }
+
+    /// Writes what `connection` says from byte `offset` of its request `number` on, and on into the
+    /// requests after it, until `into` is full.
+    pub(super) fn fill(&self, connection: usize, number: u64, offset: usize, into: &mut [u8]) {
+        let mut filled = 0;
+        self.pieces(connection, number, offset, into.len(), |piece| {
+            into[filled..filled + piece.len()].copy_from_slice(piece);
+            filled += piece.len();
+            true
+        });
+    }
+
+    /// Where `bytes` first differ from what [`Content::fill`] would have written.
+    pub(super) fn differs(
+        &self,
+        connection: usize,
+        number: u64,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Option<usize> {
+        let mut same = 0;
+        self.pieces(connection, number, offset, bytes.len(), |piece| {
+            let equal = bytes[same..same + piece.len()] == *piece;
+            if equal {
+                same += piece.len();
+            } else {
+                let pairs = bytes[same..].iter().zip(piece);
+                same += pairs.take_while(|(is, should)| is == should).count();
+            }
+            equal
+        });
+        (same < bytes.len()).then_some(same)
+    }
+
+    /// The next `length` bytes in pieces, while `each` wants more.
+    fn pieces(
+        &self,
+        connection: usize,
+        mut number: u64,
+        mut offset: usize,
+        mut length: usize,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) {
+        let mut request = Request::new(connection, number);
+        while length > 0 {
+            if offset == self.size {
+                (number, offset) = (number + 1, 0);
+                request = Request::new(connection, number);
+            }
+            let piece = self.piece(&request, offset);
+            let piece = &piece[..piece.len().min(length)];
+            if !each(piece) {
+                return;
+            }
+            offset += piece.len();
+            length -= piece.len();
+        }
+    }
+
+    /// The longest piece of a request from `offset` on that lies in one place.
+    fn piece<'a>(&'a self, request: &'a Request, offset: usize) -> &'a [u8] {
+        let end = self.size - 1;
+        if offset == end {
+            b"\n"
+        } else if offset < STAMP {
+            &request.stamp[offset..STAMP.min(end)]
+        } else {
+            let from = (request.start + offset) % TABLE;
+            &self.table[from..TABLE.min(from + end - offset)]
+        }
+    }
+}
+
+impl Request {
+    fn new(connection: usize, number: u64) -> Self {
+        // 24 bits of connection, 40 of number: no two requests of a run are the same.
+        let key = mix((connection as u64) << 40 ^ number);
+        let mut stamp = [0; STAMP];
+        for (i, character) in stamp.iter_mut().enumerate() {
+            *character = CHARACTERS[(key >> (6 * i) & 63) as usize];
+        }
+        Self { stamp, start: (key >> 32) as usize % TABLE }
+    }
+}
+
+/// Splitmix64: a bijection, so different keys stay different.
+fn mix(key: u64) -> u64 {
+    let key = key.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let key = (key ^ key >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let key = (key ^ key >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    key ^ key >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn request(content: &Content, connection: usize, number: u64) -> Vec<u8> {
+        let mut bytes = vec![0; content.size];
+        content.fill(connection, number, 0, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_request_is_one_line_and_text() {
+        for size in [1, 2, 11, 12, 13, 64, 70_000, 200_000] {
+            let bytes = request(&Content::new(size), 3, 9);
+            assert_eq!(bytes.len(), size);
+            assert_eq!(bytes.iter().position(|byte| *byte == b'\n'), Some(size - 1));
+            assert!(bytes[..size - 1].iter().all(u8::is_ascii_graphic));
+        }
+    }
+
+    #[test]
+    fn no_two_requests_are_alike() {
+        let content = Content::new(12);
+        let mut seen = HashSet::new();
+        for connection in [0, 1, 2, 9_999] {
+            for number in 0..5_000 {
+                assert!(seen.insert(request(&content, connection, number)));
+            }
+        }
+    }
+
+    #[test]
+    fn any_part_of_the_stream_is_the_same_bytes() {
+        let content = Content::new(20);
+        let mut whole = Vec::new();
+        for number in 0..5 {
+            whole.extend(request(&content, 7, number));
+        }
+        for from in 0..whole.len() {
+            let mut part = vec![0; whole.len() - from];
+            content.fill(7, from as u64 / 20, from % 20, &mut part);
+            assert_eq!(part, whole[from..]);
+            assert_eq!(content.differs(7, from as u64 / 20, from % 20, &part), None);
+        }
+    }
+
+    #[test]
+    fn each_wrong_byte_is_found_where_it_is() {
+        for size in [1, 2, 15, 40] {
+            let content = Content::new(size);
+            let mut bytes = vec![0; 3 * size];
+            content.fill(1, 5, 0, &mut bytes);
+            for at in 0..bytes.len() {
+                bytes[at] ^= 1;
+                assert_eq!(content.differs(1, 5, 0, &bytes), Some(at));
+                bytes[at] ^= 1;
+            }
+        }
+    }
+
+    #[test]
+    fn a_shift_of_a_long_request_by_any_step_is_found() {
+        let content = Content::new(200_000);
+        let bytes = request(&content, 0, 0);
+        for shift in [1, 2, 512, 1 << 10, 1 << 12, 1 << 14, 1 << 16] {
+            assert!(content.differs(0, 0, 0, &bytes[shift..]).is_some(), "{shift}");
+        }
+    }
+}

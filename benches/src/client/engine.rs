@@ -1,0 +1,385 @@
+//! Engine: one thread and one poll that moves all connections through a run.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+use rustix::io::Errno;
+
+use super::connection::{Connection, Fault, Shared, Stage, would_block};
+use super::content::Content;
+use super::schedule::{Nanos, Schedule, nanos};
+use super::stream::Stream;
+use super::tally::Tally;
+use super::{Load, Outcome, Progress};
+
+/// Connections on their way at a time: fewer than the shortest backlog in use.
+const CONNECTING: usize = 64;
+
+/// Bytes moved by one system call.
+const SCRATCH: usize = 256 * 1024;
+
+/// How often somebody is told, and those who are stuck are looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long servers may take to close when everything is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) struct Engine<'a> {
+    load: &'a Load,
+    tell: &'a mut dyn FnMut(Progress),
+    poll: Poll,
+    epoch: Instant,
+    connections: Vec<Connection>,
+    shared: Shared,
+    /// While there is one: its requests are given out.
+    schedule: Option<Schedule>,
+    /// Connections that have something to send or to wait for.
+    busy: usize,
+    failed: usize,
+    /// Vacant ones that the system could not connect just now.
+    refused: VecDeque<usize>,
+    /// Connections begun, ever.
+    begun: usize,
+    next_tick: Nanos,
+    /// When it next has something to do whether or not anything happens.
+    wake: Nanos,
+    /// The most that it was too late for that.
+    late: Nanos,
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(load: &'a Load, tell: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
+        let depth = load.at_once();
+        Ok(Self {
+            load,
+            tell,
+            poll: Poll::new()?,
+            epoch: Instant::now(),
+            connections: (0..load.connections.max(1)).map(|i| Connection::new(i, depth)).collect(),
+            shared: Shared {
+                content: Content::new(load.size),
+                scratch: vec![0; SCRATCH].into(),
+                tally: Tally::new()?,
+            },
+            schedule: None,
+            busy: 0,
+            failed: 0,
+            refused: VecDeque::new(),
+            begun: 0,
+            next_tick: 0,
+            wake: Nanos::MAX,
+            late: 0,
+        })
+    }
+
+    pub(super) fn run(mut self) -> io::Result<Outcome> {
+        let mut events = Events::with_capacity(1024);
+        if !self.load.churn {
+            self.establish(&mut events)?;
+        }
+        self.follow_schedule(&mut events)?;
+        let schedule = self.schedule.take();
+        self.close(&mut events)?;
+        Ok(self.outcome(schedule.as_ref()))
+    }
+
+    /// Connects, a few at a time. Each says one request that is not measured: when it is answered,
+    /// the server has taken the connection out of its backlog.
+    fn establish(&mut self, events: &mut Events) -> io::Result<()> {
+        let mut next = 0;
+        while next < self.connections.len() || self.busy > 0 {
+            while next < self.connections.len() && self.busy < CONNECTING && self.refused.is_empty()
+            {
+                self.change(next, |engine, i| {
+                    engine.connections[i].greet();
+                    engine.connections[i].moved = engine.now();
+                    engine.connect(i)
+                })?;
+                next += 1;
+            }
+            self.turn(events, TICK)?;
+        }
+        Ok(())
+    }
+
+    fn follow_schedule(&mut self, events: &mut Events) -> io::Result<()> {
+        let schedule = Schedule::new(self.load, self.now());
+        self.shared.tally.measured_from = schedule.measured_from;
+        self.schedule = Some(schedule);
+        for i in 0..self.connections.len() {
+            self.change(i, Self::proceed)?;
+        }
+        loop {
+            let wait = self.arrivals()?;
+            let alive = self.failed < self.connections.len();
+            if self.busy == 0 && (wait.is_none() || !alive) {
+                return Ok(());
+            }
+            self.turn(events, wait.unwrap_or(TICK))?;
+        }
+    }
+
+    /// Gives out what became due in an open loop; says how long until more will be.
+    fn arrivals(&mut self) -> io::Result<Option<Duration>> {
+        let now = self.now();
+        let Some(schedule) = &mut self.schedule else { return Ok(None) };
+        let arrived = schedule.arrivals(now);
+        self.late = self.late.max(now.saturating_sub(self.wake));
+        self.wake = Nanos::MAX;
+        // Each connection at most once: it takes all that is due for it.
+        for k in arrived.take(self.connections.len()) {
+            self.change((k % self.connections.len() as u64) as usize, Self::proceed)?;
+        }
+        let Some(next) = self.schedule.as_ref().and_then(|schedule| self.next_due(schedule)) else {
+            return Ok(None);
+        };
+        self.wake = next;
+        Ok(Some(Duration::from_nanos(next.saturating_sub(self.now()))))
+    }
+
+    /// When a request is due that can be sent then. What is due on connections that have no room
+    /// waits for their replies, not for its time.
+    fn next_due(&self, schedule: &Schedule) -> Option<Nanos> {
+        let next = schedule.next()?;
+        let count = self.connections.len() as u64;
+        let has_room = |k: &u64| {
+            let connection = &self.connections[(*k % count) as usize];
+            connection.stage != Stage::Failed && schedule.room(connection.in_flight()) > 0
+        };
+        let first = (next..next + count).find(has_room).and_then(|k| schedule.due(k));
+        Some(first.unwrap_or(Nanos::MAX).min(schedule.until))
+    }
+
+    /// Lets every server say its last words: what nobody asked for shows here.
+    fn close(&mut self, events: &mut Events) -> io::Result<()> {
+        for i in 0..self.connections.len() {
+            if self.connections[i].stage == Stage::Open {
+                self.change(i, |engine, i| {
+                    engine.say_goodbye(i);
+                    Ok(())
+                })?;
+            }
+        }
+        let until = self.now() + nanos(LAST_WORDS);
+        while self.busy > 0 && self.now() < until {
+            self.turn(events, TICK)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for events, at most `wait`, and handles them.
+    fn turn(&mut self, events: &mut Events, wait: Duration) -> io::Result<()> {
+        let wait = if self.refused.is_empty() { wait.min(TICK) } else { Duration::from_millis(1) };
+        // The system waits in whole milliseconds and rounds up: rather look again than be late.
+        let wait = Duration::from_millis(wait.as_millis() as u64);
+        match self.poll.poll(events, Some(wait)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &*events {
+            let to_the_end = event.is_read_closed() || event.is_error();
+            self.change(event.token().0, |engine, i| engine.serve(i, to_the_end))?;
+        }
+        for _ in 0..self.refused.len() {
+            if let Some(i) = self.refused.pop_front() {
+                self.change(i, Self::connect)?;
+            }
+        }
+        self.tick()
+    }
+
+    fn tick(&mut self) -> io::Result<()> {
+        let now = self.now();
+        if now < self.next_tick {
+            return Ok(());
+        }
+        self.next_tick = now + nanos(TICK);
+        let progress = self.progress(now);
+        (self.tell)(progress);
+        let patience = nanos(self.load.patience);
+        for i in 0..self.connections.len() {
+            let connection = &self.connections[i];
+            if connection.is_busy() && now.saturating_sub(connection.moved) > patience {
+                self.change(i, |_, _| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The one way by which a connection changes: keeps count of the busy and ends what fails.
+    fn change(
+        &mut self,
+        i: usize,
+        what: impl FnOnce(&mut Self, usize) -> Result<(), Fault>,
+    ) -> io::Result<()> {
+        let was_busy = self.connections[i].is_busy();
+        if let Err(fault) = what(self, i) {
+            self.fail(i, fault)?;
+        }
+        self.busy += usize::from(self.connections[i].is_busy());
+        self.busy -= usize::from(was_busy);
+        Ok(())
+    }
+
+    fn serve(&mut self, i: usize, to_the_end: bool) -> Result<(), Fault> {
+        let now = self.now();
+        let connection = &mut self.connections[i];
+        connection.flush(&mut self.shared, now)?;
+        let epoch = self.epoch;
+        let clock = || nanos(epoch.elapsed());
+        if connection.receive(&mut self.shared, to_the_end, clock)? {
+            let finished = self.load.churn && connection.in_flight() == 0;
+            if connection.stage != Stage::Closing && !finished {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            connection.stream = None;
+            connection.stage = Stage::Vacant;
+        }
+        self.proceed(i)
+    }
+
+    /// Takes what the schedule has for a connection, if it has room for it.
+    fn proceed(&mut self, i: usize) -> Result<(), Fault> {
+        let now = self.now();
+        let connection = &mut self.connections[i];
+        let Some(schedule) = &mut self.schedule else { return Ok(()) };
+        if self.load.churn && connection.stage == Stage::Open && connection.in_flight() == 0 {
+            self.say_goodbye(i);
+            return Ok(());
+        }
+        if matches!(connection.stage, Stage::Closing | Stage::Failed) {
+            return Ok(());
+        }
+        let before = connection.in_flight();
+        for _ in 0..schedule.room(before) {
+            let Some(due) = schedule.take(i, connection.given(), now) else { break };
+            connection.queue(due);
+        }
+        if before == 0 {
+            connection.moved = now;
+        }
+        match connection.stage {
+            Stage::Vacant if before == 0 && connection.in_flight() > 0 => self.connect(i),
+            _ => Ok(connection.flush(&mut self.shared, now)?),
+        }
+    }
+
+    fn connect(&mut self, i: usize) -> Result<(), Fault> {
+        let connection = &mut self.connections[i];
+        if connection.stage != Stage::Vacant {
+            return Ok(());
+        }
+        self.begun += 1;
+        match Stream::connect(&self.load.target, self.begun) {
+            Ok(mut stream) => {
+                stream.register(self.poll.registry(), Token(i))?;
+                connection.stream = Some(stream);
+                connection.stage = Stage::Open;
+            }
+            Err(error) if would_block(&error) => self.refused.push_back(i),
+            Err(error) if self.shared.tally.answered > 0 && is_out_of_ports(&error) => {
+                self.refused.push_back(i);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Ends the sending half. If that fails, reading will say why.
+    fn say_goodbye(&mut self, i: usize) {
+        let now = self.now();
+        let connection = &mut self.connections[i];
+        if let Some(stream) = &connection.stream {
+            let _ = stream.shutdown_write();
+        }
+        connection.stage = Stage::Closing;
+        connection.moved = now;
+    }
+
+    /// # Errors
+    /// If the run makes no sense any more: nobody ever answered, or there are no descriptors.
+    fn fail(&mut self, i: usize, fault: Fault) -> io::Result<()> {
+        let connection = &mut self.connections[i];
+        // When all is over, servers may close as they like.
+        let over = connection.stage == Stage::Closing && self.schedule.is_none();
+        connection.stream = None;
+        connection.stage = Stage::Failed;
+        self.failed += 1;
+        let tally = &mut self.shared.tally;
+        match fault {
+            Fault::Wrong(what) => tally.wrong(what),
+            Fault::Io(_) if over => {}
+            Fault::Io(error) if is_exhausted(&error) => {
+                let open = self.connections.iter().filter(|c| c.stage == Stage::Open).count();
+                return Err(io::Error::other(format!(
+                    "no descriptors left after {open} connections ({error}); raise `ulimit -n`"
+                )));
+            }
+            Fault::Io(error) if tally.answered == 0 => return Err(error),
+            Fault::Io(error) => {
+                tally.error(error.kind());
+                tally.missing += connection.in_flight() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&self, now: Nanos) -> Progress {
+        let requests = self.shared.tally.latency.len();
+        let from = self.schedule.as_ref().map_or(Nanos::MAX, |schedule| schedule.measured_from);
+        let elapsed = Duration::from_nanos(now.saturating_sub(from));
+        let done = match self.load.length {
+            super::Length::Time(time) => elapsed.as_secs_f64() / time.as_secs_f64(),
+            super::Length::Requests(all) => requests as f64 / all as f64,
+        };
+        let open = self.connections.iter().filter(|c| c.stage == Stage::Open).count();
+        Progress { elapsed, requests, done: done.clamp(0.0, 1.0), connections: open }
+    }
+
+    fn outcome(self, schedule: Option<&Schedule>) -> Outcome {
+        let mut tally = self.shared.tally;
+        let requests = tally.latency.len();
+        let mut end = tally.last_reply;
+        if let Some(schedule) = schedule.filter(|all| self.failed == 0 && all.until < Nanos::MAX) {
+            end = end.max(schedule.until);
+        }
+        let mut unsent = 0;
+        for (i, connection) in self.connections.iter().enumerate() {
+            let Some(schedule) = schedule else { break };
+            let left = schedule.left(i, connection.given());
+            if connection.stage == Stage::Failed {
+                tally.missing += left.end - left.start;
+            } else {
+                unsent += left.end - left.start;
+                tally.unsent(schedule, i, left);
+            }
+        }
+        Outcome {
+            requests,
+            bytes: requests * self.shared.content.size as u64,
+            elapsed: Duration::from_nanos(end.saturating_sub(tally.measured_from)),
+            latency: tally.latency,
+            wrong: tally.wrong,
+            first_wrong: tally.first_wrong,
+            errors: tally.errors,
+            missing: tally.missing,
+            unsent,
+            late: Duration::from_nanos(self.late),
+        }
+    }
+
+    fn now(&self) -> Nanos {
+        nanos(self.epoch.elapsed())
+    }
+}
+
+/// Will pass, when ports have rested.
+fn is_out_of_ports(error: &io::Error) -> bool {
+    [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable].contains(&error.kind())
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|no| error.raw_os_error() == Some(no.raw_os_error()))
+}
