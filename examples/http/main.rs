@@ -3,6 +3,10 @@
 //!
 //! `cargo run --release --example http`, then `curl -i http://127.0.0.1:8080/`. Three rooms:
 //! `message` is pure and says where a request ends, `service` answers, this one sets up.
+//!
+//! `Expect: 100-continue` is not answered, for a framing says nothing while a request is incomplete:
+//! who sends it waits a moment and goes on (RFC 9110, 10.1.1), or is told at once that its body is
+//! too long.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -35,6 +39,13 @@ Usage: http [OPTIONS]
   --help                     this text
 
 SIGINT or SIGTERM stops gracefully; a second one at once.";
+
+/// What the kernel holds of a reply that its peer does not read. Left to itself it takes up to
+/// 4 MiB for each, and with 1,000 such peers it has none left for anybody else.
+const SEND_BUFFER: usize = 128 << 10;
+
+/// The header section of a reply is shorter.
+const HEAD_MOST: usize = 1 << 10;
 
 struct Options {
     listen: String,
@@ -85,11 +96,17 @@ fn serve(options: Options) -> Result<(), Failure> {
     let stop = stop_flag().map_err(run_error)?;
     let debug = options.config.debug;
     let most = options.config.buffer_size;
-    let config = options.config.framing(Framing::custom(move |held| message::frame(held, most)));
+    let config = options
+        .config
+        .framing(Framing::custom(move |held| message::frame(held, most)))
+        // What was sent has to be echoed, and what was asked for to be written at once.
+        .write_limit(most.max(service::SIZE_MOST) + HEAD_MOST);
     let service = service::Service::new(most, stop.clone());
     // What is wrong with the configuration is wrong with the arguments.
     let mut manager = Manager::with_handler(config, service).map_err(usage_error)?;
     let listener = bind(&options.listen)?;
+    // What is accepted inherits it.
+    socket2::SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER).map_err(run_error)?;
     let addr = listener.local_addr().map_err(run_error)?;
     log_from(if debug { "debug" } else { "info" });
     manager.start().map_err(run_error)?;

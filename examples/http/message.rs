@@ -26,7 +26,6 @@ pub(crate) const NOT_FOUND: Status = Status(404, "Not Found");
 pub(crate) const METHOD_NOT_ALLOWED: Status = Status(405, "Method Not Allowed");
 pub(crate) const REQUEST_TIMEOUT: Status = Status(408, "Request Timeout");
 pub(crate) const CONTENT_TOO_LARGE: Status = Status(413, "Content Too Large");
-pub(crate) const EXPECTATION_FAILED: Status = Status(417, "Expectation Failed");
 pub(crate) const FIELDS_TOO_LARGE: Status = Status(431, "Request Header Fields Too Large");
 pub(crate) const NOT_IMPLEMENTED: Status = Status(501, "Not Implemented");
 
@@ -106,11 +105,7 @@ pub(crate) fn parse(held: &[u8], most: usize) -> Result<Option<Request<'_>>, Sta
     } else {
         rest.get(..facts.length).map(|body| (Body::Plain(body), facts.length))
     };
-    let Some((body, length)) = body else {
-        // There is no way to say "continue" and stay between two frames; a refusal is as good:
-        // who expects it asks again without (RFC 9110, 10.1.1).
-        return if facts.waits && rest.is_empty() { Err(EXPECTATION_FAILED) } else { Ok(None) };
-    };
+    let Some((body, length)) = body else { return Ok(None) };
     let (path, keep_alive) = (path(target), facts.keep_alive);
     Ok(Some(Request { method, path, minor, keep_alive, body, length: skip + length }))
 }
@@ -142,15 +137,13 @@ struct Facts {
     chunked: bool,
     length: usize,
     keep_alive: bool,
-    /// For a word from us, before it sends the body.
-    waits: bool,
 }
 
 impl Facts {
     fn of(fields: &[Header<'_>], minor: u8) -> Result<Self, Status> {
         let mut hosts = 0;
         let mut length = None;
-        let mut facts = Self { chunked: false, length: 0, keep_alive: minor > 0, waits: false };
+        let mut facts = Self { chunked: false, length: 0, keep_alive: minor > 0 };
         for &Header { name, value } in fields {
             if name.eq_ignore_ascii_case("host") {
                 hosts += 1;
@@ -168,11 +161,6 @@ impl Facts {
                 facts.chunked = true;
             } else if name.eq_ignore_ascii_case("connection") {
                 facts.connection(value);
-            } else if name.eq_ignore_ascii_case("expect") && minor > 0 {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(EXPECTATION_FAILED);
-                }
-                facts.waits = true;
             }
         }
         if hosts > 1 || (hosts == 0 && minor > 0) || (facts.chunked && length.is_some()) {
