@@ -25,6 +25,7 @@ impl World {
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
+        model.check_sends();
         assert_eq!(model.complaints, [""; 0]);
         self.idle_turns = 0;
         self.starved = (self.stage.sim.tally().starved_accepts, None);

@@ -56,6 +56,11 @@ impl Stage {
         self.sim.advance(time);
     }
 
+    fn waiting_fails(&self) {
+        self.mark("waiting fails");
+        self.model.borrow_mut().failed_turns += 1;
+    }
+
     /// A panic is about to come.
     fn count(&self, mark: &'static str) {
         let mut model = self.model.borrow_mut();
@@ -190,7 +195,9 @@ impl World {
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1) };
+        let mut other = Dice::new(seed ^ 2);
+        let other = other.permille(200).then_some(other);
+        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
@@ -272,7 +279,7 @@ impl World {
                 }
             }
             Err(Error::Wait(_)) => {
-                self.stage.mark("waiting fails");
+                self.stage.waiting_fails();
                 self.stopped();
             }
             Err(error) => panic!("{error}"),

@@ -144,6 +144,11 @@ pub(crate) struct Model {
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
     totals: [u64; 4],
+    /// Bytes that were sent by desks and handles; that came back; and that connections took.
+    sends: [u64; 3],
+    /// Turns that the handler was told of, and turns that could not be waited for.
+    turned: u64,
+    pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
 }
 
@@ -175,6 +180,9 @@ impl Model {
             closed: HashMap::new(),
             requests: HashMap::new(),
             totals: [0; 4],
+            sends: [0; 3],
+            turned: 0,
+            failed_turns: 0,
             turn_ids: Vec::new(),
         }
     }
@@ -250,6 +258,16 @@ impl Model {
         self.stopping = false;
         self.stopping_for = 0;
         self.draining = Duration::ZERO;
+    }
+
+    /// No command is left: what was sent was taken by a connection, or came back.
+    pub(crate) fn check_sends(&mut self) {
+        let [sent, back, taken] = self.sends;
+        if sent != back + taken {
+            self.complain(format!(
+                "{sent} bytes sent, but {back} came back and {taken} were taken"
+            ));
+        }
     }
 
     /// How many bytes were dropped and left unsent.
@@ -346,6 +364,7 @@ impl Model {
                 wrong.push(format!("{what:?}: {told} counted, {known} seen"));
             }
         };
+        must(&"turns", stats.turns, self.turned + self.failed_turns);
         must(&"put", stats.put, self.opened);
         must(&"peak", stats.peak, self.peak);
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());

@@ -206,7 +206,32 @@ impl Model {
             account.sends[usize::from(value >= SENDS[1])].push_back((value, count, 0));
             account.sends_total += count as u64;
         }
+        self.sends[0] += count as u64;
         vec![value; count]
+    }
+
+    /// What was sent comes back, all of it: its peer will see none of it.
+    pub(crate) fn undelivered(&mut self, id: ConnId, bytes: &[u8]) {
+        self.note(&|| format!("{id}: {} bytes come back", bytes.len()), 0, 6);
+        self.sends[1] += bytes.len() as u64;
+        let Some(account) = self.account(id) else { return };
+        let first = bytes.first().copied().unwrap_or_default();
+        let sends = &mut account.sends[usize::from(first >= SENDS[1])];
+        let whole = |&(value, count, got): &(u8, usize, usize)| {
+            got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
+        };
+        match sends.iter().position(whole) {
+            Some(index) => drop(sends.remove(index)),
+            None => self.complain(format!("{id}: came back but was not sent: {bytes:?}")),
+        }
+    }
+
+    /// The handler is told of the end of a turn.
+    pub(crate) fn told_turned(&mut self) {
+        self.turned += 1;
+        if self.depth > 0 {
+            self.complain("the end of a turn within a callback");
+        }
     }
 
     /// What a peer got: replies whole and in order, sends as well, some perhaps left out.
@@ -308,6 +333,7 @@ impl Model {
             wrong.push("bytes are unaccounted for".to_owned());
         }
         let (least, most) = (account.replied, account.replied + account.sends_total);
+        self.sends[2] += (end.bytes_out + end.bytes_unsent).saturating_sub(least);
         if !(least..=most).contains(&(end.bytes_out + end.bytes_unsent)) {
             wrong.push(format!("{least} to {most} bytes of reply are unaccounted for"));
         }
