@@ -5,8 +5,9 @@
 //! A line for 1,000 members is 1,000 sends, and the desk where callbacks leave them has an end. So
 //! lines are gathered, and what a turn gathered is sent at its end, to each member once. While
 //! sends of the batch before still wait, lines go on being gathered; and when those are many, who
-//! speaks next is paused until they are on their way. A member that does not read what it is sent
-//! is closed by `write_limit`, and the others do not notice.
+//! speaks next is paused until they are on their way. Batches keep a pace that members can follow,
+//! however fast one speaks. A member that cannot, or does not read at all, is closed by
+//! `write_limit`, and the others do not notice.
 
 mod common;
 
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
@@ -42,6 +43,8 @@ const LINE_MOST: usize = 1 << 10;
 const NAME_MOST: usize = 32;
 /// The most that is sent to a member at once.
 const BATCH: usize = 64 << 10;
+/// The least time between two batches: 640 KiB a second is what a member has to be able to read.
+const PACE: Duration = Duration::from_millis(100);
 /// Who speaks when this much is gathered is paused until it is on its way.
 const GATHERED_MOST: usize = 64 << 10;
 /// Sends that may wait at a time, each with a copy of its batch: a turn carries out half of them.
@@ -64,6 +67,8 @@ struct Room {
     /// Lines on their way, and who has yet to get them.
     batch: Vec<u8>,
     untold: Vec<ConnId>,
+    /// When the last batch began.
+    began: Option<Instant>,
 }
 
 impl Handler for Room {
@@ -112,7 +117,11 @@ impl Handler for Room {
 
     fn turned(&mut self, desk: &mut Desk) {
         if self.untold.is_empty() && !self.gathered.is_empty() {
-            self.begin_batch();
+            let now = Instant::now();
+            if self.began.is_none_or(|began| now - began >= PACE) {
+                self.began = Some(now);
+                self.begin_batch();
+            }
         }
         while desk.waiting() < SENDS_MOST {
             let Some(&id) = self.untold.last() else { break };
@@ -230,7 +239,8 @@ fn serve(options: Options) -> Result<(), Failure> {
     manager.listen_on(listener).map_err(run_error)?;
     say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
+        // What is gathered in a hurry is looked at again in time.
+        manager.turn(Some(TURN.min(PACE))).map_err(run_error)?;
     }
     let report = manager.stop().map_err(run_error)?;
     say(format_args!("stopped: {report}; {}", manager.stats()));

@@ -167,7 +167,7 @@ fn a_thousand_members_hear_all_that_each_says_in_the_same_order() {
 
 #[test]
 fn one_that_does_not_read_is_closed_and_the_others_hear_everything() {
-    const LINES: usize = 20_000;
+    const LINES: usize = 8_000;
     let (program, addr) = listening("chat", &["--write-limit", "131072"]);
     let mut asleep = Member::join(addr);
     asleep.say("/name Sleeper");

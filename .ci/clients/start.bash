@@ -10,7 +10,7 @@ packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
 }
 
-# EXAMPLE OPTION...: sets `server`, the process, and `addr`, where it listens.
+# EXAMPLE OPTION...: sets `server`, the process, `addr`, where it listens, and `output`, a file.
 start() {
   local example=$1
   shift
@@ -20,7 +20,7 @@ start() {
   "${CARGO_TARGET_DIR:-target}/release/examples/$example" --listen 127.0.0.1:0 "$@" \
     >"$output" 2>&1 &
   server=$!
-  trap 'kill -KILL $server 2>/dev/null || true; rm -f "$output"' EXIT
+  trap '[ -z "$server" ] || kill -KILL "$server"; rm -f "$output"' EXIT
   for _ in $(seq 200); do grep -q '^listening' "$output" && break; sleep 0.05; done
   addr=$(sed -n 's/^listening on \([0-9.:]*\);.*/\1/p' "$output")
   test -n "$addr"
@@ -30,7 +30,6 @@ start() {
 stop() {
   kill -TERM "$server"
   wait "$server"
+  server=
   grep '^stopped: ' "$output"
-  trap - EXIT
-  rm -f "$output"
 }
