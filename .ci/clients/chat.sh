@@ -19,7 +19,9 @@ hears() {
   for _ in $(seq 200); do grep -qxF -- "$2" "$heard/$1" && return; sleep 0.05; done
   fail "$1 did not hear '$2': $(tail -3 "$heard/$1")"
 }
-sleep 0.2
+for member in nc socat; do
+  for _ in $(seq 200); do grep -q ' joins$' "$heard/$member" && break; sleep 0.05; done
+done
 echo '/name Ada' >&3
 echo '/name Bob' >&4
 for _ in $(seq 200); do grep -q 'is now Bob' "$heard/nc" && break; sleep 0.05; done
