@@ -106,7 +106,7 @@ mod tests {
         assert!(!names(&["--quick"]).contains(&"echo-10000"));
         assert_eq!(
             names(&["--only", "churn", "--quick", "--only", "echo-10000"]),
-            ["echo-10000", "churn"]
+            ["churn", "echo-10000"]
         );
     }
 

@@ -1,8 +1,5 @@
 //! Sessions, as `versus` uses them: connections that stay, and no fault that goes unnoticed.
 
-#[allow(dead_code, reason = "it is shared with other tests")]
-mod servers;
-
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +7,7 @@ use std::time::Duration;
 
 use bench::client::{Length, Load, Outcome, Session, Target};
 
-use self::servers::{Echo, lines};
+use super::servers::{Echo, lines};
 
 fn ok(outcome: std::io::Result<Outcome>) -> Outcome {
     outcome.and_then(Outcome::if_right).unwrap()
