@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use cores::Cores;
+use machine::Usage;
 use measure::Measurement;
 use options::{Command, HELP, Plan};
 use table::LEGEND;
@@ -65,7 +66,7 @@ fn measure(mut plan: Plan) -> Result<(), Box<dyn Error>> {
     for note in cases::fit(&mut plan.cases, machine::descriptors()) {
         writeln!(out, "{note}\n")?;
     }
-    let load = machine::load();
+    let usage = Usage::now(cores);
     let mut measurement = Measurement::new(&plan, cores);
     let results = measurement.run(&plan.cases, |results| writeln!(out, "{results}"))?;
     for note in measurement.end() {
@@ -75,8 +76,12 @@ fn measure(mut plan: Plan) -> Result<(), Box<dyn Error>> {
     for path in plots::write(&results, &plan.out)? {
         writeln!(out, "wrote {}", path.display())?;
     }
-    let machine = machine::describe();
     let seconds = begin.elapsed().as_secs();
-    writeln!(out, "{machine}; load {load} when it began; {seconds} s")?;
+    write!(out, "{}; {seconds} s", machine::describe())?;
+    if let Some((now, then)) = Usage::now(cores).zip(usage) {
+        let others = now.of_others_since(then) * 100.0;
+        write!(out, ", in which others used {others:.0}% of the cores")?;
+    }
+    writeln!(out)?;
     Ok(())
 }
