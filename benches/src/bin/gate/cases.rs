@@ -50,7 +50,7 @@ const ECHO: Case = Case {
     live: 1,
     active: 1,
     depth: 1,
-    rounds: 2_000,
+    rounds: 1_000,
     bars: Bars { calls: Some(3.0), ..WARM },
 };
 
@@ -60,7 +60,7 @@ pub(crate) static CASES: [Case; 8] = [
         name: "echo-64",
         live: 64,
         active: 64,
-        rounds: 200,
+        rounds: 100,
         bars: Bars { calls: Some(2.05), ..WARM },
         ..ECHO
     },
@@ -69,7 +69,7 @@ pub(crate) static CASES: [Case; 8] = [
         name: "echo-64-of-10000",
         live: 10_000,
         active: 64,
-        rounds: 200,
+        rounds: 100,
         bars: Bars { calls: Some(2.05), ..WARM },
         ..ECHO
     },
@@ -77,7 +77,7 @@ pub(crate) static CASES: [Case; 8] = [
         name: "echo-10000",
         live: 10_000,
         active: 10_000,
-        rounds: 4,
+        rounds: 3,
         bars: Bars { calls: Some(2.05), ..WARM },
         ..ECHO
     },
@@ -87,7 +87,7 @@ pub(crate) static CASES: [Case; 8] = [
         kind: Kind::Lines,
         live: 64,
         active: 64,
-        rounds: 200,
+        rounds: 100,
         bars: Bars { calls: Some(2.05), ..WARM },
         ..ECHO
     },
@@ -97,7 +97,7 @@ pub(crate) static CASES: [Case; 8] = [
         live: 64,
         active: 64,
         depth: 16,
-        rounds: 50,
+        rounds: 40,
         bars: Bars { calls: Some(2.05 / 16.0), ..WARM },
     },
     Case {
@@ -126,14 +126,14 @@ impl Case {
         (self.active * self.depth) as u64
     }
 
-    /// Rounds before the measured ones: each connection has been served, and then some.
+    /// Rounds before the measured ones: each connection has been served at least once.
     pub(crate) fn warm_up(&self) -> u64 {
-        10 + self.live.div_ceil(self.active) as u64
+        2 + self.live.div_ceil(self.active) as u64
     }
 
     /// What one connection sends in a round.
     pub(crate) fn request(&self) -> Vec<u8> {
-        let mut request = vec![b'a'; SIZE];
+        let mut request = [b'a'; SIZE];
         if self.kind == Kind::Lines {
             request[SIZE - 1] = b'\n';
         }

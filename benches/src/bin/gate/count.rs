@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::cases::{Case, Kind};
-use crate::lockstep::drive;
+use crate::lockstep::{Turns, drive};
 use crate::server::MEASURED;
 
 /// What one request costs, or one connection.
@@ -55,21 +55,28 @@ fn collect(case: &Case, file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
 /// takes, which is a write and a read each time the server asks for something.
 fn system_calls(case: &Case, folder: &Path) -> Result<f64, Box<dyn Error>> {
     let file = folder.join(case.name).with_extension("strace");
-    let total = |rounds| {
+    let total = |rounds| -> Result<_, Box<dyn Error>> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&file);
-        run(&mut strace, case, rounds)?;
-        read_strace(&fs::read_to_string(&file)?)
+        let turns = run(&mut strace, case, rounds)?;
+        Ok((turns.before, read_strace(&fs::read_to_string(&file)?)?))
     };
-    let calls = total(2 * case.rounds)? - total(case.rounds)?;
-    let asks = if case.kind == Kind::Churn { 2 } else { 1 };
-    let lockstep = 2 * asks * case.rounds;
-    Ok((calls - lockstep) as f64 / (case.rounds * case.requests()) as f64)
+    for _ in 0..ATTEMPTS {
+        let (once, twice) = (total(case.rounds)?, total(2 * case.rounds)?);
+        if once.0 == twice.0 {
+            let asks = if case.kind == Kind::Churn { 2 } else { 1 };
+            let lockstep = 2 * asks * case.rounds;
+            let calls = (twice.1 - once.1).checked_sub(lockstep).ok_or("fewer than it asked")?;
+            return Ok(calls as f64 / (case.rounds * case.requests()) as f64);
+        }
+        eprintln!("{}: two starts took {} and {} turns: again", case.name, once.0, twice.0);
+    }
+    Err(format!("{}: no two starts were alike", case.name).into())
 }
 
 /// Runs the server of `case` under a tool. Again, if its rounds did not all take as many turns:
 /// then something had not arrived when it should have.
-fn run(tool: &mut Command, case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
+fn run(tool: &mut Command, case: &Case, rounds: u64) -> Result<Turns, Box<dyn Error>> {
     let path = env::var_os("PATH").unwrap_or_default();
     tool.arg(env::current_exe()?).args(["--serve", case.name, "--rounds", &rounds.to_string()]);
     tool.env_clear().env("PATH", path).env("GLIBC_TUNABLES", PLAIN);
@@ -86,9 +93,10 @@ fn run(tool: &mut Command, case: &Case, rounds: u64) -> Result<(), Box<dyn Error
         if !status.success() {
             return Err(format!("{} under {program}: {status}", case.name).into());
         }
-        if turns % rounds == 0 {
-            return Ok(());
+        if turns.measured % rounds == 0 {
+            return Ok(turns);
         }
+        let turns = turns.measured;
         eprintln!("{}: {turns} turns for {rounds} rounds, so it was disturbed: again", case.name);
     }
     Err(format!("{}: no run was undisturbed", case.name).into())

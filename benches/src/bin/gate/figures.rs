@@ -67,7 +67,7 @@ impl Figures {
         let old = if Path::new(FILE).exists() { Self::committed()? } else { Self::default() };
         let mut text = HEAD.to_owned();
         for tool in tools() {
-            text += &format!("with {tool}\n");
+            let _ = writeln!(text, "with {tool}");
         }
         let _ = writeln!(
             text,
@@ -80,7 +80,7 @@ impl Figures {
                 let Cost { instructions, allocations, calls } = cost;
                 let name = case.name;
                 let _ =
-                    writeln!(text, "{name:20}{instructions:14.1}{allocations:14.4}{calls:14.4}");
+                    writeln!(text, "{name:20}{instructions:14.4}{allocations:14.4}{calls:14.4}");
             }
         }
         fs::write(FILE, text).map_err(|error| format!("can't write {FILE}: {error}"))

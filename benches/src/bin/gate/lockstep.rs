@@ -18,6 +18,13 @@ pub(crate) enum Ask {
     End = b'e',
 }
 
+/// How many turns a server took until its measured rounds, and in them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turns {
+    pub(crate) before: u64,
+    pub(crate) measured: u64,
+}
+
 struct Driver<'a> {
     case: &'a Case,
     addr: SocketAddr,
@@ -29,12 +36,13 @@ struct Driver<'a> {
     owed: usize,
 }
 
-/// Plays the peers of a server to the end, and returns how many turns it took.
+/// Plays the peers of a server to the end, and returns how many turns it
+/// took.
 pub(crate) fn drive(
     case: &Case,
     asks: ChildStdout,
     mut done: ChildStdin,
-) -> Result<u64, Box<dyn Error>> {
+) -> Result<Turns, Box<dyn Error>> {
     let mut asks = BufReader::new(asks).lines();
     let mut ask =
         move || asks.next().ok_or("the server ended early")?.map_err(Box::<dyn Error>::from);
@@ -50,7 +58,7 @@ pub(crate) fn drive(
             Some(b'e') => {
                 driver.read()?;
                 done.write_all(b".")?;
-                return Ok(ask()?.parse()?);
+                return Ok(Turns { before: ask()?.parse()?, measured: ask()?.parse()? });
             }
             _ => return Err(format!("the server asks for {asked:?}").into()),
         }

@@ -73,7 +73,7 @@ pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
     }
     let turns = measured.manager.stats().turns - before;
     ask(Ask::End)?;
-    println!("{turns}");
+    println!("{before}\n{turns}");
     Ok(())
 }
 
