@@ -170,6 +170,7 @@ impl Row {
         };
         let difference = committed.map(|committed| match figure - committed {
             difference if difference.abs() < EXACT => "0 %".to_owned(),
+            difference if committed == 0.0 => format!("{difference:+.places$}"),
             difference => format!("{:+.1} %", 100.0 * difference / committed),
         });
         let mark = match verdict {

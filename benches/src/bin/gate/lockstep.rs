@@ -18,11 +18,15 @@ pub(crate) enum Ask {
     End = b'e',
 }
 
-/// How many turns a server took until its measured rounds, and in them.
+/// What a server tells of itself.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Told {
+    /// Turns until its measured rounds.
     pub(crate) before: u64,
-    pub(crate) measured: u64,
+    /// Turns in them.
+    pub(crate) turns: u64,
+    /// Allocations in them.
+    pub(crate) allocations: u64,
 }
 
 struct Driver<'a> {
@@ -36,13 +40,12 @@ struct Driver<'a> {
     owed: usize,
 }
 
-/// Plays the peers of a server to the end, and returns how many turns it
-/// took.
+/// Plays the peers of a server to the end, and returns what it told.
 pub(crate) fn drive(
     case: &Case,
     asks: ChildStdout,
     mut done: ChildStdin,
-) -> Result<Turns, Box<dyn Error>> {
+) -> Result<Told, Box<dyn Error>> {
     let mut asks = BufReader::new(asks).lines();
     let mut ask =
         move || asks.next().ok_or("the server ended early")?.map_err(Box::<dyn Error>::from);
@@ -58,7 +61,9 @@ pub(crate) fn drive(
             Some(b'e') => {
                 driver.read()?;
                 done.write_all(b".")?;
-                return Ok(Turns { before: ask()?.parse()?, measured: ask()?.parse()? });
+                let [before, turns, allocations] = [ask()?, ask()?, ask()?];
+                let (before, turns) = (before.parse()?, turns.parse()?);
+                return Ok(Told { before, turns, allocations: allocations.parse()? });
             }
             _ => return Err(format!("the server asks for {asked:?}").into()),
         }

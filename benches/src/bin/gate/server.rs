@@ -16,9 +16,10 @@ use crate::clock::Clocked;
 use crate::lockstep::Ask;
 
 /// The function that callgrind collects in.
-pub(crate) const MEASURED: &str = "*measured_round*";
+pub(crate) const COLLECTED: &str = "*measured_turns*";
 
 type Server = Manager<Echo, Clocked>;
+type Turns = fn(&mut Server, &Cell<u64>, u64) -> Result<(), pool_manager::Error>;
 
 /// Writes back what it gets, and counts.
 struct Echo {
@@ -51,7 +52,8 @@ struct Measured<'a> {
     closed: Rc<Cell<u64>>,
 }
 
-/// Serves `rounds` rounds of `case` after those that warm up, and tells how many turns they took.
+/// Serves `rounds` rounds of `case` after those that warm up, and tells how many turns
+/// that took and how often the measured ones allocated.
 pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
     let (served, closed) = (Rc::default(), Rc::default());
     let lines = case.kind == Kind::Lines;
@@ -68,12 +70,13 @@ pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
         measured.round(turn_until)?;
     }
     let before = measured.manager.stats().turns;
+    let mut allocations = 0;
     for _ in 0..rounds {
-        measured.round(measured_round)?;
+        allocations += measured.round(measured_turns)?;
     }
     let turns = measured.manager.stats().turns - before;
     ask(Ask::End)?;
-    println!("{before}\n{turns}");
+    println!("{before}\n{turns}\n{allocations}");
     Ok(())
 }
 
@@ -90,21 +93,28 @@ impl Measured<'_> {
         Ok(())
     }
 
-    fn round(
-        &mut self,
-        turn: fn(&mut Server, &Cell<u64>, u64) -> Result<(), pool_manager::Error>,
-    ) -> Result<(), Box<dyn Error>> {
+    /// One round, and how often it allocated.
+    fn round(&mut self, turn: Turns) -> Result<u64, Box<dyn Error>> {
         let all = self.case.requests();
         let goal = self.served.get() + all;
         ask(Ask::Send)?;
-        turn(&mut self.manager, &self.served, goal)?;
+        let mut allocations = counted(|| turn(&mut self.manager, &self.served, goal))?;
         if self.case.kind == Kind::Churn {
             let goal = self.closed.get() + all;
             ask(Ask::Close)?;
-            turn(&mut self.manager, &self.closed, goal)?;
+            allocations += counted(|| turn(&mut self.manager, &self.closed, goal))?;
         }
-        Ok(())
+        Ok(allocations)
     }
+}
+
+/// How often `turns` allocates.
+fn counted(
+    turns: impl FnOnce() -> Result<(), pool_manager::Error>,
+) -> Result<u64, pool_manager::Error> {
+    let mut outcome = Ok(());
+    let counted = allocation_counter::measure(|| outcome = turns());
+    outcome.map(|()| counted.count_total)
 }
 
 /// Turns until `count` has come to `goal`: the one place where a turn is called, as in a service.
@@ -122,7 +132,7 @@ fn turn_until(
 
 /// As [`turn_until`], under a name of its own: callgrind collects while this runs.
 #[inline(never)]
-fn measured_round(
+fn measured_turns(
     server: &mut Server,
     count: &Cell<u64>,
     goal: u64,
