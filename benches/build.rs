@@ -18,7 +18,7 @@ fn main() {
         println!("cargo::rerun-if-changed={}", path.display());
         let text = fs::read_to_string(&path).expect("a room");
         let code = text.split("\n#[cfg(test)]").next().expect("what comes before the tests");
-        let allow = "#[allow(dead_code, clippy::pedantic)]";
+        let allow = "#[allow(dead_code, clippy::all, clippy::pedantic)]";
         writeln!(rooms, "{allow}\nmod {room} {{\n{code}\n}}").expect("a string takes it");
     }
     let out = env::var("OUT_DIR").expect("cargo names the folder to write to");
