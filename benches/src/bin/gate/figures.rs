@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use crate::cases::{CASES, Case, GROWTH};
@@ -62,26 +61,17 @@ impl Figures {
         Ok(figures)
     }
 
-    /// Replaces the figures of the cases in `costs`, and keeps the others.
+    /// Commits `costs`, those of all cases, in the place of what was.
     pub(crate) fn write(costs: &[(&Case, Cost)]) -> Result<(), String> {
-        let old = if Path::new(FILE).exists() { Self::committed()? } else { Self::default() };
         let mut text = HEAD.to_owned();
         for tool in tools() {
             let _ = writeln!(text, "with {tool}");
         }
-        let _ = writeln!(
-            text,
-            "\n# {:18}{:>14}{:>14}{:>14}",
-            "case", "instructions", "allocations", "calls"
-        );
-        for case in &CASES {
-            let new = costs.iter().find(|(one, _)| one.name == case.name).map(|(_, cost)| *cost);
-            if let Some(cost) = new.or_else(|| old.of(case)) {
-                let Cost { instructions, allocations, calls } = cost;
-                let name = case.name;
-                let _ =
-                    writeln!(text, "{name:20}{instructions:14.4}{allocations:14.4}{calls:14.4}");
-            }
+        let [first, second, third] = ["instructions", "allocations", "calls"];
+        let _ = writeln!(text, "\n# {:18}{first:>14}{second:>14}{third:>14}", "case");
+        for (case, Cost { instructions, allocations, calls }) in costs {
+            let name = case.name;
+            let _ = writeln!(text, "{name:20}{instructions:14.4}{allocations:14.4}{calls:14.4}");
         }
         fs::write(FILE, text).map_err(|error| format!("can't write {FILE}: {error}"))
     }

@@ -83,6 +83,9 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
         }
     }
     wanted.serve = serve.then_some(rounds);
+    if wanted.write && !wanted.cases.is_empty() {
+        return Err("the figures are renewed all at once: leave out --case or --write".into());
+    }
     if wanted.cases.is_empty() {
         wanted.cases = CASES.iter().collect();
     }
@@ -104,6 +107,9 @@ fn gate(wanted: &Wanted) -> Result<bool, Box<dyn Error>> {
     for row in &failed {
         eprintln!("gate: {}", row.line);
     }
+    if !failed.is_empty() {
+        eprintln!("gate: where it goes: --case NAME --keep DIR; if it is meant, renew: --write");
+    }
     Ok(failed.is_empty())
 }
 
@@ -118,7 +124,13 @@ fn measure(wanted: &Wanted, folder: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
     };
     for &case in &wanted.cases {
         let cost = count::cost(case, folder)?;
-        figures::compare(case, cost, committed.of(case)).into_iter().for_each(&mut tell);
+        let known = committed.of(case);
+        if known.is_none() && !wanted.write {
+            return Err(
+                format!("{} has no committed figures; --write makes them", case.name).into()
+            );
+        }
+        figures::compare(case, cost, known).into_iter().for_each(&mut tell);
         costs.push((case, cost));
     }
     figures::growth(&costs).into_iter().for_each(&mut tell);
