@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
-use crate::cases::{CASES, Case, GROWTH};
+use crate::cases::{Case, GROWTH};
 use crate::count::Cost;
 
 /// A figure may be this much above the committed one.
@@ -194,6 +194,7 @@ fn judge(figure: f64, committed: Option<f64>, bar: Option<f64>, tolerance: f64) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cases::CASES;
 
     #[test]
     fn three_percent_more_pass_and_a_little_more_does_not() {
