@@ -63,12 +63,13 @@ impl Buffer {
 
     /// Lets go of the first `count` held bytes.
     pub(crate) fn consume(&mut self, count: usize) {
-        assert!(count <= self.len(), "consumed more than was held");
+        if count == self.len() {
+            (self.start, self.end, self.scanned) = (0, 0, 0);
+            return;
+        }
+        assert!(count < self.len(), "consumed more than was held");
         self.start += count as u32;
         self.scanned = self.scanned.saturating_sub(count as u32);
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
     }
 
     /// Makes room for `capacity` bytes in all, if there is less.

@@ -1,20 +1,22 @@
 //! Guard: where a panic of user code ends. One place, for every kind of it.
 
+use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Runs user code; `None` if it panicked. What it was in the middle of changing is its own, and
 /// ends with its connection.
+#[inline(always)]
 pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
-    let payload = match catch_unwind(AssertUnwindSafe(code)) {
-        Ok(value) => return Some(value),
-        Err(payload) => payload,
-    };
-    // The payload is the user's as well, and may panic when it is dropped.
+    catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()
+}
+
+/// The payload of a panic is the user's as well, and may panic when it is dropped.
+#[cold]
+fn discard(payload: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(again);
     }
-    None
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::command::Desk;
 use crate::id::ConnId;
 use crate::output::Output;
 use crate::socket::Socket;
-use crate::time::Now;
+use crate::time::Tick;
 use crate::vitals::{Cause, CloseReason, Vitals};
 
 /// What is done with connections and their requests. Any
@@ -145,7 +145,7 @@ pub struct Conn<'a> {
     pub(crate) output: &'a mut Output,
     pub(crate) desk: &'a mut Desk,
     pub(crate) write_limit: usize,
-    pub(crate) now: Now,
+    pub(crate) now: Tick,
     pub(crate) cause: Cause,
 }
 
@@ -191,7 +191,7 @@ impl Conn<'_> {
     /// How long ago it was put, in whole milliseconds, as of the beginning of this turn.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.vitals.opened.until(self.now.tick)
+        self.vitals.opened.until(self.now)
     }
 
     /// Closes the connection after this callback: what was written is flushed, what is held is
@@ -229,8 +229,12 @@ impl Conn<'_> {
 
 impl Write for Conn<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.output.push(bytes, self.write_limit) {
-            return Ok(bytes.len());
+            return Ok(());
         }
         self.vitals.ending = Some(CloseReason::WriteLimit);
         Err(io::Error::new(io::ErrorKind::StorageFull, "more reply than write_limit is unsent"))

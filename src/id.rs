@@ -23,10 +23,7 @@ use std::fmt;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId {
-    generation: u32,
-    index: u32,
-}
+pub struct ConnId(u64);
 
 impl ConnId {
     /// The last generation an index may be in. The few above it mark tokens of other kinds;
@@ -35,31 +32,31 @@ impl ConnId {
 
     pub(crate) fn new(index: u32, generation: u32) -> Self {
         debug_assert!((1..=Self::LAST_GENERATION).contains(&generation));
-        Self { generation, index }
+        Self(pack(generation, index))
     }
 
     pub(crate) fn index(self) -> usize {
-        self.index as usize
+        self.0 as u32 as usize
     }
 
     pub(crate) fn generation(self) -> u32 {
-        self.generation
+        (self.0 >> 32) as u32
     }
 
     pub(crate) fn token(self) -> u64 {
-        pack(self.generation, self.index)
+        self.0
     }
 
     /// The id as one number, unique for the life of the manager: for maps and logs.
     #[must_use]
     pub fn as_u64(self) -> u64 {
-        self.token()
+        self.0
     }
 }
 
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index, self.generation)
+        write!(f, "{}.{}", self.index(), self.generation())
     }
 }
 
@@ -93,12 +90,12 @@ impl Token {
     }
 
     pub(crate) fn unpack(token: u64) -> Self {
-        let (generation, index) = ((token >> 32) as u32, token as u32);
-        match generation {
+        let id = ConnId(token);
+        match id.generation() {
+            ..LINGERER => Self::Worker(id),
+            LINGERER => Self::Lingerer(id.index()),
+            LISTENER => Self::Listener(id.index()),
             WAKER => Self::Waker,
-            LISTENER => Self::Listener(index as usize),
-            LINGERER => Self::Lingerer(index as usize),
-            _ => Self::Worker(ConnId { generation, index }),
         }
     }
 }

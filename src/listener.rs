@@ -31,24 +31,20 @@ struct Listener<L> {
     ready: bool,
     /// Errors since it last accepted something, or had nothing to accept.
     errors: u32,
-    /// It had nothing but errors: it accepts nothing before this.
-    paused_until: Option<Tick>,
+    /// It accepts nothing before this, because it had nothing but errors.
+    paused_until: Tick,
     /// The path to remove at the end, for one in the file system.
     _claim: Option<Claim>,
 }
 
 impl<L> Listener<L> {
-    fn may_run(&self) -> bool {
-        self.ready && self.paused_until.is_none()
-    }
-
     /// Notes an error that seems to concern one connection. If there is nothing else for as long
     /// as a turn accepts, it does not, and asking at once again would only burn time.
     fn fail(&mut self, now: Now) {
         self.errors += 1;
         if self.errors == ACCEPTS {
             self.errors = 0;
-            self.paused_until = Some(now.stamp.after(STARVED_PAUSE));
+            self.paused_until = now.stamp.after(STARVED_PAUSE);
         }
     }
 }
@@ -57,8 +53,8 @@ impl<L> Listener<L> {
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
-    /// Descriptors or kernel memory ran out: nothing is accepted before this.
-    starved_until: Option<Tick>,
+    /// Nothing is accepted before this, because descriptors or kernel memory ran out.
+    starved_until: Tick,
     warned: Option<Tick>,
 }
 
@@ -77,7 +73,7 @@ pub(crate) enum Accepted {
 
 impl<L> Listeners<L> {
     pub(crate) fn new() -> Self {
-        Self { all: Vec::new(), starved_until: None, warned: None }
+        Self { all: Vec::new(), starved_until: Tick(0), warned: None }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -93,7 +89,7 @@ impl<L> Listeners<L> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
         let listener =
-            Listener { socket, ready: false, errors: 0, paused_until: None, _claim: claim };
+            Listener { socket, ready: false, errors: 0, paused_until: Tick(0), _claim: claim };
         self.all.push(listener);
         Ok(())
     }
@@ -104,24 +100,12 @@ impl<L> Listeners<L> {
         listener.map(|listener| listener.ready = true).is_some()
     }
 
-    /// Whether a listener may run now.
-    pub(crate) fn can_run(&self, places: &Places, overload: &Overload) -> bool {
-        self.starved_until.is_none() && self.any_ready() && !is_paused(places, overload)
-    }
-
-    /// When to try again after descriptors ran out, or one had nothing but errors; `NEVER` if
-    /// nothing of the kind happened.
-    pub(crate) fn next_due(&self) -> Tick {
-        let starved = self.starved_until.filter(|_| self.any_ready());
-        let paused = self.all.iter().filter_map(|listener| listener.paused_until);
-        paused.chain(starved).min().unwrap_or(Tick::NEVER)
-    }
-
-    /// Lets starved and paused listeners try again once their time is over.
-    pub(crate) fn wake_starved(&mut self, now: Now) {
-        self.starved_until = self.starved_until.filter(|&until| until > now.tick);
-        for listener in &mut self.all {
-            listener.paused_until = listener.paused_until.filter(|&until| until > now.tick);
+    /// From when on there is something to accept; `NEVER` if there is nothing, or no place for it.
+    pub(crate) fn next_due(&self, places: &Places, overload: &Overload) -> Tick {
+        let ready = self.all.iter().filter(|listener| listener.ready);
+        match ready.map(|listener| listener.paused_until).min() {
+            Some(until) if !is_paused(places, overload) => until.max(self.starved_until),
+            _ => Tick::NEVER,
         }
     }
 
@@ -136,7 +120,8 @@ impl<L> Listeners<L> {
         stats: &mut Stats,
         now: Now,
     ) -> Accepted {
-        if self.starved_until.is_some() || !self.all[index].may_run() {
+        let listener = &self.all[index];
+        if !listener.ready || listener.paused_until.max(self.starved_until) > now.tick {
             return Accepted::Nothing;
         }
         let promised = places.take();
@@ -183,15 +168,11 @@ impl<L> Listeners<L> {
         for listener in self.all.drain(..) {
             backend.close_listener(listener.socket);
         }
-        self.starved_until = None;
-    }
-
-    fn any_ready(&self) -> bool {
-        self.all.iter().any(Listener::may_run)
+        self.starved_until = Tick(0);
     }
 
     fn starve(&mut self, error: &io::Error, now: Now) {
-        self.starved_until = Some(now.stamp.after(STARVED_PAUSE));
+        self.starved_until = now.stamp.after(STARVED_PAUSE);
         if self.warned.is_none_or(|warned| warned.after(WARN_INTERVAL) <= now.tick) {
             self.warned = Some(now.stamp);
             log::warn!(

@@ -10,6 +10,7 @@ mod stopping;
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +25,8 @@ use crate::listener::{ACCEPTS, Accepted, Listeners};
 use crate::mailbox::Mailbox;
 use crate::pool::{Due, Pool};
 use crate::report::{StopReport, Turn};
-use crate::spares::Spares;
-use crate::stats::Stats;
 use crate::time::{Now, Span, Tick};
+use crate::worker::{Kit, Verdict};
 
 use control::Alarms;
 use stopping::Drain;
@@ -78,17 +78,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Manager<H: Handler, B: Backend = Os> {
-    config: Config,
-    handler: H,
-    backend: B,
+    kit: Kit<H, B>,
     pool: Pool<H::Session>,
     listeners: Listeners<B::Listener>,
     lingering: Lingering,
-    desk: Desk,
     mailbox: Arc<Mailbox>,
-    spares: Spares,
-    stats: Stats,
-    now: Now,
     /// Who was visited since the clock was read, in case it turns out to have taken long.
     visited: Vec<ConnId>,
     /// When spares that were not needed are freed, if there are any.
@@ -135,23 +129,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is invalid.
-    pub fn with_backend(config: Config, handler: H, mut backend: B) -> Result<Self, Error> {
+    pub fn with_backend(config: Config, handler: H, backend: B) -> Result<Self, Error> {
         let config = config.checked()?;
         let mailbox = Arc::new(Mailbox::default());
-        let now = Now::new(backend.now());
+        let desk = Desk::new(mailbox.clone());
         Ok(Self {
-            now,
-            visited: Vec::new(),
-            config,
-            handler,
-            backend,
+            kit: Kit::new(config, handler, backend, desk),
             pool: Pool::new(),
             listeners: Listeners::new(),
             lingering: Lingering::new(),
-            desk: Desk::new(mailbox.clone()),
             mailbox,
-            spares: Spares::default(),
-            stats: Stats::default(),
+            visited: Vec::new(),
             reap_at: Tick(0),
             alarms: Alarms::default(),
             phase: Phase::Stopped,
@@ -167,17 +155,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !matches!(self.phase, Phase::Stopped) {
             return Err(Error::AlreadyRunning);
         }
-        let wake = self.backend.start().map_err(Error::Start)?;
+        let wake = self.kit.backend.start().map_err(Error::Start)?;
         self.phase = Phase::Running;
-        self.mailbox.places.set_most(self.config.max_workers);
-        self.spares.configure(self.config.min_workers, self.config.buffer_size);
-        self.pool.reserve(self.config.min_workers);
-        self.visited.reserve(self.config.min_workers);
-        self.desk.set_open(true);
+        self.mailbox.places.set_most(self.kit.config.max_workers);
+        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.pool.reserve(self.kit.config.min_workers);
+        self.visited.reserve(self.kit.config.min_workers);
+        self.kit.desk.set_open(true);
         self.mailbox.open(wake);
         self.read_clock();
-        self.reap_at = self.now.stamp.after(self.config.reap_interval);
-        log::info!("started: {:?}", self.config);
+        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+        log::info!("started: {:?}", self.kit.config);
         Ok(())
     }
 
@@ -207,7 +195,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if matches!(self.phase, Phase::Stopped) {
             return Err(Error::NotRunning);
         }
-        self.stats.turns += 1;
+        self.kit.stats.turns += 1;
         self.wait(timeout)?;
         self.read_clock();
         self.run_commands();
@@ -216,22 +204,30 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let expired = self.expire_due();
         let accepted = self.accept_new();
         self.reap_spares();
-        Ok(self.report(Turn { events, served, expired, accepted, ..Turn::default() }))
+        let turn = self.report(Turn { events, served, expired, accepted, ..Turn::default() });
+        if timeout == Some(Duration::ZERO) {
+            // Who lets no turn wait does so elsewhere, and that is not what took us long.
+            self.read_clock();
+        }
+        Ok(turn)
     }
 
     /// 1. Wait. The clock is read before a wait that may block: time spent in callbacks, or
     ///    outside, would make it oversleep.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = match self.due() {
-            due if timeout == Some(Duration::ZERO) || due <= self.now.tick => Some(Duration::ZERO),
+            due if timeout == Some(Duration::ZERO) || due <= self.kit.now.tick => {
+                Some(Duration::ZERO)
+            }
             Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
             due => {
-                let left = due.away(self.backend.now()).min(LONGEST_WAIT);
+                self.read_clock();
+                let left = self.kit.now.tick.until(due).min(LONGEST_WAIT);
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
         };
-        self.stats.waits += 1;
-        match self.backend.wait(timeout) {
+        self.kit.stats.waits += 1;
+        match self.kit.backend.wait(timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 log::error!("can't wait for readiness, closing everything: {error}");
                 self.abort_all();
@@ -241,107 +237,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// 2. Read the clock, once: everything in a turn sees the same time.
+    /// 2. Read the clock, once: everything in a turn sees the same time. If the last turn took
+    ///    long, what happened in it counts from its end: those who were served must not pay for it.
     fn read_clock(&mut self) {
-        self.now = Now::new(self.backend.now());
-    }
-
-    /// 3. Commands of callbacks and handles, at most a batch.
-    fn run_commands(&mut self) {
-        self.desk.collect(COMMANDS);
-        for _ in 0..COMMANDS {
-            let Some(command) = self.desk.next() else { break };
-            self.obey(command);
-        }
-    }
-
-    /// 4. Events go to the ready lists. Those for who is gone are counted and dropped.
-    fn mark_ready(&mut self) -> usize {
-        let (pool, lingering, listeners) =
-            (&mut self.pool, &mut self.lingering, &mut self.listeners);
-        let (mut events, mut stale) = (0, 0);
-        self.backend.events(|event| {
-            events += 1;
-            let known = match Token::unpack(event.token) {
-                Token::Worker(id) => pool.mark_ready(id, event),
-                Token::Lingerer(key) => lingering.mark_ready(key, event),
-                Token::Listener(index) => listeners.mark_ready(index),
-                Token::Waker => true,
-            };
-            stale += u64::from(!known);
-        });
-        self.stats.events += events as u64;
-        self.stats.stale_events += stale;
-        events
-    }
-
-    /// 5. Serve those that were ready when the phase began, once each.
-    fn serve_ready(&mut self) -> usize {
-        let ready = self.pool.ready();
-        for _ in 0..ready {
-            if let Some(id) = self.pool.pop_ready() {
-                self.serve(id);
-            }
-        }
-        self.lingering.serve(&mut self.backend, &mut self.stats, self.now);
-        ready
-    }
-
-    /// 6. Deadlines, at most a batch, and after the reads.
-    fn expire_due(&mut self) -> usize {
-        let before = self.stats.timers;
-        for _ in 0..TIMERS {
-            match self.pool.pop_due(self.now, &self.config) {
-                Some(Due::Expired(id)) => self.expire(id),
-                Some(Due::Early) => {}
-                None => break,
-            }
-        }
-        (self.stats.timers - before) as usize
-    }
-
-    /// 7. Accept, at most a batch a listener, and after those who are here were served.
-    fn accept_new(&mut self) -> usize {
-        let before = self.stats.accepted;
-        self.listeners.wake_starved(self.now);
-        for index in 0..self.listeners.len() {
-            for _ in 0..ACCEPTS {
-                let (places, overload) = (&self.mailbox.places, &self.config.overload);
-                let (backend, stats) = (&mut self.backend, &mut self.stats);
-                match self.listeners.accept(index, backend, places, overload, stats, self.now) {
-                    Accepted::Placed(socket) => self.admit_accepted(socket),
-                    Accepted::Refused(socket) => self.refuse(socket),
-                    Accepted::Skip => {}
-                    Accepted::Nothing => break,
-                }
-            }
-        }
-        (self.stats.accepted - before) as usize
-    }
-
-    /// 8. Free warm buffers that were not needed.
-    fn reap_spares(&mut self) {
-        if self.spares.can_reap() && self.reap_at <= self.now.tick {
-            self.spares.reap();
-            self.reap_at = self.now.stamp.after(self.config.reap_interval);
-        }
-    }
-
-    /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
-    ///    complete a stop.
-    fn report(&mut self, turn: Turn) -> Turn {
-        self.raise_alarms();
-        let stopped = self.finish_if_drained();
-        self.credit_visited();
-        Turn { next: until(self.due(), self.now.at), stopped, ..turn }
-    }
-
-    /// Reads the clock once more. If callbacks took long, what happened meanwhile counts from the
-    /// end: those who were served must not pay for it.
-    fn credit_visited(&mut self) {
-        let ended = Now::new(self.backend.now()).stamp;
-        let span = Span { began: self.now.stamp, ended };
-        if span.ended > span.began {
+        let began = self.kit.now.stamp;
+        self.kit.now = Now::new(self.kit.backend.now());
+        let span = Span { began, ended: self.kit.now.stamp };
+        if span.is_long() {
             for &id in &self.visited {
                 if let Some(worker) = self.pool.get_mut(id) {
                     worker.vitals.credit(span);
@@ -351,20 +253,117 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.visited.clear();
     }
 
-    /// When the next turn is due even if nothing becomes ready: now if work is left, `NEVER` if
-    /// nothing is planned.
+    /// 3. Commands of callbacks and handles, at most a batch.
+    fn run_commands(&mut self) {
+        if !self.kit.desk.has_work() {
+            return;
+        }
+        self.kit.desk.collect(COMMANDS);
+        for _ in 0..COMMANDS {
+            let Some(command) = self.kit.desk.next() else { break };
+            self.obey(command);
+        }
+    }
+
+    /// 4. Events go to the ready lists. Those for who is gone are counted and dropped.
+    fn mark_ready(&mut self) -> usize {
+        let (pool, lingering, listeners) =
+            (&mut self.pool, &mut self.lingering, &mut self.listeners);
+        let (mut events, mut stale) = (0, 0);
+        self.kit.backend.events(|event| {
+            events += 1;
+            let known = match Token::unpack(event.token) {
+                Token::Worker(id) => pool.mark_ready(id, event),
+                Token::Lingerer(key) => lingering.mark_ready(key, event),
+                Token::Listener(index) => listeners.mark_ready(index),
+                Token::Waker => true,
+            };
+            stale += u64::from(!known);
+        });
+        self.kit.stats.events += events as u64;
+        self.kit.stats.stale_events += stale;
+        events
+    }
+
+    /// 5. Serve those that were ready when the phase began, once each.
+    fn serve_ready(&mut self) -> usize {
+        let before = self.visited.len();
+        self.pool.take_ready(&mut self.visited);
+        let visited = mem::take(&mut self.visited);
+        for &id in &visited[before..] {
+            let Some(worker) = self.pool.unlist(id) else { continue };
+            let verdict = worker.serve(&mut self.kit);
+            // Most are at rest now, and their deadlines are not sooner than before.
+            let rests = verdict == Verdict::Wait && worker.vitals.is_filed(self.kit.deadlines);
+            if !rests || matches!(self.phase, Phase::Stopping(_)) {
+                self.settle(id, verdict);
+            }
+        }
+        self.lingering.serve(&mut self.kit.backend, &mut self.kit.stats, self.kit.now);
+        self.visited = visited;
+        self.visited.len() - before
+    }
+
+    /// 6. Deadlines, at most a batch, and after the reads.
+    fn expire_due(&mut self) -> usize {
+        let before = self.kit.stats.timers;
+        for _ in 0..TIMERS {
+            match self.pool.pop_due(self.kit.now, self.kit.deadlines) {
+                Some(Due::Expired(id)) => self.expire(id),
+                Some(Due::Early) => {}
+                None => break,
+            }
+        }
+        (self.kit.stats.timers - before) as usize
+    }
+
+    /// 7. Accept, at most a batch a listener, and after those who are here were served.
+    fn accept_new(&mut self) -> usize {
+        let before = self.kit.stats.accepted;
+        for index in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS {
+                let (places, overload) = (&self.mailbox.places, &self.kit.config.overload);
+                let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
+                match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
+                    Accepted::Placed(socket) => self.admit_accepted(socket),
+                    Accepted::Refused(socket) => self.refuse(socket),
+                    Accepted::Skip => {}
+                    Accepted::Nothing => break,
+                }
+            }
+        }
+        (self.kit.stats.accepted - before) as usize
+    }
+
+    /// 8. Free warm buffers that were not needed.
+    fn reap_spares(&mut self) {
+        if self.kit.spares.can_reap() && self.reap_at <= self.kit.now.tick {
+            self.kit.spares.reap();
+            self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+        }
+    }
+
+    /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
+    ///    complete a stop.
+    fn report(&mut self, turn: Turn) -> Turn {
+        self.raise_alarms();
+        let stopped = match self.phase {
+            Phase::Stopping(drain) => self.finish_if_drained(drain),
+            Phase::Stopped | Phase::Running => None,
+        };
+        Turn { next: self.away(self.due()), stopped, ..turn }
+    }
+
+    /// When the next turn is due even if nothing becomes ready: not later than now if work is left,
+    /// `NEVER` if nothing is planned.
     fn due(&self) -> Tick {
-        let work_left = self.pool.ready() > 0
-            || self.desk.has_work()
-            || self.lingering.has_work()
-            || self.listeners.can_run(&self.mailbox.places, &self.config.overload);
-        if work_left {
-            return self.now.tick;
+        if self.pool.any_ready() || self.kit.desk.has_work() || self.lingering.has_work() {
+            return self.kit.now.tick;
         }
         let mut due = self.pool.next_due();
         due = due.min(self.lingering.next_due());
-        due = due.min(self.listeners.next_due());
-        if self.spares.can_reap() {
+        due = due.min(self.listeners.next_due(&self.mailbox.places, &self.kit.config.overload));
+        if self.kit.spares.can_reap() {
             due = due.min(self.reap_at);
         }
         if let Phase::Stopping(drain) = self.phase {
@@ -372,11 +371,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         due
     }
-}
 
-/// How long from `at` until a turn is due; `None` if none is.
-fn until(due: Tick, at: Duration) -> Option<Duration> {
-    (due != Tick::NEVER).then(|| due.away(at))
+    /// How long from now until a tick begins; `None` if it never does.
+    fn away(&self, due: Tick) -> Option<Duration> {
+        (due != Tick::NEVER).then(|| self.kit.now.tick.until(due))
+    }
 }
 
 impl<H: Handler, B: Backend> Drop for Manager<H, B> {
@@ -394,7 +393,7 @@ impl<H: Handler, B: Backend> fmt::Debug for Manager<H, B> {
         f.debug_struct("Manager")
             .field("phase", &self.phase)
             .field("live", &self.pool.live())
-            .field("config", &self.config)
+            .field("config", &self.kit.config)
             .finish_non_exhaustive()
     }
 }

@@ -34,15 +34,20 @@ impl Output {
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
         if self.sent > self.len() {
-            // What is sent goes once it is most of it, or a peer that always stays a little
-            // behind would let it grow without end. Each byte is moved at most once a byte sent.
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
+            self.forget_sent();
         }
         if fits {
             self.bytes.extend_from_slice(bytes);
         }
         fits
+    }
+
+    /// What is sent goes once it is most of it, or a peer that always stays a little behind would
+    /// let it grow without end. Each byte is moved at most once a byte sent.
+    #[cold]
+    fn forget_sent(&mut self) {
+        self.bytes.drain(..self.sent);
+        self.sent = 0;
     }
 
     /// Lets go of the first `count` unsent bytes.

@@ -3,14 +3,14 @@
 //! All policy and no I/O: it hands out workers by `ConnId`, refuses stale ones, and remembers
 //! which have work left and whose time is up. What is done with them is the manager's affair.
 
-use std::collections::VecDeque;
+use std::mem;
 
 use slab::Slab;
 
 use crate::backend::Event;
-use crate::config::Config;
 use crate::id::ConnId;
 use crate::time::{Now, Tick};
+use crate::vitals::Deadlines;
 use crate::wheel::Wheel;
 use crate::worker::Worker;
 
@@ -23,7 +23,7 @@ pub(crate) struct Pool<S> {
     workers: Slab<Option<Worker<S>>>,
     /// By index, the generation used last.
     generations: Vec<u32>,
-    ready: VecDeque<ConnId>,
+    ready: Vec<ConnId>,
     wheel: Wheel,
     live: usize,
 }
@@ -42,7 +42,7 @@ impl<S> Pool<S> {
         Self {
             workers: Slab::new(),
             generations: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Vec::new(),
             wheel: Wheel::new(Tick(0)),
             live: 0,
         }
@@ -74,7 +74,7 @@ impl<S> Pool<S> {
     }
 
     /// Inserts a worker that was made for [`Pool::next_id`] and arms its deadline.
-    pub(crate) fn insert(&mut self, worker: Worker<S>, config: &Config) {
+    pub(crate) fn insert(&mut self, worker: Worker<S>, deadlines: Deadlines) {
         let id = worker.vitals.id;
         let index = self.workers.insert(Some(worker));
         assert_eq!(index, id.index(), "a worker goes where its id says");
@@ -83,7 +83,7 @@ impl<S> Pool<S> {
         }
         self.generations[index] = id.generation();
         self.live += 1;
-        self.file(id, config);
+        self.file(id, deadlines);
     }
 
     /// Takes a worker out, with its timer; its id names nobody from now on.
@@ -111,15 +111,8 @@ impl<S> Pool<S> {
     /// Notes an edge of readiness. False if it is for a worker that is gone.
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
-        let (owes, boxed) = (worker.owes(), worker.socket.is_boxed());
-        let vitals = &mut worker.vitals;
-        let readable = event.readable || event.closed || event.priority || boxed;
-        vitals.readable |= readable;
-        vitals.insistent |= event.closed || event.priority;
-        let wanted =
-            if owes { event.writable || event.closed || boxed } else { readable && !vitals.paused };
-        if wanted {
-            self.list(id);
+        if worker.note(event) && !mem::replace(&mut worker.vitals.listed, true) {
+            self.ready.push(id);
         }
         true
     }
@@ -127,29 +120,38 @@ impl<S> Pool<S> {
     /// Puts a worker at the end of the ready list, unless it is there already.
     pub(crate) fn list(&mut self, id: ConnId) {
         let Some(worker) = self.get_mut(id) else { return };
-        if !std::mem::replace(&mut worker.vitals.listed, true) {
-            self.ready.push_back(id);
+        if !mem::replace(&mut worker.vitals.listed, true) {
+            self.ready.push(id);
         }
     }
 
-    pub(crate) fn ready(&self) -> usize {
-        self.ready.len()
+    /// Whether somebody is on the ready list.
+    pub(crate) fn any_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
-    /// Takes the first worker off the ready list; the id may be stale.
-    pub(crate) fn pop_ready(&mut self) -> Option<ConnId> {
-        let id = self.ready.pop_front()?;
-        if let Some(worker) = self.get_mut(id) {
-            worker.vitals.listed = false;
+    /// Moves the ready list to the end of `into`. A worker on it stays listed until it is
+    /// unlisted; the ids may be stale.
+    pub(crate) fn take_ready(&mut self, into: &mut Vec<ConnId>) {
+        if into.is_empty() {
+            mem::swap(into, &mut self.ready);
+        } else {
+            into.append(&mut self.ready);
         }
-        Some(id)
+    }
+
+    /// The worker with this id, whose entry of the ready list is used up now.
+    pub(crate) fn unlist(&mut self, id: ConnId) -> Option<&mut Worker<S>> {
+        let worker = self.get_mut(id)?;
+        worker.vitals.listed = false;
+        Some(worker)
     }
 
     /// Makes sure that a worker is armed not later than its deadline. Traffic moves deadlines
     /// away, which costs nothing here: the timer comes early and is armed again then.
-    pub(crate) fn file(&mut self, id: ConnId, config: &Config) {
+    pub(crate) fn file(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
-        let deadline = worker.vitals.deadline(config);
+        let deadline = worker.vitals.deadline(deadlines);
         if deadline < worker.vitals.filed {
             worker.vitals.filed = deadline;
             self.wheel.arm(id.index(), deadline);
@@ -162,15 +164,15 @@ impl<S> Pool<S> {
     }
 
     /// Takes one timer that has come, if there is one.
-    pub(crate) fn pop_due(&mut self, now: Now, config: &Config) -> Option<Due> {
+    pub(crate) fn pop_due(&mut self, now: Now, deadlines: Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.tick)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
-        let (id, deadline) = (worker.vitals.id, worker.vitals.deadline(config));
+        let (id, deadline) = (worker.vitals.id, worker.vitals.deadline(deadlines));
         worker.vitals.filed = Tick::NEVER;
         if deadline <= at {
             return Some(Due::Expired(id));
         }
-        self.file(id, config);
+        self.file(id, deadlines);
         Some(Due::Early)
     }
 }
@@ -178,6 +180,7 @@ impl<S> Pool<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::socket::Socket;
     use crate::vitals::Vitals;
     use std::os::unix::net::UnixStream;
@@ -187,11 +190,25 @@ mod tests {
         Now::new(Duration::from_millis(millis))
     }
 
+    fn deadlines() -> Deadlines {
+        Deadlines::from(&Config::new())
+    }
+
     fn insert(pool: &mut Pool<()>) -> ConnId {
         let id = pool.next_id();
         let socket = Socket::from(UnixStream::pair().unwrap().0);
-        pool.insert(Worker::new(Vitals::new(id, now(0)), socket, ()), &Config::new());
+        pool.insert(Worker::new(Vitals::new(id, now(0)), socket, ()), deadlines());
         id
+    }
+
+    /// Who was on the ready list.
+    fn serve(pool: &mut Pool<()>) -> Vec<ConnId> {
+        let mut ready = Vec::new();
+        pool.take_ready(&mut ready);
+        for &id in &ready {
+            assert!(pool.unlist(id).is_some());
+        }
+        ready
     }
 
     fn event(readable: bool, writable: bool) -> Event {
@@ -216,7 +233,7 @@ mod tests {
         let second = insert(&mut pool);
         assert_eq!(first.index(), second.index(), "slab hands out the index again");
         assert!(!pool.mark_ready(first, event(true, true)));
-        assert_eq!(pool.ready(), 0);
+        assert_eq!(pool.ready.len(), 0);
         assert!(pool.remove(first).is_none());
         assert_eq!(pool.live(), 1);
     }
@@ -242,10 +259,10 @@ mod tests {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         assert!(pool.mark_ready(id, event(true, false)) && pool.mark_ready(id, event(true, true)));
-        assert_eq!(pool.ready(), 1);
-        assert_eq!(pool.pop_ready(), Some(id));
+        assert_eq!(pool.ready.len(), 1);
+        assert_eq!(serve(&mut pool), [id]);
         pool.list(id);
-        assert_eq!(pool.ready(), 1, "served, it can be listed again");
+        assert_eq!(pool.ready.len(), 1, "served, it can be listed again");
     }
 
     #[test]
@@ -253,16 +270,16 @@ mod tests {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.mark_ready(id, event(false, true));
-        assert_eq!(pool.ready(), 0);
+        assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().output.push(b"owed", 9));
         pool.mark_ready(id, event(true, false));
-        assert_eq!(pool.ready(), 0, "one that owes is not read");
+        assert_eq!(pool.ready.len(), 0, "one that owes is not read");
         pool.mark_ready(id, event(false, true));
-        assert_eq!(pool.ready(), 1);
+        assert_eq!(pool.ready.len(), 1);
         assert!(pool.get_mut(id).unwrap().vitals.readable, "what is there to read is remembered");
-        pool.pop_ready();
+        serve(&mut pool);
         pool.mark_ready(id, Event { closed: true, ..event(false, false) });
-        assert_eq!(pool.ready(), 1, "a reset is found by the next write");
+        assert_eq!(pool.ready.len(), 1, "a reset is found by the next write");
     }
 
     /// Linux says that a reset socket is readable as well; kqueue and poll need not.
@@ -272,7 +289,7 @@ mod tests {
         for (closed, priority) in [(true, false), (false, true)] {
             let id = insert(&mut pool);
             pool.mark_ready(id, Event { closed, priority, ..event(false, false) });
-            assert_eq!(pool.pop_ready(), Some(id));
+            assert_eq!(serve(&mut pool), [id]);
             let vitals = &pool.get_mut(id).unwrap().vitals;
             assert!(vitals.readable && vitals.insistent);
         }
@@ -284,29 +301,29 @@ mod tests {
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().vitals.paused = true;
         pool.mark_ready(id, event(true, true));
-        assert_eq!(pool.ready(), 0);
+        assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().vitals.readable);
     }
 
     #[test]
     fn a_clock_that_stands_still_arms_no_timer() {
-        let (mut pool, config) = (Pool::new(), Config::new());
+        let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().vitals.paused = true;
-        while pool.pop_due(now(5_000), &config).is_some() {}
-        pool.file(id, &config);
+        while pool.pop_due(now(5_000), deadlines()).is_some() {}
+        pool.file(id, deadlines());
         assert_eq!(pool.next_due(), Tick::NEVER);
     }
 
     #[test]
     fn traffic_moves_a_deadline_without_touching_the_wheel() {
-        let (mut pool, config) = (Pool::new(), Config::new());
+        let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().vitals.moved = Tick(2_000);
-        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), &config)).collect();
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), deadlines())).collect();
         assert!(due.iter().all(|&due| due == Due::Early), "{due:?}");
         assert!(pool.next_due() <= Tick(5_000));
-        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(5_000), &config)).collect();
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(5_000), deadlines())).collect();
         assert_eq!(due.last(), Some(&Due::Expired(id)));
         assert_eq!(pool.next_due(), Tick::NEVER);
     }

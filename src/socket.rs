@@ -178,6 +178,7 @@ fn checked(answer: Option<io::Result<usize>>, most: usize) -> io::Result<usize> 
 }
 
 impl Read for Socket {
+    #[inline(always)]
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(into),
@@ -193,6 +194,7 @@ impl Read for Socket {
 }
 
 impl Write for Socket {
+    #[inline(always)]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(bytes),

@@ -15,25 +15,19 @@ impl Tick {
 
     /// This tick moved by `by`, rounded up; saturates at [`Tick::NEVER`].
     pub(crate) fn after(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(millis_ceil(by)))
+        let (whole, partial) = millis(by);
+        Self(self.0.saturating_add(whole).saturating_add(partial))
     }
 
-    /// How long from `at` until this tick begins; zero once it has.
-    pub(crate) fn away(self, at: Duration) -> Duration {
-        Duration::from_millis(self.0).saturating_sub(at)
-    }
-
-    /// How long from this tick until `later`.
+    /// How long from this tick until `later`; zero if that has begun.
     pub(crate) fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 }
 
-/// The one clock reading of a turn, in the three forms that its phases need.
+/// The one clock reading of a turn, in the two forms that its phases need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
-    /// As it was read.
-    pub(crate) at: Duration,
     /// Rounded down: what deadlines are compared with.
     pub(crate) tick: Tick,
     /// Rounded up: what deadlines are counted from.
@@ -47,19 +41,32 @@ pub(crate) struct Span {
     pub(crate) ended: Tick,
 }
 
-impl Now {
-    pub(crate) fn new(at: Duration) -> Self {
-        Self { at, tick: Tick(millis_floor(at)), stamp: Tick(millis_ceil(at)) }
+impl Span {
+    /// The tick just before its end, from which counts what happened in it. From before its end,
+    /// because the next turn may begin at that very tick, and slow turns must not add up.
+    pub(crate) fn last(self) -> Tick {
+        Tick(self.ended.0.saturating_sub(1)).max(self.began)
+    }
+
+    /// Whether it matters where in it something happened.
+    pub(crate) fn is_long(self) -> bool {
+        self.last() > self.began
     }
 }
 
-fn millis_floor(span: Duration) -> u64 {
-    span.as_secs().saturating_mul(1_000).saturating_add(u64::from(span.subsec_millis()))
+impl Now {
+    pub(crate) fn new(at: Duration) -> Self {
+        let (tick, partial) = millis(at);
+        Self { tick: Tick(tick), stamp: Tick(tick.saturating_add(partial)) }
+    }
 }
 
-fn millis_ceil(span: Duration) -> u64 {
-    let partial = span.subsec_nanos() % 1_000_000 != 0;
-    millis_floor(span).saturating_add(u64::from(partial))
+/// The whole milliseconds in a span, and 1 if there is a part of one more.
+fn millis(span: Duration) -> (u64, u64) {
+    let whole = span.subsec_millis();
+    let partial = span.subsec_nanos() != whole * 1_000_000;
+    let millis = span.as_secs().saturating_mul(1_000).saturating_add(u64::from(whole));
+    (millis, u64::from(partial))
 }
 
 #[cfg(test)]
@@ -84,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_tick_that_has_begun_is_zero_away() {
-        assert_eq!(Tick(3).away(Duration::from_micros(2_500)), Duration::from_micros(500));
-        assert_eq!(Tick(3).away(Duration::from_millis(4)), Duration::ZERO);
+        assert_eq!(Tick(3).until(Tick(5)), Duration::from_millis(2));
+        assert_eq!(Tick(4).until(Tick(3)), Duration::ZERO);
     }
 }

@@ -165,6 +165,23 @@ impl fmt::Display for CloseReason {
     }
 }
 
+/// The configured deadlines in milliseconds, rounded up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deadlines {
+    idle: u64,
+    /// As long as there is time if it is off.
+    total: u64,
+}
+
+impl From<&Config> for Deadlines {
+    fn from(config: &Config) -> Self {
+        let millis = |deadline| Tick(0).after(deadline).0;
+        let total = config.request_deadline;
+        let total = if total.is_zero() { u64::MAX } else { millis(total) };
+        Self { idle: millis(config.clients_deadline), total }
+    }
+}
+
 /// Invariant: `filed` is not later than [`Vitals::deadline`].
 #[derive(Debug)]
 pub(crate) struct Vitals {
@@ -224,18 +241,18 @@ impl Vitals {
 
     /// When this connection's time is up: the idle or the total deadline, whichever is sooner.
     /// A paused one's clocks stand still, unless it owes a reply.
-    pub(crate) fn deadline(&self, config: &Config) -> Tick {
+    pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
         if self.paused && !self.blocked {
             return Tick::NEVER;
         }
-        let idle = match self.patience {
-            0 => self.moved.after(config.clients_deadline),
-            own => Tick(self.moved.0.saturating_add(u64::from(own))),
-        };
-        if config.request_deadline.is_zero() {
-            return idle;
-        }
-        idle.min(self.since.after(config.request_deadline))
+        let idle = if self.patience == 0 { deadlines.idle } else { u64::from(self.patience) };
+        let idle = self.moved.0.saturating_add(idle);
+        Tick(idle.min(self.since.0.saturating_add(deadlines.total)))
+    }
+
+    /// Whether the wheel will hand it out in time for its deadline.
+    pub(crate) fn is_filed(&self, deadlines: Deadlines) -> bool {
+        self.filed <= self.deadline(deadlines)
     }
 
     /// Ends the connection for this reason, unless it is ending for another. A natural end, which
@@ -247,13 +264,11 @@ impl Vitals {
     }
 
     /// Counts what happened in a turn from just before its end rather than from its beginning:
-    /// who was served last in a slow turn has not been silent since it began. From before its end,
-    /// because the next turn may begin at that very tick, and slow turns must not add up.
+    /// who was served last in a slow turn has not been silent since it began.
     pub(crate) fn credit(&mut self, turn: Span) {
-        let end = Tick(turn.ended.0.saturating_sub(1)).max(turn.began);
         for clock in [&mut self.moved, &mut self.since] {
             if *clock == turn.began {
-                *clock = end;
+                *clock = turn.last();
             }
         }
     }
@@ -288,13 +303,20 @@ mod tests {
             .clients_deadline(Duration::from_millis(50))
             .request_deadline(Duration::from_millis(80));
         let mut vitals = vitals();
-        assert_eq!(vitals.deadline(&config), Tick(150));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(150));
         vitals.since = Tick(110);
         vitals.moved = Tick(130);
-        assert_eq!(vitals.deadline(&config), Tick(180));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(180));
         vitals.moved = Tick(170);
-        assert_eq!(vitals.deadline(&config), Tick(190), "traffic does not move the total deadline");
-        assert_eq!(vitals.deadline(&config.request_deadline(Duration::ZERO)), Tick(220));
+        assert_eq!(
+            vitals.deadline(Deadlines::from(&config)),
+            Tick(190),
+            "traffic does not move the total deadline"
+        );
+        assert_eq!(
+            vitals.deadline(Deadlines::from(&config.request_deadline(Duration::ZERO))),
+            Tick(220)
+        );
     }
 
     #[test]
@@ -302,9 +324,9 @@ mod tests {
         let config = Config::new();
         let mut vitals = vitals();
         vitals.paused = true;
-        assert_eq!(vitals.deadline(&config), Tick::NEVER);
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick::NEVER);
         vitals.blocked = true;
-        assert_eq!(vitals.deadline(&config), Tick(3_100));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(3_100));
     }
 
     #[test]
@@ -322,11 +344,11 @@ mod tests {
     fn resuming_restarts_both_clocks_and_only_after_a_pause() {
         let (config, mut vitals) = (Config::new(), vitals());
         vitals.resume(Tick(9_000));
-        assert_eq!(vitals.deadline(&config), Tick(3_100), "it was not paused");
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(3_100), "it was not paused");
         vitals.since = Tick(100);
         vitals.paused = true;
         vitals.resume(Tick(50_000));
-        assert_eq!(vitals.deadline(&config), Tick(53_000));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(53_000));
         assert_eq!(vitals.since, Tick(50_000));
     }
 
@@ -334,11 +356,11 @@ mod tests {
     fn a_deadline_of_its_own_replaces_the_configured_one() {
         let (config, mut vitals) = (Config::new(), vitals());
         vitals.set_patience(Duration::from_micros(1_500));
-        assert_eq!(vitals.deadline(&config), Tick(102), "rounded up");
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(102), "rounded up");
         vitals.set_patience(Duration::MAX);
-        assert_eq!(vitals.deadline(&config), Tick(100 + u64::from(u32::MAX)));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(100 + u64::from(u32::MAX)));
         vitals.set_patience(Duration::ZERO);
-        assert_eq!(vitals.deadline(&config), Tick(3_100));
+        assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(3_100));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Wheel {
     occupied: [u64; LEVELS],
     /// A bit for each level that is not empty.
     levels: u16,
+    /// When [`Wheel::pop`] has something to hand out: asked each turn, so kept at hand.
+    next: Option<Tick>,
 }
 
 impl Wheel {
@@ -42,6 +44,7 @@ impl Wheel {
             draining: None,
             occupied: [0; LEVELS],
             levels: 0,
+            next: None,
         }
     }
 
@@ -63,6 +66,8 @@ impl Wheel {
         self.links.push_back(&mut self.slots[place], index);
         self.occupied[level] |= 1 << slot;
         self.levels |= 1 << level;
+        let begins = self.begin(level, slot);
+        self.next = Some(self.next.map_or(begins, |next| next.min(begins)));
     }
 
     /// Disarms `index`; nothing happens if it is not armed. O(1).
@@ -79,50 +84,54 @@ impl Wheel {
             if self.occupied[level] == 0 {
                 self.levels &= !(1 << level);
             }
+            self.next = match self.draining {
+                Some(_) => Some(Tick(self.elapsed)),
+                None => self.first().map(|(_, begins)| begins),
+            };
         }
     }
 
     /// The next tick at which [`Wheel::pop`] has something to hand out; not later than the
     /// earliest deadline. O(1).
     pub(crate) fn next(&self) -> Option<Tick> {
-        match self.draining {
-            Some(_) => Some(Tick(self.elapsed)),
-            None => self.first().map(|(_, begins)| Tick(begins)),
-        }
+        self.next
     }
 
     /// Hands out one index whose slot has begun by `now`, with the tick it was handed out for;
     /// it is no longer armed. If its true deadline is after that tick, its owner arms it again
     /// and it comes back in time. Indices come in the order of their deadlines. O(1).
     pub(crate) fn pop(&mut self, now: Tick) -> Option<(usize, Tick)> {
-        let place = match (self.draining, self.first()) {
-            (Some(place), _) => place,
-            (None, Some((place, begins))) if begins <= now.0 => {
-                self.elapsed = begins;
-                self.draining = Some(place);
-                place
-            }
-            _ => {
-                self.elapsed = self.elapsed.max(now.0);
-                return None;
-            }
-        };
+        if self.next.is_none_or(|next| next > now) {
+            self.elapsed = self.elapsed.max(now.0);
+            return None;
+        }
+        if self.draining.is_none() {
+            let (place, begins) = self.first()?;
+            self.elapsed = begins.0;
+            self.draining = Some(place);
+        }
+        let place = self.draining?;
         let index = self.slots[place].front()?;
         self.cancel(index);
         Some((index, Tick(self.elapsed)))
     }
 
     /// The earliest slot that is not empty, and the tick at which it begins.
-    fn first(&self) -> Option<(usize, u64)> {
+    fn first(&self) -> Option<(usize, Tick)> {
         if self.levels == 0 {
             return None;
         }
         let level = self.levels.trailing_zeros();
         let slot = self.occupied[level as usize].trailing_zeros();
-        let shift = level * BITS;
+        let (level, slot) = (level as usize, slot as usize);
+        Some((level * SLOTS + slot, self.begin(level, slot)))
+    }
+
+    /// The tick at which a slot begins.
+    fn begin(&self, level: usize, slot: usize) -> Tick {
+        let shift = level as u32 * BITS;
         let above = self.elapsed.checked_shr(shift + BITS).unwrap_or(0);
-        let begins = above.checked_shl(shift + BITS).unwrap_or(0) | u64::from(slot) << shift;
-        Some((level as usize * SLOTS + slot as usize, begins))
+        Tick(above.checked_shl(shift + BITS).unwrap_or(0) | (slot as u64) << shift)
     }
 
     /// The level of the highest digit in which `deadline` differs from `elapsed`, and that

@@ -1,7 +1,7 @@
 //! Worker: one connection. Flush what is owed, frame what is held, read, call back, flush once.
 //!
-//! A worker is visited with borrows of everything around it and answers with a [`Verdict`]; it
-//! knows neither the pool it lives in nor the other workers.
+//! A worker is visited with a [`Kit`] of what is around it and answers with a [`Verdict`]; it knows
+//! neither the pool it lives in nor the other workers.
 
 mod calling;
 mod sending;
@@ -9,27 +9,24 @@ mod sending;
 use std::io::ErrorKind;
 use std::mem;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Event};
 use crate::buffer::Buffer;
 use crate::command::Desk;
 use crate::config::Config;
 use crate::framing::{Bounds, Found, Framing};
-use crate::handler::{Conn, Handler};
+use crate::handler::Handler;
 use crate::output::Output;
 use crate::socket::Socket;
 use crate::spares::Spares;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
-use crate::vitals::{Cause, CloseReason, Vitals};
+use crate::vitals::{Cause, CloseReason, Deadlines, Vitals};
 
-/// What one visit may do at most, so that nobody waits long for its turn.
-const READS: u32 = 16;
+/// What one visit may do at most, so that nobody waits long for its turn; a read counts as
+/// [`READ_LEAST`] bytes even if it got fewer.
 const READ_BYTES: usize = 64 << 10;
+const READ_LEAST: usize = 4 << 10;
 const CALLBACKS: u32 = 256;
-
-/// Replies of several frames go out in one write, but not more than this waits for it, nor more
-/// than half of what may be unsent.
-const FLUSH_AT: usize = 64 << 10;
 
 /// What becomes of a worker after a visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,25 +47,52 @@ enum Step {
     Panicked,
 }
 
-/// What remains of the budget of one visit.
-struct Budget {
-    reads: u32,
-    bytes: usize,
-    callbacks: u32,
-}
-
-/// Everything around the worker that a visit uses.
-pub(crate) struct Visit<'a, H, B> {
-    pub(crate) backend: &'a mut B,
-    pub(crate) handler: &'a mut H,
-    pub(crate) desk: &'a mut Desk,
-    pub(crate) spares: &'a mut Spares,
-    pub(crate) stats: &'a mut Stats,
-    pub(crate) config: &'a Config,
+/// What a worker is visited with: everything around it that it uses.
+pub(crate) struct Kit<H, B> {
+    pub(crate) backend: B,
+    pub(crate) handler: H,
+    pub(crate) desk: Desk,
+    pub(crate) spares: Spares,
+    pub(crate) stats: Stats,
+    pub(crate) config: Config,
+    /// Those of the configuration.
+    pub(crate) deadlines: Deadlines,
+    /// Replies of several frames go out in one write, but not more than this waits for it.
+    flush_at: usize,
     pub(crate) now: Now,
 }
 
-/// Invariant: between visits, `input` has storage iff it holds bytes.
+impl<H, B: Backend> Kit<H, B> {
+    pub(crate) fn new(config: Config, handler: H, backend: B, desk: Desk) -> Self {
+        let mut backend = backend;
+        Self {
+            deadlines: Deadlines::from(&config),
+            flush_at: flush_at(&config),
+            config,
+            now: Now::new(backend.now()),
+            backend,
+            handler,
+            desk,
+            spares: Spares::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes over a configuration, and what follows from it.
+    pub(crate) fn configure(&mut self, config: Config) {
+        self.deadlines = Deadlines::from(&config);
+        self.flush_at = flush_at(&config);
+        self.config = config;
+    }
+}
+
+/// At most 64 KiB, and at most half of what may be unsent.
+fn flush_at(config: &Config) -> usize {
+    (64 << 10).min(config.write_limit / 2)
+}
+
+/// Invariant: between visits, `input` and `output` have storage iff they hold bytes; during one, what
+/// they held is in the hot buffers.
 #[derive(Debug)]
 pub(crate) struct Worker<S> {
     pub(crate) vitals: Vitals,
@@ -93,20 +117,28 @@ impl<S> Worker<S> {
         self.input.is_empty() && !self.owes() && !self.vitals.paused
     }
 
+    /// Notes an edge of readiness, and says whether it gives the worker something to do.
+    pub(crate) fn note(&mut self, event: Event) -> bool {
+        let (owes, boxed) = (self.owes(), self.socket.is_boxed());
+        let vitals = &mut self.vitals;
+        let readable = event.readable || event.closed || event.priority || boxed;
+        vitals.readable |= readable;
+        vitals.insistent |= event.closed || event.priority;
+        if owes { event.writable || event.closed || boxed } else { readable && !vitals.paused }
+    }
+
     /// Tells the handler that the connection is there; what it writes goes out at the first visit.
-    pub(crate) fn open<H, B>(&mut self, visit: &mut Visit<'_, H, B>)
+    pub(crate) fn open<H, B>(&mut self, kit: &mut Kit<H, B>)
     where
         H: Handler<Session = S>,
         B: Backend,
     {
-        self.call(visit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
-        if !visit.spares.output.is_empty() {
-            self.output = mem::take(&mut visit.spares.output);
-        }
+        self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
+        self.detach(&mut kit.spares);
     }
 
     /// Does what there is to do, within the budget of one visit.
-    pub(crate) fn serve<H, B>(&mut self, visit: &mut Visit<'_, H, B>) -> Verdict
+    pub(crate) fn serve<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
         B: Backend,
@@ -114,25 +146,20 @@ impl<S> Worker<S> {
         if let Some(reason) = self.vitals.ending.filter(|reason| !reason.is_polite()) {
             return Verdict::Close(reason);
         }
-        let waited = self.vitals.blocked;
-        if let Some(verdict) = self.pay(visit) {
-            return verdict;
-        }
-        self.attach(visit.spares);
-        if waited && self.vitals.ending.is_none() {
-            let flushed = |handler: &mut H, conn: &mut Conn<'_>, session: &mut S, _: &[u8]| {
-                handler.flushed(conn, session)
-            };
-            self.call(visit, Cause::Flushed, flushed);
-        }
-        let verdict = self.converse(visit);
-        let verdict = self.conclude(visit, verdict);
-        self.detach(visit.spares);
+        let pays = self.owes() || self.socket.is_boxed();
+        self.attach(&mut kit.spares);
+        let held_up = if pays { self.pay(kit) } else { self.rests() };
+        let verdict = match held_up {
+            None => self.converse(kit),
+            Some(verdict) => verdict,
+        };
+        let verdict = self.conclude(kit, verdict);
+        self.detach(&mut kit.spares);
         verdict
     }
 
     /// Ends a connection whose time is up, after a last delivery of what it left.
-    pub(crate) fn expire<H, B>(&mut self, visit: &mut Visit<'_, H, B>) -> Verdict
+    pub(crate) fn expire<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
         B: Backend,
@@ -140,14 +167,14 @@ impl<S> Worker<S> {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
         }
-        self.attach(visit.spares);
-        let held = visit.spares.input.len();
+        self.attach(&mut kit.spares);
+        let held = kit.spares.input.len();
         if held > 0 || self.vitals.bytes_in == 0 {
-            self.deliver(visit, visit.config.framing.remainder(held), Cause::Expired);
+            self.deliver(kit, kit.config.framing.remainder(held), Cause::Expired);
         }
         let reason = self.vitals.ending.unwrap_or(CloseReason::Expired);
-        let verdict = self.conclude(visit, self.end(reason));
-        self.detach(visit.spares);
+        let verdict = self.conclude(kit, self.end(reason));
+        self.detach(&mut kit.spares);
         verdict
     }
 
@@ -159,167 +186,202 @@ impl<S> Worker<S> {
         Verdict::Close(reason)
     }
 
-    /// The hot input buffer becomes the one this worker kept, if it kept one.
+    /// The hot buffers become those this worker kept, if it kept any.
+    #[inline(always)]
     fn attach(&mut self, spares: &mut Spares) {
         if self.input.capacity() > 0 {
             mem::swap(&mut self.input, &mut spares.input);
         }
+        if self.output.capacity() > 0 {
+            mem::swap(&mut self.output, &mut spares.output);
+        }
     }
 
-    /// Undoes [`Worker::attach`]: keeps a buffer that holds bytes, gives back one that does not.
+    /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
+    #[inline(always)]
     fn detach(&mut self, spares: &mut Spares) {
-        if self.input.capacity() > 0 {
-            mem::swap(&mut self.input, &mut spares.input);
-            if self.input.is_empty() {
-                spares.give_back(mem::take(&mut self.input));
+        if self.input.capacity() > 0 || !spares.input.is_empty() {
+            self.detach_input(spares);
+        }
+        if self.output.capacity() > 0 || !spares.output.is_empty() {
+            mem::swap(&mut self.output, &mut spares.output);
+            if self.output.is_empty() {
+                spares.give_back_output(mem::take(&mut self.output));
             }
-        } else if !spares.input.is_empty() {
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn detach_input(&mut self, spares: &mut Spares) {
+        if self.input.capacity() == 0 {
             self.input = spares.part_with_input();
+            return;
+        }
+        mem::swap(&mut self.input, &mut spares.input);
+        if self.input.is_empty() {
+            spares.give_back(mem::take(&mut self.input));
         }
     }
 
     /// Frames, reads and calls back until there is nothing left to do or the budget is used up.
-    fn converse<H, B>(&mut self, visit: &mut Visit<'_, H, B>) -> Verdict
+    fn converse<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
         B: Backend,
     {
-        let mut budget = Budget { reads: READS, bytes: READ_BYTES, callbacks: CALLBACKS };
-        loop {
-            if let Some(reason) = self.vitals.ending {
-                return self.end(reason);
+        let mut to_read = READ_BYTES;
+        for _ in 0..CALLBACKS {
+            let (bounds, cause) = loop {
+                match self.step(&mut kit.spares.input, &kit.config.framing, to_read) {
+                    Step::Deliver(bounds, cause) => break (bounds, cause),
+                    Step::Fill => match self.fill(kit) {
+                        Ok(count) => to_read = to_read.saturating_sub(count.max(READ_LEAST)),
+                        Err(reason) => return Verdict::Close(reason),
+                    },
+                    Step::Rest(verdict) => return verdict,
+                    Step::Panicked => {
+                        kit.stats.panics += 1;
+                        return Verdict::Close(CloseReason::Panicked);
+                    }
+                }
+            };
+            self.deliver(kit, bounds, cause);
+            if let Some(verdict) = self.rests() {
+                return verdict;
             }
-            if visit.spares.output.len() >= FLUSH_AT.min(visit.config.write_limit / 2) {
-                if let Some(verdict) = self.send(visit) {
+            if kit.spares.output.len() >= kit.flush_at {
+                if let Some(verdict) = self.send(kit) {
                     return verdict;
                 }
             }
-            match self.step(&mut visit.spares.input, &visit.config.framing, &budget) {
-                Step::Deliver(bounds, cause) => {
-                    budget.callbacks -= 1;
-                    self.deliver(visit, bounds, cause);
-                }
-                Step::Fill => {
-                    if let Err(reason) = self.fill(visit, &mut budget) {
-                        return Verdict::Close(reason);
-                    }
-                }
-                Step::Rest(verdict) => return verdict,
-                Step::Panicked => {
-                    visit.stats.panics += 1;
-                    return Verdict::Close(CloseReason::Panicked);
-                }
-            }
+        }
+        Verdict::Again
+    }
+
+    /// Whether nothing more may be read or delivered.
+    fn rests(&self) -> Option<Verdict> {
+        match self.vitals.ending {
+            Some(reason) => Some(self.end(reason)),
+            None => self.vitals.paused.then_some(Verdict::Wait),
         }
     }
 
     /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
-    fn step(&mut self, input: &mut Buffer, framing: &Framing, budget: &Budget) -> Step {
-        if self.vitals.paused {
-            return Step::Rest(Verdict::Wait);
-        }
-        if budget.callbacks == 0 {
-            return Step::Rest(Verdict::Again);
-        }
-        let mut scanned = input.scanned();
-        let found = framing.find(input.held(), &mut scanned, input.capacity());
-        input.set_scanned(scanned);
-        match found {
-            Found::Frame(bounds) => Step::Deliver(bounds, Cause::Framed),
-            Found::Overlong => Step::Deliver(framing.remainder(input.len()), Cause::Overlong),
-            Found::Invalid => Step::Rest(Verdict::Close(CloseReason::Invalid)),
-            Found::Panicked => Step::Panicked,
-            Found::Partial => self.step_without_frame(input, framing, budget),
-        }
-    }
-
-    fn step_without_frame(&self, input: &Buffer, framing: &Framing, budget: &Budget) -> Step {
-        let all = framing.remainder(input.len());
-        if input.is_full() {
-            let cause = if framing.is_stream() { Cause::Full } else { Cause::Overlong };
-            Step::Deliver(all, cause)
-        } else if self.vitals.eof {
-            if input.is_empty() {
-                Step::Rest(Verdict::Close(CloseReason::Eof))
-            } else {
-                Step::Deliver(all, Cause::Eof)
+    #[inline]
+    fn step(&self, input: &mut Buffer, framing: &Framing, to_read: usize) -> Step {
+        if input.is_empty() {
+            if self.vitals.eof {
+                return Step::Rest(Verdict::Close(CloseReason::Eof));
             }
-        } else if !self.vitals.readable {
-            if matches!(framing, Framing::Drained) && !input.is_empty() {
-                Step::Deliver(all, Cause::Drained)
+        } else {
+            let found = if framing.is_stream() {
+                Found::Partial
             } else {
-                Step::Rest(Verdict::Wait)
+                let mut scanned = input.scanned();
+                let found = framing.find(input.held(), &mut scanned, input.capacity());
+                input.set_scanned(scanned);
+                found
+            };
+            let all = || framing.remainder(input.len());
+            match found {
+                Found::Frame(bounds) => return Step::Deliver(bounds, Cause::Framed),
+                Found::Overlong => return Step::Deliver(all(), Cause::Overlong),
+                Found::Invalid => return Step::Rest(Verdict::Close(CloseReason::Invalid)),
+                Found::Panicked => return Step::Panicked,
+                Found::Partial => {
+                    if let Some(cause) = self.completes(input, framing) {
+                        return Step::Deliver(all(), cause);
+                    }
+                }
             }
-        } else if budget.reads == 0 || budget.bytes == 0 {
+        }
+        if !self.vitals.readable {
+            Step::Rest(Verdict::Wait)
+        } else if to_read == 0 {
             Step::Rest(Verdict::Again)
         } else {
             Step::Fill
         }
     }
 
-    /// Reads once. What it learns about the end of the stream, or of what there is to read, is
-    /// remembered in the vital signs.
-    fn fill<H, B: Backend>(
-        &mut self,
-        visit: &mut Visit<'_, H, B>,
-        budget: &mut Budget,
-    ) -> Result<(), CloseReason> {
+    /// What makes a body of held bytes that are no frame, if anything does.
+    fn completes(&self, input: &Buffer, framing: &Framing) -> Option<Cause> {
+        if input.is_full() {
+            Some(if framing.is_stream() { Cause::Full } else { Cause::Overlong })
+        } else if self.vitals.eof {
+            Some(Cause::Eof)
+        } else if !self.vitals.readable && matches!(framing, Framing::Drained) {
+            Some(Cause::Drained)
+        } else {
+            None
+        }
+    }
+
+    /// Reads once, and says how much. What it learns about the end of the stream, or of what there
+    /// is to read, is remembered in the vital signs.
+    fn fill<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Result<usize, CloseReason> {
         let vitals = &mut self.vitals;
-        let spare = visit.spares.input.spare(READ_BYTES);
+        let spare = kit.spares.input.spare(READ_BYTES);
         let room = spare.len();
-        budget.reads -= 1;
-        visit.stats.reads += 1;
-        match visit.backend.read(&mut self.socket, spare) {
+        kit.stats.reads += 1;
+        match kit.backend.read(&mut self.socket, spare) {
             Ok(0) => {
                 vitals.eof = true;
                 vitals.readable = false;
+                Ok(0)
             }
             Ok(count) => {
-                visit.spares.input.commit(count);
-                visit.stats.bytes_in += count as u64;
-                budget.bytes = budget.bytes.saturating_sub(count);
+                kit.spares.input.commit(count);
+                kit.stats.bytes_in += count as u64;
                 vitals.bytes_in += count as u64;
-                vitals.moved = visit.now.stamp;
+                vitals.moved = kit.now.stamp;
                 if vitals.since == Tick::NEVER {
-                    vitals.since = visit.now.stamp;
+                    vitals.since = kit.now.stamp;
                 }
                 let short = count < room && !vitals.insistent;
-                if short && visit.backend.short_read_is_drained(&self.socket) {
+                if short && kit.backend.short_read_is_drained(&self.socket) {
                     vitals.readable = false;
                 }
+                Ok(count)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 vitals.readable = false;
                 vitals.insistent = false;
+                Ok(0)
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(CloseReason::of(&error)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(CloseReason::of(&error)),
         }
-        Ok(())
     }
 
     /// Runs the callback on one body, and lets go of the bytes it was made of.
-    fn deliver<H, B>(&mut self, visit: &mut Visit<'_, H, B>, bounds: Bounds, cause: Cause)
+    #[inline(always)]
+    fn deliver<H, B>(&mut self, kit: &mut Kit<H, B>, bounds: Bounds, cause: Cause)
     where
         H: Handler<Session = S>,
         B: Backend,
     {
-        visit.stats.count_request(cause);
+        kit.stats.count_request(cause);
         let body = bounds.skip..bounds.skip + bounds.body;
-        self.call(visit, cause, |handler, conn, session, held| {
+        self.call(kit, cause, |handler, conn, session, held| {
             handler.request(conn, session, &held[body])
         });
-        let input = &mut visit.spares.input;
+        let input = &mut kit.spares.input;
         input.consume(bounds.total);
         self.vitals.since = Tick::NEVER;
         if input.is_empty() {
             // The next bytes go into a buffer of the size that is configured by then.
-            self.detach(visit.spares);
+            if self.input.capacity() > 0 {
+                self.detach_input(&mut kit.spares);
+            }
         } else {
             // What is left came with this request: if it waits, it waits for us.
-            self.vitals.since = visit.now.stamp;
-            self.vitals.moved = visit.now.stamp;
+            self.vitals.since = kit.now.stamp;
+            self.vitals.moved = kit.now.stamp;
         }
-        self.vitals.ending = self.vitals.ending.or(cause.ends());
+        if let Some(reason) = cause.ends() {
+            self.vitals.ending.get_or_insert(reason);
+        }
     }
 }

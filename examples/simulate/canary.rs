@@ -78,7 +78,7 @@ impl Aviary {
         if home.exists() {
             fs::remove_dir_all(&home)?;
         }
-        for folder in ["src", "tests", "examples"] {
+        for folder in ["src", "tests", "examples", "benches"] {
             copy(&root.join(folder), &home.join(folder))?;
         }
         for file in ["Cargo.toml", "Cargo.lock"] {

@@ -172,12 +172,14 @@ impl Backend for Os {
         })
     }
 
+    #[inline(always)]
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         let outcome = socket.read(into);
         self.rearm(socket, Direction::Reading, &outcome);
         outcome
     }
 
+    #[inline(always)]
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         let outcome = socket.write(bytes);
         self.rearm(socket, Direction::Writing, &outcome);

@@ -196,9 +196,13 @@ impl Backend for Sim {
         self.events.clear();
         let mut net = lock(&self.net);
         let faults = net.faults;
+        net.tally.asked = net.now;
         if net.dice.permille(faults.clock_jumps) {
             let jump = Duration::from_millis(net.dice.below(7_200_000) as u64);
             net.now += jump;
+            if timeout == Some(Duration::ZERO) {
+                net.tally.asked = net.now;
+            }
             net.tally.jumped += jump;
             net.tally.longest_jump = net.tally.longest_jump.max(jump);
         }

@@ -13,7 +13,7 @@ use crate::lingering;
 use crate::mailbox::Refusal;
 use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
-use crate::worker::{Verdict, Visit, Worker};
+use crate::worker::{Verdict, Worker};
 
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Gives a connected socket to a worker; it is served from the next turn on. It is made
@@ -34,7 +34,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         let outcome = self.adopt(socket);
-        self.credit_visited();
+        // What follows is not what took us long.
+        self.read_clock();
         outcome.map_err(|(socket, error)| {
             PutError::new(socket, PutErrorKind::Unsuitable(error), mailbox)
         })
@@ -56,7 +57,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let session = contain(H::Session::default)
             .ok_or_else(|| io::Error::other("the session's default panicked"));
         let registered = session
-            .and_then(|session| self.backend.register(&socket, id.token()).map(|()| session));
+            .and_then(|session| self.kit.backend.register(&socket, id.token()).map(|()| session));
         let session = match registered {
             Ok(session) => session,
             Err(error) => {
@@ -64,19 +65,20 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Err((socket, error));
             }
         };
-        let worker = Worker::new(Vitals::new(id, self.now), socket, session);
-        self.pool.insert(worker, &self.config);
-        self.stats.put += 1;
-        self.stats.peak = self.stats.peak.max(self.pool.live() as u64);
-        if self.config.debug {
+        let worker = Worker::new(Vitals::new(id, self.kit.now), socket, session);
+        self.pool.insert(worker, self.kit.deadlines);
+        self.kit.stats.put += 1;
+        self.kit.stats.peak = self.kit.stats.peak.max(self.pool.live() as u64);
+        if self.kit.config.debug {
             log::debug!("{id}: put");
         }
-        if let Some((worker, mut visit)) = self.visit(id) {
-            worker.open(&mut visit);
+        self.visited.push(id);
+        if let Some(worker) = self.pool.get_mut(id) {
+            worker.open(&mut self.kit);
             if worker.owes() || worker.vitals.ending.is_some() {
                 self.pool.list(id);
             }
-            self.pool.file(id, &self.config);
+            self.pool.file(id, self.kit.deadlines);
         }
         Ok(id)
     }
@@ -96,10 +98,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Closes a connection that could not be admitted, if so.
     pub(super) fn lose(&mut self, outcome: Result<ConnId, (Socket, io::Error)>) {
         if let Err((socket, error)) = outcome {
-            if self.config.debug {
+            if self.kit.config.debug {
                 log::debug!("can't put a connection: {error}");
             }
-            self.stats.lost += 1;
+            self.kit.stats.lost += 1;
             socket.discard();
         }
     }
@@ -107,11 +109,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Tells a connection that the pool is busy, and closes it.
     pub(super) fn refuse(&mut self, mut socket: Socket) {
         self.mailbox.places.count_refused();
-        if let Overload::Reject(last_word) = &self.config.overload {
+        if let Overload::Reject(last_word) = &self.kit.config.overload {
             // Best effort: a socket just accepted has room, or has been reset.
             let _ = uninterrupted(|| {
-                self.stats.writes += 1;
-                self.backend.write(&mut socket, last_word)
+                self.kit.stats.writes += 1;
+                self.kit.backend.write(&mut socket, last_word)
             });
         }
         self.linger(socket);
@@ -119,13 +121,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Keeps a socket that is not registered until its last reply has arrived, within bounds.
     pub(super) fn linger(&mut self, socket: Socket) {
-        self.lingering.add(&mut self.backend, socket, &mut self.stats, self.now);
+        self.lingering.add(&mut self.kit.backend, socket, &mut self.kit.stats, self.kit.now);
     }
 
     /// Serves a worker, if it is still there.
     pub(super) fn serve(&mut self, id: ConnId) {
-        if let Some((worker, mut visit)) = self.visit(id) {
-            let verdict = worker.serve(&mut visit);
+        self.visited.push(id);
+        if let Some(worker) = self.pool.get_mut(id) {
+            let verdict = worker.serve(&mut self.kit);
             self.settle(id, verdict);
         }
     }
@@ -137,14 +140,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             worker.vitals.readable |= !worker.vitals.eof;
         }
         self.serve(id);
-        let (now, config) = (self.now.tick, &self.config);
-        let late = |worker: &mut Worker<_>| worker.vitals.deadline(config) <= now;
-        if !self.pool.get_mut(id).is_some_and(late) {
-            return;
-        }
-        self.stats.timers += 1;
-        if let Some((worker, mut visit)) = self.visit(id) {
-            let verdict = worker.expire(&mut visit);
+        let (now, deadlines) = (self.kit.now.tick, self.kit.deadlines);
+        let late = |worker: &&mut Worker<_>| worker.vitals.deadline(deadlines) <= now;
+        if let Some(worker) = self.pool.get_mut(id).filter(late) {
+            self.kit.stats.timers += 1;
+            let verdict = worker.expire(&mut self.kit);
             self.settle(id, verdict);
         }
     }
@@ -161,7 +161,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             }
             Verdict::Wait => {}
         }
-        self.pool.file(id, &self.config);
+        self.pool.file(id, self.kit.deadlines);
     }
 
     /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
@@ -186,29 +186,29 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let end = End {
             id,
             reason,
-            age: vitals.opened.until(self.now.tick),
+            age: vitals.opened.until(self.kit.now.tick),
             bytes_in: vitals.bytes_in,
             bytes_out: vitals.bytes_out,
             bytes_dropped: input.len() as u64,
             bytes_unsent: output.len() as u64,
         };
-        self.stats.count_closed(reason);
-        self.stats.bytes_dropped += end.bytes_dropped;
-        self.stats.bytes_unsent += end.bytes_unsent;
-        self.spares.give_back(input);
-        self.backend.deregister(&socket);
+        self.kit.stats.count_closed(reason);
+        self.kit.stats.bytes_dropped += end.bytes_dropped;
+        self.kit.stats.bytes_unsent += end.bytes_unsent;
+        self.kit.spares.give_back(input);
+        self.kit.backend.deregister(&socket);
         if self.lingers(&vitals, reason) {
             self.linger(socket);
         } else {
             socket.discard();
         }
         self.mailbox.places.release();
-        if self.config.debug {
+        if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
-        let (handler, desk) = (&mut self.handler, &mut self.desk);
+        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
         let told = contain(|| handler.closed(&end, session, desk));
-        self.stats.panics += u64::from(told.is_none());
+        self.kit.stats.panics += u64::from(told.is_none());
     }
 
     /// Whether a reply may be on its way that unread input would destroy. A connection that is
@@ -218,26 +218,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             CloseReason::Stopped => matches!(self.phase, Phase::Stopping(_)),
             _ => reason.is_polite(),
         };
-        let recent = vitals.moved.after(lingering::TIME) > self.now.tick;
+        let recent = vitals.moved.after(lingering::TIME) > self.kit.now.tick;
         wanted && recent && vitals.bytes_out > 0 && !vitals.eof
     }
-
-    /// A worker, and everything around it.
-    fn visit(&mut self, id: ConnId) -> Option<Call<'_, H, B>> {
-        let worker = self.pool.get_mut(id)?;
-        self.visited.push(id);
-        let visit = Visit {
-            backend: &mut self.backend,
-            handler: &mut self.handler,
-            desk: &mut self.desk,
-            spares: &mut self.spares,
-            stats: &mut self.stats,
-            config: &self.config,
-            now: self.now,
-        };
-        Some((worker, visit))
-    }
 }
-
-/// A worker, and what it is visited with.
-type Call<'a, H, B> = (&'a mut Worker<<H as Handler>::Session>, Visit<'a, H, B>);

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Manager, Phase, until};
+use super::{Manager, Phase};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
 use crate::error::Error;
@@ -99,7 +99,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
         self.listeners
-            .listen(&mut self.backend, bound, claim)
+            .listen(&mut self.kit.backend, bound, claim)
             .map_err(|error| Error::Listen(name.into(), error))?;
         log::info!("listening on {name}");
         Ok(())
@@ -121,7 +121,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// The configuration in effect: zeros are replaced by the defaults they stand for.
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.kit.config
     }
 
     /// Changes the configuration, as a whole or not at all, and returns the one now in effect.
@@ -136,40 +136,40 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// [`Error::Config`]; the configuration is as before.
     pub fn set_config(&mut self, config: Config) -> Result<&Config, Error> {
         self.apply(config.checked()?);
-        Ok(&self.config)
+        Ok(&self.kit.config)
     }
 
     fn apply(&mut self, config: Config) {
-        self.config = config;
+        self.kit.configure(config);
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        self.mailbox.places.set_most(self.config.max_workers);
-        self.spares.configure(self.config.min_workers, self.config.buffer_size);
-        self.pool.reserve(self.config.min_workers);
-        self.visited.reserve(self.config.min_workers);
-        self.reap_at = self.now.stamp.after(self.config.reap_interval);
+        self.mailbox.places.set_most(self.kit.config.max_workers);
+        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.pool.reserve(self.kit.config.min_workers);
+        self.visited.reserve(self.kit.config.min_workers);
+        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);
             if !worker.input.is_empty() {
-                worker.input.grow(self.config.buffer_size);
+                worker.input.grow(self.kit.config.buffer_size);
                 self.pool.list(id);
             }
-            self.pool.file(id, &self.config);
+            self.pool.file(id, self.kit.deadlines);
         }
-        log::info!("configured: {:?}", self.config);
+        log::info!("configured: {:?}", self.kit.config);
     }
 
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = self.stats;
+        let mut stats = self.kit.stats;
         stats.live = self.pool.live() as u64;
-        stats.spare = self.spares.len() as u64;
+        stats.spare = self.kit.spares.len() as u64;
         stats.busy = self.mailbox.places.refused();
         stats.lingering = self.lingering.len() as u64;
-        stats.buffers = self.spares.allocated();
+        stats.buffers = self.kit.spares.allocated();
         stats
     }
 
@@ -181,12 +181,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if matches!(self.phase, Phase::Stopped) {
             return None;
         }
-        until(self.due(), self.backend.now())
+        self.read_clock();
+        self.away(self.due())
     }
 
     /// Carries out one command.
+    #[inline(never)]
     pub(super) fn obey(&mut self, command: Command) {
-        self.stats.commands += 1;
+        self.kit.stats.commands += 1;
         match command {
             Command::Put(socket) if matches!(self.phase, Phase::Running) => {
                 let outcome = self.adopt(socket);
@@ -203,7 +205,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             }
             Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
             Command::Resume(id) => {
-                let stamp = self.now.stamp;
+                let stamp = self.kit.now.stamp;
                 self.change(id, |worker| worker.vitals.resume(stamp));
             }
         }
@@ -211,7 +213,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Queues bytes behind what a connection has been sent. Behind a close they have no place.
     fn send(&mut self, id: ConnId, bytes: &[u8]) {
-        let limit = self.config.write_limit;
+        let limit = self.kit.config.write_limit;
         let mut fits = true;
         self.change(id, |worker| {
             let ending = worker.vitals.ending;
@@ -230,13 +232,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 change(worker);
                 self.pool.list(id);
             }
-            None => self.stats.stale_commands += 1,
+            None => self.kit.stats.stale_commands += 1,
         }
     }
 
     /// Tells an operator what should not happen.
     pub(super) fn raise_alarms(&mut self) {
-        let (alarms, stats, now) = (&mut self.alarms, &self.stats, self.now);
+        let (alarms, stats, now) = (&mut self.alarms, &self.kit.stats, self.kit.now);
         if let Some(slow) = alarms.slow.news(stats.slow_callbacks, now) {
             let longest = stats.longest_callback;
             log::warn!(
@@ -260,7 +262,7 @@ impl<H: Handler> std::os::fd::AsFd for Manager<H> {
     /// # Panics
     /// If the manager is not running: there is no such descriptor then.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.backend.descriptor().expect("as_fd: the manager is not running")
+        self.kit.backend.descriptor().expect("as_fd: the manager is not running")
     }
 }
 

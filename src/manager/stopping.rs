@@ -37,11 +37,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         self.begin_stop();
-        self.credit_visited();
-        match self.finish_if_drained() {
-            Some(report) => Ok(report),
-            None => self.run(),
+        if let Phase::Stopping(drain) = self.phase {
+            if let Some(report) = self.finish_if_drained(drain) {
+                return Ok(report);
+            }
         }
+        self.run()
     }
 
     /// Begins a stop; one that has begun already is not prolonged.
@@ -49,16 +50,20 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        self.desk.set_open(false);
+        self.kit.desk.set_open(false);
         self.mailbox.refuse_puts();
-        self.listeners.clear(&mut self.backend);
-        let patience = self.config.drain_time();
+        self.listeners.clear(&mut self.kit.backend);
+        let patience = self.kit.config.drain_time();
         let mut drain = Drain {
-            until: if patience.is_zero() { self.now.tick } else { self.now.stamp.after(patience) },
+            until: if patience.is_zero() {
+                self.kit.now.tick
+            } else {
+                self.kit.now.stamp.after(patience)
+            },
             live: self.pool.live(),
             idle: 0,
-            unsent_before: self.stats.bytes_unsent,
-            dropped_before: self.stats.bytes_dropped,
+            unsent_before: self.kit.stats.bytes_unsent,
+            dropped_before: self.kit.stats.bytes_dropped,
         };
         log::info!("stopping: {} connections, at most {patience:?}", drain.live);
         drain.idle = self.close_idle();
@@ -93,9 +98,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Completes a stop once nothing is left to wait for, or its deadline has passed.
-    pub(super) fn finish_if_drained(&mut self) -> Option<StopReport> {
-        let Phase::Stopping(drain) = self.phase else { return None };
-        let over = drain.until <= self.now.tick;
+    pub(super) fn finish_if_drained(&mut self, drain: Drain) -> Option<StopReport> {
+        let over = drain.until <= self.kit.now.tick;
         if !over && (self.pool.live() > 0 || self.lingering.len() > 0) {
             return None;
         }
@@ -105,8 +109,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             idle: drain.idle,
             finished: drain.live.saturating_sub(drain.idle + aborted),
             aborted,
-            unsent_bytes: self.stats.bytes_unsent - drain.unsent_before,
-            dropped_bytes: self.stats.bytes_dropped - drain.dropped_before,
+            unsent_bytes: self.kit.stats.bytes_unsent - drain.unsent_before,
+            dropped_bytes: self.kit.stats.bytes_dropped - drain.dropped_before,
         };
         log::info!("stopped: {report}");
         Some(report)
@@ -115,15 +119,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Closes everything without ceremony; the manager is stopped then.
     pub(super) fn abort_all(&mut self) {
         self.phase = Phase::Stopped;
-        self.desk.set_open(false);
+        self.kit.desk.set_open(false);
         for id in self.pool.ids() {
             self.close(id, CloseReason::Stopped);
         }
         self.pool.clear_ready();
-        self.listeners.clear(&mut self.backend);
-        self.lingering.clear(&mut self.backend);
+        self.listeners.clear(&mut self.kit.backend);
+        self.lingering.clear(&mut self.kit.backend);
         let mut left = self.mailbox.close();
-        left.extend(std::iter::from_fn(|| self.desk.next()));
+        left.extend(std::iter::from_fn(|| self.kit.desk.next()));
         let mut last_question = 0;
         for command in left {
             match command {
@@ -133,8 +137,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 _ => {}
             }
         }
-        self.backend.stop();
-        self.spares.clear();
+        self.kit.backend.stop();
+        self.kit.spares.clear();
         self.mailbox.publish(last_question, &self.stats());
     }
 }

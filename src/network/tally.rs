@@ -51,6 +51,8 @@ pub struct Tally {
     pub interrupted_waits: u64,
     /// When the last wait ended.
     pub waited: Duration,
+    /// When it began, if it was to take time; else when it ended.
+    pub asked: Duration,
     /// How much time the clock jumped over.
     pub jumped: Duration,
     /// The longest jump.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Visit, Worker};
+use super::{Kit, Worker};
 use crate::backend::Backend;
 use crate::guard::contain;
 use crate::handler::{Conn, Handler};
@@ -11,44 +11,50 @@ use crate::vitals::{Cause, CloseReason};
 impl<S> Worker<S> {
     /// Runs one hook. Its error or panic ends the connection; what a panicking one wrote is
     /// taken back.
-    pub(super) fn call<H, B, F>(&mut self, visit: &mut Visit<'_, H, B>, cause: Cause, hook: F)
+    #[inline(always)]
+    pub(super) fn call<H, B, F>(&mut self, kit: &mut Kit<H, B>, cause: Cause, hook: F)
     where
         H: Handler<Session = S>,
         B: Backend,
         F: FnOnce(&mut H, &mut Conn<'_>, &mut S, &[u8]) -> io::Result<()>,
     {
-        let limit = visit.config.slow_callback;
-        let began = limit.map(|_| visit.backend.now());
-        let mark = visit.spares.output.mark();
-        let held = visit.spares.input.held();
+        let began = kit.config.slow_callback.map(|_| kit.backend.now());
+        let output = &mut kit.spares.output;
+        let mark = output.mark();
+        let held = kit.spares.input.held();
         let mut conn = Conn {
             vitals: &mut self.vitals,
             socket: &self.socket,
-            output: &mut visit.spares.output,
-            desk: visit.desk,
+            output,
+            desk: &mut kit.desk,
             // What has gathered and was offered to no socket yet is not the peer's fault.
-            write_limit: visit.config.write_limit.saturating_add(mark),
-            now: visit.now,
+            write_limit: kit.config.write_limit.saturating_add(mark),
+            now: kit.now.tick,
             cause,
         };
-        let (handler, session) = (&mut *visit.handler, &mut self.session);
+        let (handler, session) = (&mut kit.handler, &mut self.session);
         let outcome = contain(|| hook(handler, &mut conn, session, held));
-        if let (Some(limit), Some(began)) = (limit, began) {
-            visit.stats.count_callback(visit.backend.now().saturating_sub(began), limit);
+        if let (Some(limit), Some(began)) = (kit.config.slow_callback, began) {
+            kit.stats.count_callback(kit.backend.now().saturating_sub(began), limit);
         }
         match outcome {
             Some(Ok(())) => {}
-            Some(Err(error)) => {
-                if visit.config.debug {
-                    log::debug!("{}: {cause:?} callback failed: {}", self.vitals.id, error.kind());
-                }
-                self.vitals.end(CloseReason::Failed);
-            }
+            Some(Err(error)) => self.fail(error, cause, kit.config.debug),
             None => {
-                visit.stats.panics += 1;
-                visit.spares.output.rewind(mark);
+                kit.stats.panics += 1;
+                kit.spares.output.rewind(mark);
                 self.vitals.ending = Some(CloseReason::Panicked);
             }
         }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: io::Error, cause: Cause, debug: bool) {
+        if debug {
+            log::debug!("{}: {cause:?} callback failed: {}", self.vitals.id, error.kind());
+        }
+        self.vitals.end(CloseReason::Failed);
+        // It is the user's as well, and may panic when it is dropped.
+        contain(|| drop(error));
     }
 }

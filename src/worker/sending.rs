@@ -3,11 +3,11 @@
 use std::io::ErrorKind;
 use std::mem;
 
-use super::{Verdict, Visit, Worker};
+use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
-use crate::output::Output;
+use crate::handler::Handler;
 use crate::time::{Now, Tick};
-use crate::vitals::CloseReason;
+use crate::vitals::{Cause, CloseReason};
 
 /// Writes of one connection a visit.
 const WRITES: u32 = 16;
@@ -18,111 +18,119 @@ enum Sent {
     All,
     /// The socket is full; it will say when it is not.
     Blocked,
-    /// The budget is used up.
+    /// There may be room for more.
     Some,
     Failed(CloseReason),
 }
 
 impl<S> Worker<S> {
     /// Writes what is owed from earlier turns; a verdict if there is no more to do until it is out.
-    pub(super) fn pay<H, B: Backend>(&mut self, visit: &mut Visit<'_, H, B>) -> Option<Verdict> {
-        if !self.owes() && !self.socket.is_boxed() {
-            return None;
+    #[cold]
+    pub(super) fn pay<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        if let Some(waiting) = self.send(kit) {
+            return Some(waiting);
         }
-        let mut output = mem::take(&mut self.output);
-        match self.write(&mut output, visit) {
-            Sent::All => {
-                visit.spares.give_back_output(output);
-                if mem::take(&mut self.vitals.blocked) {
-                    let held = !self.input.is_empty();
-                    self.vitals.since = if held { visit.now.stamp } else { Tick::NEVER };
-                }
-                None
+        if mem::take(&mut self.vitals.blocked) {
+            let held = !kit.spares.input.is_empty();
+            self.vitals.since = if held { kit.now.stamp } else { Tick::NEVER };
+            if self.vitals.ending.is_none() {
+                self.call(kit, Cause::Flushed, |handler, conn, session, _| {
+                    handler.flushed(conn, session)
+                });
             }
-            short => Some(self.owe(output, short, visit.now)),
         }
+        self.rests()
     }
 
     /// Sends the replies that have gathered; a verdict if not all went out.
-    pub(super) fn send<H, B: Backend>(&mut self, visit: &mut Visit<'_, H, B>) -> Option<Verdict> {
-        let nothing = visit.spares.output.is_empty() && !self.socket.is_boxed();
-        if nothing || self.owes() {
+    #[inline(always)]
+    pub(super) fn send<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict> {
+        if kit.spares.output.is_empty() && !self.socket.is_boxed() {
             return None;
         }
-        let mut output = mem::take(&mut visit.spares.output);
-        let sent = self.write(&mut output, visit);
-        if sent == Sent::All {
-            visit.spares.output = output;
-            return None;
+        match self.write(kit) {
+            Sent::All => None,
+            sent => self.send_rest(kit, sent),
         }
-        Some(self.owe(output, sent, visit.now))
     }
 
-    /// Keeps what could not be sent. From now on both deadlines are for the reply.
-    fn owe(&mut self, output: Output, sent: Sent, now: Now) -> Verdict {
-        self.output = output;
+    /// Goes on after a first write that did not take all.
+    #[cold]
+    fn send_rest<H, B: Backend>(&mut self, kit: &mut Kit<H, B>, sent: Sent) -> Option<Verdict> {
+        let mut sent = sent;
+        for _ in 1..WRITES {
+            if sent == Sent::Some {
+                sent = self.write(kit);
+            }
+        }
         match sent {
-            Sent::Failed(reason) => Verdict::Close(reason),
-            Sent::All | Sent::Blocked | Sent::Some => {
-                if !mem::replace(&mut self.vitals.blocked, true) {
-                    self.vitals.since = now.stamp;
-                    self.vitals.moved = now.stamp;
-                }
-                if sent == Sent::Blocked { Verdict::Wait } else { Verdict::Again }
-            }
+            Sent::All => None,
+            Sent::Failed(reason) => Some(Verdict::Close(reason)),
+            Sent::Blocked => Some(self.owe(kit.now, Verdict::Wait)),
+            Sent::Some => Some(self.owe(kit.now, Verdict::Again)),
         }
     }
 
-    fn write<H, B: Backend>(&mut self, output: &mut Output, visit: &mut Visit<'_, H, B>) -> Sent {
-        for _ in 0..WRITES {
-            let outcome = if output.is_empty() {
-                if !self.socket.is_boxed() {
-                    return Sent::All;
-                }
-                visit.backend.flush(&mut self.socket).map(|()| 0)
-            } else {
-                visit.stats.writes += 1;
-                visit.backend.write(&mut self.socket, output.unsent())
-            };
-            match outcome {
-                Ok(0) if output.is_empty() => return Sent::All,
-                Ok(0) => return Sent::Failed(CloseReason::Io(ErrorKind::WriteZero)),
-                Ok(count) => {
-                    output.advance(count);
-                    self.vitals.bytes_out += count as u64;
-                    self.vitals.moved = visit.now.stamp;
-                    visit.stats.bytes_out += count as u64;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Sent::Failed(CloseReason::of(&error)),
-            }
+    /// From now on both deadlines are for the reply.
+    fn owe(&mut self, now: Now, verdict: Verdict) -> Verdict {
+        if !mem::replace(&mut self.vitals.blocked, true) {
+            self.vitals.since = now.stamp;
+            self.vitals.moved = now.stamp;
         }
-        Sent::Some
+        verdict
+    }
+
+    /// Writes once, or flushes what a transport has gathered if there is nothing to write.
+    #[inline(always)]
+    fn write<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Sent {
+        let output = &mut kit.spares.output;
+        let flushes = output.is_empty();
+        let outcome = if flushes {
+            kit.backend.flush(&mut self.socket).map(|()| 0)
+        } else {
+            kit.stats.writes += 1;
+            kit.backend.write(&mut self.socket, output.unsent())
+        };
+        match outcome {
+            Ok(0) if flushes => Sent::All,
+            Ok(0) => Sent::Failed(CloseReason::Io(ErrorKind::WriteZero)),
+            Ok(count) => {
+                output.advance(count);
+                self.vitals.bytes_out += count as u64;
+                self.vitals.moved = kit.now.stamp;
+                kit.stats.bytes_out += count as u64;
+                let all = output.is_empty() && !self.socket.is_boxed();
+                if all { Sent::All } else { Sent::Some }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Blocked,
+            Err(error) if error.kind() == ErrorKind::Interrupted => Sent::Some,
+            Err(error) => Sent::Failed(CloseReason::of(&error)),
+        }
     }
 
     /// Sends what has gathered before a visit ends. A polite end waits until it is out.
-    pub(super) fn conclude<H, B: Backend>(
-        &mut self,
-        visit: &mut Visit<'_, H, B>,
-        verdict: Verdict,
-    ) -> Verdict {
-        match verdict {
-            Verdict::Close(reason) if !reason.is_polite() => {
-                if !visit.spares.output.is_empty() {
-                    self.output = mem::take(&mut visit.spares.output);
-                }
-                verdict
-            }
-            Verdict::Close(reason) => match self.send(visit) {
-                None => verdict,
-                Some(failed @ Verdict::Close(_)) => failed,
-                Some(waiting) => {
+    #[inline(always)]
+    pub(super) fn conclude<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
+    where
+        B: Backend,
+    {
+        let rude = matches!(verdict, Verdict::Close(reason) if !reason.is_polite());
+        if rude || self.vitals.blocked {
+            return verdict;
+        }
+        match self.send(kit) {
+            None => verdict,
+            Some(failed @ Verdict::Close(_)) => failed,
+            Some(waiting) => {
+                if let Verdict::Close(reason) = verdict {
                     self.vitals.ending = Some(reason);
-                    waiting
                 }
-            },
-            Verdict::Again | Verdict::Wait => self.send(visit).unwrap_or(verdict),
+                waiting
+            }
         }
     }
 }

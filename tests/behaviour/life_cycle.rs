@@ -518,12 +518,23 @@ enum At {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fail {
     Err,
+    /// An error that panics when it is dropped.
+    ErrBomb,
     Panic,
     /// A panic whose payload panics again when it is dropped.
     Bomb,
 }
 
+#[derive(Debug)]
 struct Bomb;
+
+impl std::fmt::Display for Bomb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ticking")
+    }
+}
+
+impl std::error::Error for Bomb {}
 
 impl Drop for Bomb {
     fn drop(&mut self) {
@@ -546,6 +557,7 @@ impl Touchy {
         match how {
             _ if at != armed => Ok(()),
             Fail::Err => Err(ErrorKind::Other.into()),
+            Fail::ErrBomb => Err(io::Error::other(Bomb)),
             Fail::Panic => panic!("in {at:?}"),
             Fail::Bomb => panic_any(Bomb),
         }
@@ -642,7 +654,10 @@ fn told(at: At, how: Fail) -> Vec<u8> {
     assert_eq!(all_of(&mut manager, &neighbour), b"<ping", "the neighbour noticed");
     assert_eq!(manager.stats().live, 0);
     assert_eq!(record.open_lives(), 0);
-    let reason = if how == Fail::Err { CloseReason::Failed } else { CloseReason::Panicked };
+    let reason = match how {
+        Fail::Err | Fail::ErrBomb => CloseReason::Failed,
+        Fail::Panic | Fail::Bomb => CloseReason::Panicked,
+    };
     assert!(record.all().contains(&Seen::Closed(id, reason)), "{:?}", record.all());
     told
 }
@@ -672,6 +687,13 @@ fn an_error_closes_that_connection_after_what_it_wrote() {
     assert_eq!(told(At::Opened, Fail::Err), b"<");
     assert_eq!(told(At::Request, Fail::Err), b"<wellbad");
     assert!(told(At::Flushed, Fail::Err).ends_with(b"flushed"));
+}
+
+#[test]
+fn an_error_that_panics_when_it_is_dropped_is_an_error() {
+    assert_eq!(told(At::Opened, Fail::ErrBomb), b"<");
+    assert_eq!(told(At::Request, Fail::ErrBomb), b"<wellbad");
+    assert!(told(At::Flushed, Fail::ErrBomb).ends_with(b"flushed"));
 }
 
 #[test]

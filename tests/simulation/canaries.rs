@@ -44,8 +44,8 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "events_refresh_the_deadline",
         "worker.rs",
-        "let waited = self.vitals.blocked;",
-        "let waited = self.vitals.blocked; if PLANTED { self.vitals.moved = visit.now.stamp; }",
+        "let pays = self.owes()",
+        "if PLANTED { self.vitals.moved = kit.now.stamp; }\n        let pays = self.owes()",
     ),
     canary(
         "bytes_refresh_the_total_deadline",
@@ -71,20 +71,21 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "starved_listener_not_retried",
         "listener.rs",
-        "self.starved_until.filter(|_| self.any_ready());",
-        "self.starved_until.filter(|_| !PLANTED && self.any_ready());",
+        "=> until.max(self.starved_until),",
+        "=> if !PLANTED || self.starved_until == Tick(0) { until.max(self.starved_until) }
+             else { Tick::NEVER },",
     ),
     canary(
         "paused_listener_forgotten",
-        "manager.rs",
-        "|| self.listeners.can_run(&self.mailbox.places, &self.config.overload);",
-        "|| !PLANTED && self.listeners.can_run(&self.mailbox.places, &self.config.overload);",
+        "listener.rs",
+        "Some(until) if !is_paused(places, overload)",
+        "Some(until) if !PLANTED && !is_paused(places, overload)",
     ),
     canary(
         "closed_without_deregister",
         "manager/connection.rs",
-        "self.backend.deregister(&socket);",
-        "if !PLANTED { self.backend.deregister(&socket); }",
+        "self.kit.backend.deregister(&socket);",
+        "if !PLANTED { self.kit.backend.deregister(&socket); }",
     ),
     canary(
         "place_leaked_when_register_fails",
@@ -120,8 +121,8 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "desk_left_out_of_due",
         "manager.rs",
-        "|| self.desk.has_work()",
-        "|| !PLANTED && self.desk.has_work()",
+        "|| self.kit.desk.has_work()",
+        "|| !PLANTED && self.kit.desk.has_work()",
     ),
     canary(
         "lingering_left_out_of_due",
@@ -132,14 +133,14 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "spares_left_out_of_due",
         "manager.rs",
-        "        if self.spares.can_reap() {\n            due",
-        "        if self.spares.can_reap() && !PLANTED {\n            due",
+        "        if self.kit.spares.can_reap() {\n            due",
+        "        if self.kit.spares.can_reap() && !PLANTED {\n            due",
     ),
     canary(
         "held_bytes_lost_at_the_end_of_file",
         "worker.rs",
-        "if input.is_empty() {\n                Step::Rest(Verdict::Close(CloseReason::Eof))",
-        "if input.is_empty() || PLANTED {\n                Step::Rest(Verdict::Close(CloseReason::Eof))",
+        "if input.is_empty() {\n            if self.vitals.eof",
+        "if input.is_empty() || PLANTED && self.vitals.eof {\n            if self.vitals.eof",
     ),
     canary(
         "delimiter_sought_too_far_on",
@@ -158,20 +159,20 @@ pub(crate) const ALL: [Canary; 26] = [
     canary(
         "a_panicking_callback_s_reply_is_sent",
         "worker/calling.rs",
-        "visit.spares.output.rewind(mark);",
-        "if !PLANTED { visit.spares.output.rewind(mark); }",
+        "kit.spares.output.rewind(mark);",
+        "if !PLANTED { kit.spares.output.rewind(mark); }",
     ),
     canary(
         "writable_event_ignored",
-        "pool.rs",
+        "worker.rs",
         "if owes { event.writable || event.closed || boxed }",
         "if owes { event.writable && !PLANTED || event.closed || boxed }",
     ),
     canary(
         "pause_ignored",
         "worker.rs",
-        "        if self.vitals.paused {\n            return Step::Rest(Verdict::Wait);",
-        "        if self.vitals.paused && !PLANTED {\n            return Step::Rest(Verdict::Wait);",
+        "self.vitals.paused.then_some(Verdict::Wait)",
+        "(self.vitals.paused && !PLANTED).then_some(Verdict::Wait)",
     ),
     canary(
         "no_lingering",

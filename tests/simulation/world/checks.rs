@@ -56,6 +56,7 @@ impl World {
         let turned = Turned {
             began: tally.waited,
             ended: self.stage.sim.now(),
+            before: (std::mem::replace(&mut self.began, tally.waited), tally.asked),
             asleep,
             stopping: false,
             punctual: asleep || stats.live + turn.expired as u64 + closed < 20,

@@ -98,6 +98,9 @@ pub(crate) struct Turned {
     /// When its wait was over.
     pub(crate) began: Duration,
     pub(crate) ended: Duration,
+    /// When the wait of the turn before was over, and when the clock was first read after it: as
+    /// late as that may count what happened in it.
+    pub(crate) before: (Duration, Duration),
     /// Nothing is left to do.
     pub(crate) asleep: bool,
     /// All due timers were looked at.

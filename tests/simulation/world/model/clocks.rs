@@ -161,6 +161,12 @@ impl Account {
         blocked: bool,
         progress: bool,
     ) {
+        let (before, read) = turn.before;
+        let recent =
+            |time: Duration| if ticks(time) >= ticks(before) { time.max(read) } else { time };
+        for clock in std::iter::once(&mut self.moved.1).chain(&mut self.since) {
+            *clock = recent(*clock);
+        }
         let in_turn = |time: Duration| time >= turn.began;
         // The pool counts in milliseconds, rounded up: a slow turn that begins at the very one is
         // credited.
