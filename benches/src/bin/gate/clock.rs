@@ -35,16 +35,19 @@ impl Backend for Clocked {
         self.os.stop();
     }
 
+    #[inline]
     fn now(&mut self) -> Duration {
         black_box(self.os.now());
         self.now += STEP;
         self.now
     }
 
+    #[inline]
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.os.wait(timeout)
     }
 
+    #[inline]
     fn events(&mut self, each: impl FnMut(Event)) {
         self.os.events(each);
     }
@@ -69,14 +72,17 @@ impl Backend for Clocked {
         self.os.accept(listener)
     }
 
+    #[inline]
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         self.os.read(socket, into)
     }
 
+    #[inline]
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         self.os.write(socket, bytes)
     }
 
+    #[inline]
     fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
         self.os.flush(socket)
     }
@@ -85,6 +91,7 @@ impl Backend for Clocked {
         self.os.shutdown_write(socket)
     }
 
+    #[inline]
     fn short_read_is_drained(&self, socket: &Socket) -> bool {
         self.os.short_read_is_drained(socket)
     }
