@@ -31,6 +31,7 @@ Usage: reactor_echo [OPTIONS]
   --framing KIND             filled: when the buffer is full, at end of file or at the deadline
                              drained: as soon as there is no more to read [default]
                              lines: each line, with its newline
+  --spin-us MICROS           how long to poll before sleeping: quicker, at the price of the core [0]
   --stats-every SECS         print the counters every SECS seconds
   --debug                    log every connection
   --help                     this text
@@ -72,6 +73,9 @@ fn options() -> Result<Option<Options>, Failure> {
             }
             Arg::Long("request-deadline-ms") => {
                 config.request_deadline(millis(&mut parser, "--request-deadline-ms")?)
+            }
+            Arg::Long("spin-us") => {
+                config.spin(Duration::from_micros(number(&mut parser, "--spin-us")?))
             }
             Arg::Long("debug") => config.debug(true),
             Arg::Long("framing") => {

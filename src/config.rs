@@ -72,6 +72,13 @@ pub struct Config {
     /// What a listener does when all workers are taken. Default: reject with
     /// [`ERROR_SERVER_BUSY`].
     pub overload: Overload,
+    /// How long to poll before the thread gives up its core: a request that comes meanwhile is
+    /// served without waking a sleeping thread, which takes a scheduler tens of microseconds. A turn
+    /// with nothing to do then costs that much CPU, up to all of a core; so it is for a
+    /// service that owns one, pinned to it (`taskset`), with nothing else that wants to run there.
+    /// It does nothing for a turn that may not wait, nor beyond the next deadline. Default, and
+    /// what zero means: never. [`Stats::spun_ns`](crate::Stats::spun_ns) counts it.
+    pub spin: Duration,
     /// Warn, at most once a second, of a callback that took longer; costs two clock readings a
     /// callback. Default: `None`, callbacks are not timed.
     pub slow_callback: Option<Duration>,
@@ -116,6 +123,7 @@ impl Default for Config {
             reap_interval: REAP_INTERVAL,
             drain_deadline: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
+            spin: Duration::ZERO,
             slow_callback: None,
         }
     }
@@ -203,6 +211,13 @@ impl Config {
     #[must_use]
     pub fn overload(mut self, overload: Overload) -> Self {
         self.overload = overload;
+        self
+    }
+
+    /// Sets [`spin`](Self::spin).
+    #[must_use]
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.spin = spin;
         self
     }
 

@@ -121,6 +121,7 @@ impl Lingering {
     }
 
     /// Reads and discards, and closes those whose peer has closed or whose time is up.
+    #[inline(never)]
     pub(crate) fn serve<B: Backend>(&mut self, backend: &mut B, stats: &mut Stats, now: Now) {
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };

@@ -53,6 +53,8 @@ impl<L> Listener<L> {
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
+    /// How many of them are ready.
+    ready: usize,
     /// Nothing is accepted before this, because descriptors or kernel memory ran out.
     starved_until: Tick,
     warned: Option<Tick>,
@@ -73,7 +75,7 @@ pub(crate) enum Accepted {
 
 impl<L> Listeners<L> {
     pub(crate) fn new() -> Self {
-        Self { all: Vec::new(), starved_until: Tick(0), warned: None }
+        Self { all: Vec::new(), ready: 0, starved_until: Tick(0), warned: None }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -96,12 +98,21 @@ impl<L> Listeners<L> {
 
     /// Notes that there is something to accept. False if there is no such listener.
     pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
-        let listener = self.all.get_mut(index);
-        listener.map(|listener| listener.ready = true).is_some()
+        let Some(listener) = self.all.get_mut(index) else { return false };
+        self.ready += usize::from(!std::mem::replace(&mut listener.ready, true));
+        true
+    }
+
+    /// Whether one of them has something to accept, now or later.
+    pub(crate) fn any_ready(&self) -> bool {
+        self.ready > 0
     }
 
     /// From when on there is something to accept; `NEVER` if there is nothing, or no place for it.
     pub(crate) fn next_due(&self, places: &Places, overload: &Overload) -> Tick {
+        if self.ready == 0 {
+            return Tick::NEVER;
+        }
         let ready = self.all.iter().filter(|listener| listener.ready);
         match ready.map(|listener| listener.paused_until).min() {
             Some(until) if !is_paused(places, overload) => until.max(self.starved_until),
@@ -111,6 +122,7 @@ impl<L> Listeners<L> {
 
     /// Takes one connection from a listener's queue. Its place is taken before it is accepted,
     /// so that one left in the queue was never promised anything.
+    #[inline(never)]
     pub(crate) fn accept<B: Backend<Listener = L>>(
         &mut self,
         index: usize,
@@ -140,9 +152,8 @@ impl<L> Listeners<L> {
                 if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.all[index].ready = false;
                 self.all[index].errors = 0;
-                Accepted::Nothing
+                self.rest(index)
             }
             Err(error) if concerns_one(&error) => {
                 stats.accept_errors += 1;
@@ -152,8 +163,7 @@ impl<L> Listeners<L> {
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
                 // Somebody who shares it has shut it down: it will never accept again.
                 log::warn!("a listener no longer listens: {error}");
-                self.all[index].ready = false;
-                Accepted::Nothing
+                self.rest(index)
             }
             Err(error) => {
                 stats.starved += 1;
@@ -163,11 +173,18 @@ impl<L> Listeners<L> {
         }
     }
 
+    /// A listener has nothing more to accept.
+    fn rest(&mut self, index: usize) -> Accepted {
+        self.ready -= usize::from(std::mem::take(&mut self.all[index].ready));
+        Accepted::Nothing
+    }
+
     /// Stops listening.
     pub(crate) fn clear<B: Backend<Listener = L>>(&mut self, backend: &mut B) {
         for listener in self.all.drain(..) {
             backend.close_listener(listener.socket);
         }
+        self.ready = 0;
         self.starved_until = Tick(0);
     }
 

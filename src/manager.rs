@@ -7,6 +7,7 @@
 mod connection;
 mod control;
 mod stopping;
+mod waiting;
 
 use std::fmt;
 use std::io;
@@ -25,7 +26,7 @@ use crate::listener::{ACCEPTS, Accepted, Listeners};
 use crate::mailbox::Mailbox;
 use crate::pool::{Due, Pool};
 use crate::report::{StopReport, Turn};
-use crate::time::{Now, Span, Tick};
+use crate::time::Tick;
 use crate::worker::{Kit, Verdict};
 
 use control::Alarms;
@@ -35,9 +36,6 @@ use stopping::Drain;
 /// budget of their own per visit, listeners one per listener.
 const COMMANDS: usize = 1024;
 const TIMERS: usize = 256;
-
-/// No wait is longer, whatever a system's timeout can express.
-const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// A connection pool on one thread: configuration, life cycle and the loop.
 ///
@@ -212,47 +210,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(turn)
     }
 
-    /// 1. Wait. The clock is read before a wait that may block: time spent in callbacks, or
-    ///    outside, would make it oversleep.
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        let timeout = match self.due() {
-            due if timeout == Some(Duration::ZERO) || due <= self.kit.now.tick => {
-                Some(Duration::ZERO)
-            }
-            Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST_WAIT)),
-            due => {
-                self.read_clock();
-                let left = self.kit.now.tick.until(due).min(LONGEST_WAIT);
-                Some(timeout.map_or(left, |timeout| timeout.min(left)))
-            }
-        };
-        self.kit.stats.waits += 1;
-        match self.kit.backend.wait(timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                log::error!("can't wait for readiness, closing everything: {error}");
-                self.abort_all();
-                Err(Error::Wait(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// 2. Read the clock, once: everything in a turn sees the same time. If the last turn took
-    ///    long, what happened in it counts from its end: those who were served must not pay for it.
-    fn read_clock(&mut self) {
-        let began = self.kit.now.stamp;
-        self.kit.now = Now::new(self.kit.backend.now());
-        let span = Span { began, ended: self.kit.now.stamp };
-        if span.is_long() {
-            for &id in &self.visited {
-                if let Some(worker) = self.pool.get_mut(id) {
-                    worker.vitals.credit(span);
-                }
-            }
-        }
-        self.visited.clear();
-    }
-
     /// 3. Commands of callbacks and handles, at most a batch.
     fn run_commands(&mut self) {
         if !self.kit.desk.has_work() {
@@ -319,6 +276,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// 7. Accept, at most a batch a listener, and after those who are here were served.
     fn accept_new(&mut self) -> usize {
+        if !self.listeners.any_ready() {
+            return 0;
+        }
         let before = self.kit.stats.accepted;
         for index in 0..self.listeners.len() {
             for _ in 0..ACCEPTS {
@@ -351,30 +311,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Phase::Stopping(drain) => self.finish_if_drained(drain),
             Phase::Stopped | Phase::Running => None,
         };
-        Turn { next: self.away(self.due()), stopped, ..turn }
-    }
-
-    /// When the next turn is due even if nothing becomes ready: not later than now if work is left,
-    /// `NEVER` if nothing is planned.
-    fn due(&self) -> Tick {
-        if self.pool.any_ready() || self.kit.desk.has_work() || self.lingering.has_work() {
-            return self.kit.now.tick;
-        }
-        let mut due = self.pool.next_due();
-        due = due.min(self.lingering.next_due());
-        due = due.min(self.listeners.next_due(&self.mailbox.places, &self.kit.config.overload));
-        if self.kit.spares.can_reap() {
-            due = due.min(self.reap_at);
-        }
-        if let Phase::Stopping(drain) = self.phase {
-            due = due.min(drain.until);
-        }
-        due
-    }
-
-    /// How long from now until a tick begins; `None` if it never does.
-    fn away(&self, due: Tick) -> Option<Duration> {
-        (due != Tick::NEVER).then(|| self.kit.now.tick.until(due))
+        Turn { next: self.next(), stopped, ..turn }
     }
 }
 

@@ -77,6 +77,7 @@ impl Spares {
     }
 
     /// Frees the spares above what must be kept that were not needed since the last call.
+    #[inline(never)]
     pub(crate) fn reap(&mut self) {
         let idle = self.low_water.min(self.warm.len().saturating_sub(self.keep));
         self.warm.truncate(self.warm.len() - idle);

@@ -47,6 +47,8 @@ pub struct Stats {
     pub bytes_unsent: u64,
     /// Waits for readiness (`epoll_wait`, `kevent`).
     pub waits: u64,
+    /// Nanoseconds spent polling before such a wait, by [`Config::spin`](crate::Config::spin).
+    pub spun_ns: u64,
     /// Reads from connections, of those that linger too.
     pub reads: u64,
     /// Writes to connections, last words to refused ones too.
@@ -172,6 +174,7 @@ impl Add for Stats {
             bytes_dropped: self.bytes_dropped + other.bytes_dropped,
             bytes_unsent: self.bytes_unsent + other.bytes_unsent,
             waits: self.waits + other.waits,
+            spun_ns: self.spun_ns + other.spun_ns,
             reads: self.reads + other.reads,
             writes: self.writes + other.writes,
             accepts: self.accepts + other.accepts,

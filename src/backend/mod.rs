@@ -41,11 +41,12 @@ pub trait Backend {
     fn now(&mut self) -> Duration;
 
     /// Waits until something is ready, `timeout` has passed (rounded up; `None`: for ever) or a
-    /// wake came, and keeps the events for [`Backend::events`].
+    /// wake came, and keeps the events for [`Backend::events`]. Says whether there are any, a
+    /// wake being one.
     ///
     /// # Errors
     /// `Interrupted` by a signal, or what makes waiting impossible.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool>;
 
     /// Hands out the events of the last wait.
     fn events(&mut self, each: impl FnMut(Event));

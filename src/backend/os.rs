@@ -104,13 +104,13 @@ impl Backend for Os {
         Instant::now().saturating_duration_since(self.epoch)
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let poll = self.poll.as_mut().ok_or(ErrorKind::NotConnected)?;
         let outcome = poll.poll(&mut self.events, timeout);
         if outcome.is_err() {
             self.events.clear();
         }
-        outcome
+        outcome.map(|()| !self.events.is_empty())
     }
 
     fn events(&mut self, mut each: impl FnMut(Event)) {

@@ -20,6 +20,8 @@ const CAPACITY: usize = 64 << 10;
 
 /// How far time goes when nothing will ever happen.
 const FOR_EVER: Duration = Duration::from_secs(3_600);
+/// How long a wait takes that may take no time.
+const POLL: Duration = Duration::from_micros(1);
 
 /// A simulated world: hand a clone to [`Manager::with_backend`](crate::Manager::with_backend) and
 /// keep one, to play the peers and to look at the clock.
@@ -192,7 +194,7 @@ impl Backend for Sim {
         lock(&self.net).now
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         self.events.clear();
         let mut net = lock(&self.net);
         let faults = net.faults;
@@ -216,7 +218,7 @@ impl Backend for Sim {
         }
         let woken = std::mem::take(&mut net.woken);
         if !woken && !net.any_edge() {
-            net.now += timeout.unwrap_or(FOR_EVER);
+            net.now += timeout.map_or(FOR_EVER, |timeout| timeout.max(POLL));
         }
         net.tally.waited = net.now;
         for (token, edge) in net.take_edges() {
@@ -233,7 +235,7 @@ impl Backend for Sim {
         for event in &self.events {
             net.note(event.token.rotate_left(7) | u64::from(event.readable));
         }
-        Ok(())
+        Ok(woken || !self.events.is_empty())
     }
 
     fn events(&mut self, each: impl FnMut(Event)) {

@@ -84,6 +84,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Admits a connection that a listener accepted: nobody is there to give it back to.
+    #[inline(never)]
     pub(super) fn admit_accepted(&mut self, socket: Socket) {
         let outcome = self.admit(socket);
         self.lose(outcome);
@@ -107,6 +108,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Tells a connection that the pool is busy, and closes it.
+    #[inline(never)]
     pub(super) fn refuse(&mut self, mut socket: Socket) {
         self.mailbox.places.count_refused();
         if let Overload::Reject(last_word) = &self.kit.config.overload {
@@ -135,6 +137,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a process
     /// that was suspended or slow, or had more events than one wait returns, is itself late.
+    #[inline(never)]
     pub(super) fn expire(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
             worker.vitals.readable |= !worker.vitals.eof;
@@ -150,6 +153,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// The one place where a verdict is carried out.
+    #[inline(never)]
     pub(super) fn settle(&mut self, id: ConnId, verdict: Verdict) {
         match verdict {
             Verdict::Close(reason) => return self.close(id, reason),

@@ -182,7 +182,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return None;
         }
         self.read_clock();
-        self.away(self.due())
+        self.next()
     }
 
     /// Carries out one command.

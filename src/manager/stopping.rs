@@ -117,6 +117,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Closes everything without ceremony; the manager is stopped then.
+    #[inline(never)]
     pub(super) fn abort_all(&mut self) {
         self.phase = Phase::Stopped;
         self.kit.desk.set_open(false);

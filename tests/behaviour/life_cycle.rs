@@ -811,9 +811,9 @@ impl Backend for Blind {
     fn now(&mut self) -> Duration {
         Duration::from_millis(1)
     }
-    fn wait(&mut self, _: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, _: Option<Duration>) -> io::Result<bool> {
         self.waits.set(self.waits.get() + 1);
-        self.fail.map_or(Ok(()), |kind| Err(kind.into()))
+        self.fail.map_or(Ok(false), |kind| Err(kind.into()))
     }
     fn events(&mut self, _: impl FnMut(Event)) {}
     fn register(&mut self, _: &Socket, _: u64) -> io::Result<()> {

@@ -26,8 +26,12 @@ struct Script {
     accepts: VecDeque<io::Result<Socket>>,
     waits_fail: bool,
     nothing_registers: bool,
-    /// How long the last wait was to be at most.
+    /// How long the last wait was to be at most, and how many of those before it were to be none.
     timeout: Option<Duration>,
+    polls: u32,
+    /// What each poll takes, and after how many the events are there.
+    poll_takes: Duration,
+    silent_polls: u32,
     clock_readings: u32,
     accepted: u32,
     tokens: Vec<u64>,
@@ -68,13 +72,24 @@ impl Backend for World {
         script.clock_readings += 1;
         script.now
     }
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut script = self.0.borrow_mut();
         script.timeout = timeout;
-        if script.waits_fail { Err(ErrorKind::InvalidInput.into()) } else { Ok(()) }
+        if timeout == Some(Duration::ZERO) {
+            script.polls += 1;
+            let takes = script.poll_takes;
+            script.now += takes;
+        }
+        let ready = !script.events.is_empty() && script.polls >= script.silent_polls;
+        if script.waits_fail { Err(ErrorKind::InvalidInput.into()) } else { Ok(ready) }
     }
     fn events(&mut self, each: impl FnMut(Event)) {
-        let events = std::mem::take(&mut self.0.borrow_mut().events);
+        let mut script = self.0.borrow_mut();
+        if script.polls < script.silent_polls {
+            return;
+        }
+        let events = std::mem::take(&mut script.events);
+        drop(script);
         events.into_iter().for_each(each);
     }
     fn register(&mut self, _: &Socket, token: u64) -> io::Result<()> {
@@ -314,6 +329,60 @@ fn no_wait_is_longer_than_an_hour() {
     assert_eq!(world.0.borrow().timeout, Some(Duration::from_secs(5)));
     let stats = manager.stats();
     assert_eq!((stats.turns, stats.waits), (5, 5));
+}
+
+/// A world in which a poll takes a microsecond, and a manager that spins for twenty.
+fn spinning() -> (Manager<impl Handler, World>, World) {
+    let (manager, world) = listening(Config::new().spin(Duration::from_micros(20)));
+    world.0.borrow_mut().poll_takes = Duration::from_micros(1);
+    (manager, world)
+}
+
+#[test]
+fn a_turn_that_spins_polls_for_so_long_and_then_waits_for_the_rest() {
+    let (mut manager, world) = spinning();
+    manager.turn(Some(Duration::from_millis(5))).unwrap();
+    assert_eq!((world.0.borrow().polls, manager.stats().spun_ns), (20, 20_000));
+    assert_eq!(manager.stats().waits, 21);
+    assert_eq!(world.0.borrow().timeout, Some(Duration::from_micros(4_980)));
+    manager.turn(None).unwrap();
+    assert_eq!((world.0.borrow().timeout, manager.stats().spun_ns), (None, 40_000));
+}
+
+#[test]
+fn what_comes_while_it_spins_is_served_at_once() {
+    let (mut manager, world) = spinning();
+    let (_client, ours) = pair();
+    manager.put(ours).unwrap();
+    turn(&mut manager);
+    let token = world.0.borrow().tokens[0];
+    let mut script = world.0.borrow_mut();
+    script.silent_polls = script.polls + 7;
+    script.events.push(readable(token));
+    drop(script);
+    assert_eq!(manager.turn(None).unwrap().served, 1);
+    assert_eq!(manager.stats().spun_ns, 7_000);
+}
+
+#[test]
+fn nothing_spins_that_may_not_wait_or_has_a_deadline_sooner() {
+    let (mut manager, world) = spinning();
+    turn(&mut manager);
+    assert_eq!((world.0.borrow().polls, manager.stats().spun_ns), (1, 0));
+    manager.turn(Some(Duration::from_micros(3))).unwrap();
+    assert_eq!(manager.stats().spun_ns, 3_000, "no longer than the caller lets it");
+    manager.handle().stop().unwrap();
+    manager.turn(None).unwrap();
+    assert_eq!(manager.stats().spun_ns, 3_000, "a command is there");
+}
+
+/// No system's does; a simulated one may.
+#[test]
+fn a_clock_that_stands_still_ends_the_spinning() {
+    let (mut manager, world) = spinning();
+    world.0.borrow_mut().poll_takes = Duration::ZERO;
+    manager.turn(None).unwrap();
+    assert_eq!((world.0.borrow().polls, world.0.borrow().timeout), (400, None));
 }
 
 /// Once for all that happens in it; and before a wait, or at the end if the caller waits elsewhere.

@@ -25,12 +25,16 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let millis = |millis: usize| Duration::from_millis(millis as u64);
     let max = if crowded { dice.below(2) * 500 } else { dice.below(6) };
     let min = dice.below(max.min(5) + 1);
+    let deadline = Duration::from_micros(1_000 + dice.below(500_000) as u64);
+    // From dice of its own, so that seeds that once failed stay what they were.
+    let spin = Dice::new(deadline.as_nanos() as u64).below(120).saturating_sub(90);
     Config::new()
+        .spin(Duration::from_micros(spin as u64))
         .framing(framing(dice))
         .buffer_size(8 + dice.below(200))
         .max_workers(max)
         .min_workers(min)
-        .clients_deadline(Duration::from_micros(1_000 + dice.below(500_000) as u64))
+        .clients_deadline(deadline)
         .request_deadline(millis(dice.below(2) * dice.below(900)))
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))
