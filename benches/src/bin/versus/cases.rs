@@ -114,7 +114,7 @@ impl Case {
             (Work::Idle, _, true) => (1, 0, 0, 2_000),
             (Work::Idle, _, false) => (3, 0, 0, 2_000),
             (_, 10_000.., _) => (3, 400, 800, 1_200),
-            (_, _, true) => (3, 50, 200, 50),
+            (_, _, true) => (3, 50, 150, 50),
             (_, _, false) => (7, 100, 400, 50),
         };
         Effort {
@@ -180,6 +180,6 @@ mod tests {
             efforts.map(|effort| effort.expected * effort.rounds as u32 * 5).sum()
         };
         assert!(planned(false) < Duration::from_secs(270), "{:?}", planned(false));
-        assert!(planned(true) < Duration::from_secs(45), "{:?}", planned(true));
+        assert!(planned(true) < Duration::from_secs(40), "{:?}", planned(true));
     }
 }

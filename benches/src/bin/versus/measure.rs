@@ -22,7 +22,7 @@ use crate::servers::Kind;
 /// When a run is over, and each case by its share of it: what takes longer than was expected has
 /// fewer rounds. The last one is not cut short.
 const LIMIT: Duration = Duration::from_secs(310);
-const LIMIT_QUICK: Duration = Duration::from_secs(50);
+const LIMIT_QUICK: Duration = Duration::from_secs(42);
 
 /// How long a server is left alone before its time is read, so that it sleeps again.
 const REST: Duration = Duration::from_millis(1);
