@@ -18,25 +18,32 @@ const ADDRESSES: u64 = 250;
 const FIRST_PORT: u64 = 16_384;
 const PORTS: u64 = 16_384;
 
-/// Addresses in turns, each with a port at random: four million sources, in another order each time.
+/// How many ports are tried: those that rest are few among all.
+const ATTEMPTS: u64 = 16;
+
+/// Addresses in turns, each with ports at random: four million sources, in another order each time.
 #[derive(Debug)]
 pub(super) struct Sources {
-    next: u64,
+    turn: u64,
 }
 
 impl Sources {
     pub(super) fn new() -> Self {
-        Self { next: RandomState::new().hash_one(()) }
+        Self { turn: RandomState::new().hash_one(()) }
     }
 
-    /// A source for a connection to this address; `None` if the system shall choose. Other systems
-    /// than Linux have only one loopback address.
-    pub(super) fn next(&mut self, to: SocketAddr) -> Option<SocketAddr> {
+    /// Where a connection to this address may come from, in the order in which to try; nothing if
+    /// the system shall choose. Other systems than Linux have only one loopback address.
+    pub(super) fn next(&mut self, to: SocketAddr) -> impl Iterator<Item = SocketAddr> + use<> {
+        self.turn = self.turn.wrapping_add(1);
+        let turn = self.turn;
+        let address = Ipv4Addr::new(127, 0, 0, (1 + turn % ADDRESSES) as u8);
         let loopback = to.is_ipv4() && to.ip().is_loopback() && cfg!(target_os = "linux");
-        self.next = self.next.wrapping_add(1);
-        let (address, port) = (1 + self.next % ADDRESSES, FIRST_PORT + mix(self.next) % PORTS);
-        let source = (Ipv4Addr::new(127, 0, 0, address as u8), port as u16);
-        loopback.then(|| source.into())
+        let attempts = if loopback { ATTEMPTS } else { 0 };
+        (0..attempts).map(move |attempt| {
+            let port = FIRST_PORT + mix(turn ^ (attempt << 32)) % PORTS;
+            SocketAddr::from((address, port as u16))
+        })
     }
 }
 
@@ -50,8 +57,8 @@ mod tests {
     fn sources_differ_and_are_not_what_the_system_gives_away() {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
         let mut sources = Sources::new();
-        let drawn: HashSet<_> = (0..10_000).filter_map(|_| sources.next(to)).collect();
-        assert!(!cfg!(target_os = "linux") || drawn.len() > 9_900, "{}", drawn.len());
+        let drawn: HashSet<_> = (0..10_000).flat_map(|_| sources.next(to)).collect();
+        assert!(!cfg!(target_os = "linux") || drawn.len() > 150_000, "{}", drawn.len());
         for source in drawn {
             assert!(source.ip().is_loopback() && (16_384..32_768).contains(&source.port()));
         }
@@ -60,6 +67,6 @@ mod tests {
     #[test]
     fn only_loopback_is_chosen_for() {
         let elsewhere = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 80));
-        assert_eq!(Sources::new().next(elsewhere), None);
+        assert_eq!(Sources::new().next(elsewhere).count(), 0);
     }
 }

@@ -12,9 +12,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::Target;
 use super::sources::Sources;
 
-/// How many sources are tried before a connection has to wait.
-const ATTEMPTS: usize = 16;
-
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
@@ -77,8 +74,7 @@ fn tcp(addr: SocketAddr, sources: &mut Sources) -> io::Result<TcpStream> {
 
 fn bind(socket: &Socket, addr: SocketAddr, sources: &mut Sources) -> io::Result<()> {
     let mut bound = Ok(());
-    for _ in 0..ATTEMPTS {
-        let Some(source) = sources.next(addr) else { return Ok(()) };
+    for source in sources.next(addr) {
         // Without SO_REUSEADDR a source that still rests is refused.
         bound = socket.bind(&source.into());
         match &bound {
