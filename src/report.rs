@@ -48,7 +48,7 @@ pub struct StopReport {
     /// Connections that were idle, and closed at once.
     pub idle: usize,
     /// Connections that ended by themselves: finished what they were at, were closed by the peer
-    /// or ran into a deadline.
+    /// or ran into a deadline. Those that were accepted in the stop are among them.
     pub finished: usize,
     /// Connections that were cut off at the drain deadline.
     pub aborted: usize,

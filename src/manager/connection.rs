@@ -65,7 +65,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Err((socket, error));
             }
         };
-        let worker = Worker::new(Vitals::new(id, self.kit.now), socket, session);
+        let mut vitals = Vitals::new(id, self.kit.now);
+        vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
+        let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
         self.kit.stats.peak = self.kit.stats.peak.max(self.pool.live() as u64);
@@ -169,11 +171,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
-    /// first: a request may have come whose event has not.
+    /// first: a request may have come whose event has not. Who waited to be accepted when the stop
+    /// began may make a first request.
     fn says_farewell(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
         };
+        if worker.vitals.newcomer && worker.vitals.bytes_in == 0 && !worker.vitals.eof {
+            return false;
+        }
         if worker.vitals.eof || std::mem::replace(&mut worker.vitals.farewell, true) {
             return true;
         }

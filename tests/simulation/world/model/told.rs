@@ -15,7 +15,12 @@ impl Model {
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
         self.peak = self.peak.max(self.live());
+        let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
+        if late.1 {
+            self.marks.hit("accepted in a stop");
+        }
         let account = self.accounts.entry(number).or_default();
+        account.late = late;
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
@@ -338,6 +343,13 @@ impl Model {
         }
         if end.reason == CloseReason::Stopped && look.unread > 0 && now < self.draining {
             wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
+        if end.reason == CloseReason::Stopped
+            && account.late.1
+            && end.bytes_in == 0
+            && now < self.draining
+        {
+            wrong.push("accepted in a stop, and closed unheard".to_owned());
         }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
