@@ -21,6 +21,7 @@ impl Model {
         }
         let account = self.accounts.entry(number).or_default();
         account.late = late;
+        let unseen = account.knocked && !account.shown;
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
@@ -28,6 +29,9 @@ impl Model {
         account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
+        }
+        if unseen {
+            self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
         }
         let index = id.as_u64() as u32;
         self.turn_ids.push(index);
@@ -203,6 +207,20 @@ impl Model {
     /// A connection comes by a listener.
     pub(crate) fn knocks(&mut self, number: usize) {
         self.accounts.entry(number).or_default().knocked = true;
+    }
+
+    /// The handler is shown what was accepted, and either keeps it or not.
+    pub(crate) fn accepted(&mut self, number: usize, kept: bool) {
+        let account = self.accounts.entry(number).or_default();
+        let again = std::mem::replace(&mut account.shown, true);
+        if again || !account.knocked {
+            self.complain(format!(
+                "connection {number} was shown though it did not come, or twice"
+            ));
+        } else if !kept {
+            // It is closed without a word.
+            account.knocked = false;
+        }
     }
 
     /// Something is sent from outside; whether it fits, the pool knows later.
