@@ -380,11 +380,15 @@ fn a_stop_answers_everybody_who_waits_to_be_accepted() {
     rig.manager.listen_on(listener).unwrap();
     let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(addr)).collect();
     let (early, late) = clients.split_at_mut(100);
-    early.iter_mut().for_each(|client| client.write_all(b"ping").unwrap());
+    for client in early {
+        client.write_all(b"ping").unwrap();
+    }
     rig.manager.handle().stop().unwrap();
     rig.turn();
     assert_eq!(rig.manager.stats().accepted, 64, "a batch a turn");
-    late.iter_mut().for_each(|client| client.write_all(b"pong").unwrap());
+    for client in late {
+        client.write_all(b"pong").unwrap();
+    }
     let report = rig.manager.run().unwrap();
     assert_eq!((report.finished, report.aborted), (200, 0), "{report}");
     for (client, word) in clients.iter_mut().zip([b"ping"; 100].into_iter().chain([b"pong"; 100])) {
@@ -393,6 +397,37 @@ fn a_stop_answers_everybody_who_waits_to_be_accepted() {
         assert_eq!(all, word);
     }
     assert!(TcpStream::connect(addr).is_err());
+}
+
+#[test]
+fn closing_one_of_two_listeners_that_share_a_port_resets_nobody() {
+    let shared = |addr: &str| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&addr.parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(4096).unwrap();
+        TcpListener::from(socket)
+    };
+    let (mut closing, mut staying) = (echo(drained()), echo(drained()));
+    let listener = shared("127.0.0.1:0");
+    let addr = listener.local_addr().unwrap();
+    closing.manager.listen_on(listener).unwrap();
+    staying.manager.listen_on(shared(&addr.to_string())).unwrap();
+    let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        client.write_all(b"ping").unwrap();
+    }
+    let report = closing.manager.stop().unwrap();
+    assert_eq!(report.aborted, 0, "{report}");
+    clients.push(connect(addr));
+    clients[200].write_all(b"ping").unwrap();
+    let left = 201 - report.finished;
+    assert!((2..200).contains(&left), "the kernel deals out: {report}");
+    staying.until(|rig| rig.manager.stats().bytes_out == 4 * left as u64);
+    for mut client in clients {
+        client.read_exact(&mut [0; 4]).expect("an answer and no reset");
+    }
 }
 
 #[test]

@@ -432,6 +432,7 @@ fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_
         let mut rig = rig(lines(), |conn: &mut Conn<'_>, line: &[u8]| {
             if line == b"abort" {
                 conn.abort();
+                return Ok(());
             }
             conn.write_all(line)
         });
@@ -446,6 +447,25 @@ fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_
         let calls = &script.lock().unwrap().calls;
         let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
         assert_eq!(said, goodbyes, "{}: {calls:?}", says.escape_ascii());
+    }
+}
+
+#[test]
+fn who_is_cut_off_by_a_stop_with_a_reply_on_its_way_hears_no_goodbye() {
+    for (reply, goodbyes) in [(5, 1), (Wire::ROOM + 1, 0)] {
+        let mut rig =
+            rig(lines().drain_deadline(Duration::ZERO), move |conn: &mut Conn<'_>, _: &[u8]| {
+                conn.write_all(&vec![b'x'; reply])
+            });
+        let (mut peer, socket, script) = wire();
+        script.lock().unwrap().stuck = true;
+        rig.manager.put(socket).unwrap();
+        peer.write_all(b"hello\n").unwrap();
+        rig.requests(1);
+        rig.manager.stop().unwrap();
+        let calls = &script.lock().unwrap().calls;
+        let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
+        assert_eq!(said, goodbyes, "{calls:?}");
     }
 }
 

@@ -374,7 +374,7 @@ fn a_stop_accepts_as_many_as_a_queue_holds_and_not_for_ever() {
     let report = manager.stop().unwrap();
     assert_eq!((report.finished, report.aborted), (4_096 + 4_000, 0), "{report}");
     assert_eq!(sim.tally().turned_away, 100);
-    let read = |mut peer: Stream| std::io::Read::read(&mut peer, &mut [0]).ok();
+    let read = |mut peer: Stream| io::Read::read(&mut peer, &mut [0]).ok();
     let answered = peers.into_iter().flatten().filter_map(read);
     assert_eq!(answered.sum::<usize>(), 4_096 + 4_000);
 }

@@ -69,6 +69,26 @@ fn who_is_silent_is_reaped_in_time_though_others_speak() {
         assert!((380..2_000).contains(&took.as_millis()), "{name}: reaped after {took:?}");
         say(&mut busy, "x");
         assert_eq!(hear(&mut busy, 1), "x");
+        // And while nobody speaks.
+        let began = Instant::now();
+        assert_eq!(hear_all(&mut busy), "");
+        let took = began.elapsed();
+        assert!((380..2_000).contains(&took.as_millis()), "{name}: reaped after {took:?}");
+    }
+}
+
+/// What is left of a turn's work is done at once, though no event will come.
+#[test]
+fn who_sends_much_waits_for_no_timer() {
+    for name in LOOPS {
+        let (_program, addr) = nested(name, &["--deadline-ms", "60000"]);
+        let mut client = connect(addr);
+        say(&mut client, "x");
+        assert_eq!(hear(&mut client, 1), "x");
+        let (began, much) = (Instant::now(), "x".repeat(300_000));
+        say(&mut client, &much);
+        assert!(hear(&mut client, much.len()) == much, "{name}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{name}: {:?}", began.elapsed());
     }
 }
 

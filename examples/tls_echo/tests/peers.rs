@@ -204,7 +204,7 @@ fn a_stream_that_is_cut_off_is_not_taken_for_its_end() {
 
 #[test]
 fn a_dripped_handshake_gains_no_time_and_a_patient_client_is_heard() {
-    let server = Server::run(&["--handshake-ms", "400", "--deadline-ms", "20000"]);
+    let server = Server::run(&["--handshake-ms", "400", "--deadline-ms", "60000"]);
     let mut quiet = server.client(|_| {});
     assert_eq!(echoed(&mut quiet, "hello").expect("an echo"), "hello");
     let began = Instant::now();
@@ -213,7 +213,8 @@ fn a_dripped_handshake_gains_no_time_and_a_patient_client_is_heard() {
     socket.write_all(&[22, 3, 1, 2, 0]).expect("send");
     while socket.write_all(&[0]).is_ok() {
         thread::sleep(Duration::from_millis(20));
-        assert!(began.elapsed() < PATIENCE, "a byte now and then keeps it open");
+        let kept = began.elapsed() < Duration::from_secs(5);
+        assert!(kept, "a byte now and then keeps it open");
     }
     assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
     // Behind its first byte the other deadline holds.
