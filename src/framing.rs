@@ -4,7 +4,6 @@
 //! deadlines: what to do at end of file or at a deadline is the worker's decision.
 
 use std::fmt;
-use std::io::BufRead;
 use std::sync::Arc;
 
 use crate::guard::contain;
@@ -191,15 +190,43 @@ impl Framing {
     }
 }
 
-/// `BufRead::skip_until` of a byte slice is the standard library's `memchr`.
 fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
-    let mut unseen = &held[*scanned..];
-    let total = *scanned + unseen.skip_until(delimiter).unwrap_or(0);
-    if held[..total].ends_with(&[delimiter]) {
-        return Found::Frame(Bounds { skip: 0, body: total - 1, total });
+    let Some(unseen) = position(&held[*scanned..], delimiter) else {
+        *scanned = held.len();
+        return Found::Partial;
+    };
+    let body = *scanned + unseen;
+    Found::Frame(Bounds { skip: 0, body, total: body + 1 })
+}
+
+/// Where `byte` first is.
+#[inline(never)]
+fn position(bytes: &[u8], byte: u8) -> Option<usize> {
+    let pattern = ONES * u64::from(byte);
+    let mut blocks = bytes.chunks_exact(16);
+    let mut before = 0;
+    for block in &mut blocks {
+        let (low, high) = block.split_at(8);
+        let (low, high) = (zeros(low, pattern), zeros(high, pattern));
+        if low | high != 0 {
+            let bits = if low != 0 { low.trailing_zeros() } else { 64 + high.trailing_zeros() };
+            return Some(before + bits as usize / 8);
+        }
+        before += 16;
     }
-    *scanned = total;
-    Found::Partial
+    let rest = blocks.remainder().iter().position(|&other| other == byte)?;
+    Some(before + rest)
+}
+
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// A bit above each of eight bytes that is zero once `pattern` is taken out. It may be set above
+/// others, but only if there is a zero below them: so the lowest is true.
+fn zeros(eight: &[u8], pattern: u64) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(eight);
+    let taken = u64::from_le_bytes(word) ^ pattern;
+    taken.wrapping_sub(ONES) & !taken & (ONES << 7)
 }
 
 fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Found {
@@ -327,6 +354,24 @@ mod tests {
             (Framing::custom(|_| Frame::Partial), "Custom(..)"),
         ] {
             assert_eq!(format!("{framing:?}"), expected);
+        }
+    }
+
+    #[test]
+    fn the_first_delimiter_is_found_wherever_it_is_and_whatever_is_around_it() {
+        for delimiter in [0, 1, b'\n', 0x7f, 0x80, 0xff] {
+            for neighbour in [0, 1, 0x0b, 0x80, 0x81, 0xfe, 0xff, delimiter ^ 1, delimiter ^ 0x80] {
+                for (length, at) in
+                    (0..40).flat_map(|length| (0..=length).map(move |at| (length, at)))
+                {
+                    let mut bytes = vec![neighbour; length];
+                    let expected = bytes.iter().position(|&byte| byte == delimiter);
+                    assert_eq!(position(&bytes, delimiter), expected, "{delimiter} in {bytes:?}");
+                    bytes[at.min(length)..].fill(delimiter);
+                    let expected = bytes.iter().position(|&byte| byte == delimiter);
+                    assert_eq!(position(&bytes, delimiter), expected, "{delimiter} in {bytes:?}");
+                }
+            }
         }
     }
 
