@@ -293,6 +293,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                     Accepted::Nothing => break,
                 }
             }
+            self.listeners.close_finished(index, &mut self.kit.backend);
         }
         (self.kit.stats.accepted - before) as usize
     }

@@ -263,7 +263,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
         if let Some(lost) = alarms.lost.news(stats.lost, now) {
-            log::warn!("{lost} connections could not be registered and were closed");
+            log::warn!("{lost} connections could not be registered or wrapped and were closed");
         }
     }
 }

@@ -168,6 +168,8 @@ struct World {
     /// What is not accounted for of those who came, and how many were refused by a listener.
     astray: Option<u64>,
     refused: u64,
+    /// How many were reset in a queue by the end of the last stop.
+    turned_away: u64,
     /// When the wait of the last turn was over.
     began: Duration,
     /// Listeners have to wait for a place, whatever configuration is in effect.
@@ -213,6 +215,7 @@ impl World {
             idle_turns: 0,
             starved: (0, None),
             astray: None,
+            turned_away: 0,
             began: Duration::ZERO,
             refused: 0,
             patient: false,

@@ -80,6 +80,10 @@ pub(crate) struct Account {
     progressed: bool,
     /// It came by a listener.
     knocked: bool,
+    /// The handler was shown it when it was accepted.
+    shown: bool,
+    /// It was opened in a stop, or once one was asked for; and surely in one.
+    late: (bool, bool),
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),

@@ -15,7 +15,13 @@ impl Model {
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
         self.peak = self.peak.max(self.live());
+        let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
+        if late.1 {
+            self.marks.hit("accepted in a stop");
+        }
         let account = self.accounts.entry(number).or_default();
+        account.late = late;
+        let unseen = account.knocked && !account.shown;
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
@@ -23,6 +29,9 @@ impl Model {
         account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
+        }
+        if unseen {
+            self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
         }
         let index = id.as_u64() as u32;
         self.turn_ids.push(index);
@@ -200,6 +209,20 @@ impl Model {
         self.accounts.entry(number).or_default().knocked = true;
     }
 
+    /// The handler is shown what was accepted, and either keeps it or not.
+    pub(crate) fn accepted(&mut self, number: usize, kept: bool) {
+        let account = self.accounts.entry(number).or_default();
+        let again = std::mem::replace(&mut account.shown, true);
+        if again || !account.knocked {
+            self.complain(format!(
+                "connection {number} was shown though it did not come, or twice"
+            ));
+        } else if !kept {
+            // It is closed without a word.
+            account.knocked = false;
+        }
+    }
+
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
@@ -364,6 +387,13 @@ impl Model {
         }
         if end.reason == CloseReason::Stopped && look.unread > 0 && now < self.draining {
             wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
+        if end.reason == CloseReason::Stopped
+            && account.late.1
+            && end.bytes_in == 0
+            && now < self.draining
+        {
+            wrong.push("accepted in a stop, and closed unheard".to_owned());
         }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
