@@ -9,6 +9,7 @@ mod endings;
 mod framing;
 mod handle;
 mod hostile;
+mod large;
 mod ledger;
 mod life_cycle;
 mod limits;

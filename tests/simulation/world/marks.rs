@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 44] = [
+pub(crate) const ALL: [&str; 47] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -51,6 +51,9 @@ pub(crate) const ALL: [&str; 44] = [
     "another error of a socket",
     "a stop that drains",
     "a stop that aborts",
+    "a request outgrows its buffer",
+    "a request longer than max_request",
+    "memory_limit",
 ];
 
 /// How often each was met.
