@@ -4,7 +4,6 @@
 //! deadlines: what to do at end of file or at a deadline is the worker's decision.
 
 use std::fmt;
-use std::io::BufRead;
 use std::sync::Arc;
 
 use crate::guard::contain;
@@ -191,15 +190,35 @@ impl Framing {
     }
 }
 
-/// `BufRead::skip_until` of a byte slice is the standard library's `memchr`.
 fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
-    let mut unseen = &held[*scanned..];
-    let total = *scanned + unseen.skip_until(delimiter).unwrap_or(0);
-    if held[..total].ends_with(&[delimiter]) {
-        return Found::Frame(Bounds { skip: 0, body: total - 1, total });
+    let Some(unseen) = position(&held[*scanned..], delimiter) else {
+        *scanned = held.len();
+        return Found::Partial;
+    };
+    let body = *scanned + unseen;
+    Found::Frame(Bounds { skip: 0, body, total: body + 1 })
+}
+
+/// Where `byte` first is: eight bytes at a time, of which the lowest that is zero once `byte` is
+/// taken out of each is the first.
+fn position(bytes: &[u8], byte: u8) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let pattern = ONES * u64::from(byte);
+    let mut words = bytes.chunks_exact(8);
+    let mut before = 0;
+    for word in &mut words {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(word);
+        let taken = u64::from_le_bytes(eight) ^ pattern;
+        // A bit is set above each zero; above others only if there is a zero below them.
+        let zeros = taken.wrapping_sub(ONES) & !taken & (ONES << 7);
+        if zeros != 0 {
+            return Some(before + zeros.trailing_zeros() as usize / 8);
+        }
+        before += 8;
     }
-    *scanned = total;
-    Found::Partial
+    let rest = words.remainder().iter().position(|&other| other == byte)?;
+    Some(before + rest)
 }
 
 fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Found {
@@ -327,6 +346,24 @@ mod tests {
             (Framing::custom(|_| Frame::Partial), "Custom(..)"),
         ] {
             assert_eq!(format!("{framing:?}"), expected);
+        }
+    }
+
+    #[test]
+    fn the_first_delimiter_is_found_wherever_it_is_and_whatever_is_around_it() {
+        for delimiter in [0, 1, b'\n', 0x7f, 0x80, 0xff] {
+            for neighbour in [0, 1, 0x0b, 0x80, 0x81, 0xfe, 0xff, delimiter ^ 1, delimiter ^ 0x80] {
+                for (length, at) in
+                    (0..40).flat_map(|length| (0..=length).map(move |at| (length, at)))
+                {
+                    let mut bytes = vec![neighbour; length];
+                    let expected = bytes.iter().position(|&byte| byte == delimiter);
+                    assert_eq!(position(&bytes, delimiter), expected, "{delimiter} in {bytes:?}");
+                    bytes[at.min(length)..].fill(delimiter);
+                    let expected = bytes.iter().position(|&byte| byte == delimiter);
+                    assert_eq!(position(&bytes, delimiter), expected, "{delimiter} in {bytes:?}");
+                }
+            }
         }
     }
 

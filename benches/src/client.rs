@@ -4,6 +4,8 @@ mod connection;
 mod content;
 mod engine;
 mod schedule;
+mod session;
+mod sources;
 mod stream;
 mod tally;
 
@@ -15,6 +17,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use self::engine::Engine;
+pub use self::session::Session;
 
 /// Where to connect to.
 #[derive(Clone, Debug)]
@@ -111,6 +114,23 @@ impl Outcome {
     #[must_use]
     pub fn is_right(&self) -> bool {
         self.wrong == 0 && self.missing == 0 && self.errors.is_empty()
+    }
+
+    /// This, if it [is right](Self::is_right).
+    ///
+    /// # Errors
+    /// What went wrong; of kind `InvalidData` if it was a byte.
+    pub fn if_right(self) -> io::Result<Self> {
+        if let Some(wrong) = self.first_wrong {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+        }
+        if let Some((kind, times)) = self.errors.first() {
+            return Err(io::Error::new(*kind, format!("{times} connections failed: {kind}")));
+        }
+        match self.missing {
+            0 => Ok(self),
+            missing => Err(io::Error::other(format!("{missing} replies are missing"))),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use super::connection::{Connection, Fault, Shared, Stage, would_block};
 use super::content::Content;
 use super::schedule::{Nanos, Schedule, nanos};
+use super::sources::Sources;
 use super::stream::Stream;
 use super::tally::Tally;
 use super::{Load, Outcome, Progress};
@@ -27,7 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine<'a> {
-    load: &'a Load,
+    pub(super) load: Load,
     tell: &'a mut dyn FnMut(Progress),
     poll: Poll,
     epoch: Instant,
@@ -40,8 +42,7 @@ pub(super) struct Engine<'a> {
     failed: usize,
     /// Vacant ones that the system could not connect just now.
     refused: VecDeque<usize>,
-    /// Connections begun, ever.
-    begun: usize,
+    sources: Sources,
     next_tick: Nanos,
     /// When it next has something to do whether or not anything happens.
     wake: Nanos,
@@ -50,10 +51,10 @@ pub(super) struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(load: &'a Load, tell: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
+    pub(super) fn new(load: &Load, tell: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
         let depth = load.at_once();
         Ok(Self {
-            load,
+            load: load.clone(),
             tell,
             poll: Poll::new()?,
             epoch: Instant::now(),
@@ -67,7 +68,7 @@ impl<'a> Engine<'a> {
             busy: 0,
             failed: 0,
             refused: VecDeque::new(),
-            begun: 0,
+            sources: Sources::new(),
             next_tick: 0,
             wake: Nanos::MAX,
             late: 0,
@@ -75,19 +76,28 @@ impl<'a> Engine<'a> {
     }
 
     pub(super) fn run(mut self) -> io::Result<Outcome> {
-        let mut events = Events::with_capacity(1024);
-        if !self.load.churn {
-            self.establish(&mut events)?;
-        }
+        let mut events = events();
+        self.establish(&mut events)?;
         self.follow_schedule(&mut events)?;
         let schedule = self.schedule.take();
         self.close(&mut events)?;
-        Ok(self.outcome(schedule.as_ref()))
+        self.outcome(schedule.as_ref())
+    }
+
+    /// A run that leaves the connections open.
+    pub(super) fn measure(&mut self, events: &mut Events) -> io::Result<Outcome> {
+        self.follow_schedule(events)?;
+        let schedule = self.schedule.take();
+        self.outcome(schedule.as_ref())
     }
 
     /// Connects, a few at a time. Each says one request that is not measured: when it is answered,
     /// the server has taken the connection out of its backlog.
-    fn establish(&mut self, events: &mut Events) -> io::Result<()> {
+    /// Who churns connects later.
+    pub(super) fn establish(&mut self, events: &mut Events) -> io::Result<()> {
+        if self.load.churn {
+            return Ok(());
+        }
         let mut next = 0;
         while next < self.connections.len() || self.busy > 0 {
             while next < self.connections.len() && self.busy < CONNECTING && self.refused.is_empty()
@@ -105,7 +115,7 @@ impl<'a> Engine<'a> {
     }
 
     fn follow_schedule(&mut self, events: &mut Events) -> io::Result<()> {
-        let schedule = Schedule::new(self.load, self.now());
+        let schedule = Schedule::new(&self.load, self.now());
         self.shared.tally.measured_from = schedule.measured_from;
         self.schedule = Some(schedule);
         for i in 0..self.connections.len() {
@@ -271,8 +281,7 @@ impl<'a> Engine<'a> {
         if connection.stage != Stage::Vacant {
             return Ok(());
         }
-        self.begun += 1;
-        match Stream::connect(&self.load.target, self.begun) {
+        match Stream::connect(&self.load.target, &mut self.sources) {
             Ok(mut stream) => {
                 stream.register(self.poll.registry(), Token(i))?;
                 connection.stream = Some(stream);
@@ -338,8 +347,9 @@ impl<'a> Engine<'a> {
         Progress { elapsed, requests, done: done.clamp(0.0, 1.0), connections: open }
     }
 
-    fn outcome(self, schedule: Option<&Schedule>) -> Outcome {
-        let mut tally = self.shared.tally;
+    /// What was tallied since this was last asked.
+    pub(super) fn outcome(&mut self, schedule: Option<&Schedule>) -> io::Result<Outcome> {
+        let mut tally = mem::replace(&mut self.shared.tally, Tally::new()?);
         let requests = tally.latency.len();
         let mut end = tally.last_reply;
         if let Some(schedule) = schedule.filter(|all| self.failed == 0 && all.until < Nanos::MAX) {
@@ -356,7 +366,7 @@ impl<'a> Engine<'a> {
                 tally.unsent(schedule, i, left);
             }
         }
-        Outcome {
+        Ok(Outcome {
             requests,
             bytes: requests * self.shared.content.size as u64,
             elapsed: Duration::from_nanos(end.saturating_sub(tally.measured_from)),
@@ -367,7 +377,7 @@ impl<'a> Engine<'a> {
             missing: tally.missing,
             unsent,
             late: Duration::from_nanos(self.late),
-        }
+        })
     }
 
     fn now(&self) -> Nanos {
@@ -382,4 +392,9 @@ fn is_out_of_ports(error: &io::Error) -> bool {
 
 fn is_exhausted(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|no| error.raw_os_error() == Some(no.raw_os_error()))
+}
+
+/// Room for what one wait brings.
+pub(super) fn events() -> Events {
+    Events::with_capacity(1024)
 }

@@ -1,7 +1,7 @@
 //! Stream: a non-blocking TCP or Unix socket, and how it is made.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr};
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
@@ -10,11 +10,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Target;
-
-/// How many loopback addresses connections come from. Who closes first keeps the pair of addresses
-/// for a minute (`TIME_WAIT`), and one address has only about 28,000 ports: a churning client with
-/// one address runs out of them within seconds.
-const SOURCES: usize = 250;
+use super::sources::Sources;
 
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -23,14 +19,14 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Begins to connect; what comes of it shows when the stream is used. `turn` picks the loopback
-    /// address it comes from.
+    /// Begins to connect; what comes of it shows when the stream is used.
     ///
     /// # Errors
-    /// `WouldBlock` when a Unix listener's backlog is full: try again later.
-    pub(super) fn connect(target: &Target, turn: usize) -> io::Result<Self> {
+    /// `WouldBlock` when a Unix listener's backlog is full, `AddrInUse` when ports rest: try again
+    /// later.
+    pub(super) fn connect(target: &Target, sources: &mut Sources) -> io::Result<Self> {
         match target {
-            Target::Tcp(addr) => tcp(*addr, turn).map(Self::Tcp),
+            Target::Tcp(addr) => tcp(*addr, sources).map(Self::Tcp),
             Target::Unix(path) => UnixStream::connect(path).map(Self::Unix),
         }
     }
@@ -65,23 +61,26 @@ impl Stream {
     }
 }
 
-fn tcp(addr: SocketAddr, turn: usize) -> io::Result<TcpStream> {
+fn tcp(addr: SocketAddr, sources: &mut Sources) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    if let Some(source) = source(addr, turn) {
-        // Without SO_REUSEADDR the system avoids ports that still rest.
-        socket.bind(&source.into())?;
-    }
+    bind(&socket, addr, sources)?;
     match socket.connect(&addr.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => Err(error),
         _ => Ok(TcpStream::from_std(socket.into())),
     }
 }
 
-/// One of many loopback addresses; other systems than Linux have only one.
-fn source(addr: SocketAddr, turn: usize) -> Option<SocketAddr> {
-    let loopback = addr.is_ipv4() && addr.ip().is_loopback() && cfg!(target_os = "linux");
-    let last = 1 + (turn % SOURCES) as u8;
-    loopback.then(|| SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)))
+fn bind(socket: &Socket, addr: SocketAddr, sources: &mut Sources) -> io::Result<()> {
+    let mut bound = Ok(());
+    for source in sources.next(addr) {
+        // Without SO_REUSEADDR a source that still rests is refused.
+        bound = socket.bind(&source.into());
+        match &bound {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            _ => break,
+        }
+    }
+    bound
 }

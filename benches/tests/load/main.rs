@@ -3,6 +3,7 @@
 
 mod client;
 mod servers;
+mod session;
 
 use std::collections::HashSet;
 use std::fmt::Display;

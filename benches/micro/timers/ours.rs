@@ -1,0 +1,51 @@
+//! The pool's wheel, used as the pool does: it knows a deadline not later than the true one.
+
+use crate::Timers;
+use crate::time::Tick;
+use crate::wheel::Wheel;
+
+/// What the pool takes from the wheel in a turn, at most.
+const BATCH: usize = 256;
+
+pub(crate) struct Pool {
+    wheel: Wheel,
+    /// What a worker keeps: its true deadline.
+    deadlines: Vec<u64>,
+}
+
+impl Timers for Pool {
+    fn new(count: usize) -> Self {
+        let mut wheel = Wheel::new(Tick(0));
+        wheel.reserve(count);
+        Self { wheel, deadlines: vec![0; count] }
+    }
+
+    fn arm(&mut self, index: usize, deadline: u64) {
+        self.deadlines[index] = deadline;
+        self.wheel.arm(index, Tick(deadline));
+    }
+
+    fn cancel(&mut self, index: usize) {
+        self.wheel.cancel(index);
+    }
+
+    fn refresh(&mut self, index: usize, deadline: u64) {
+        self.deadlines[index] = deadline;
+    }
+
+    fn expire(&mut self, now: u64) -> usize {
+        let mut expired = 0;
+        while self.wheel.next().is_some_and(|next| next.0 <= now) {
+            for _ in 0..BATCH {
+                let Some((index, at)) = self.wheel.pop(Tick(now)) else { break };
+                let deadline = self.deadlines[index];
+                if deadline > at.0 {
+                    self.wheel.arm(index, Tick(deadline));
+                } else {
+                    expired += 1;
+                }
+            }
+        }
+        expired
+    }
+}

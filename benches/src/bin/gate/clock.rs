@@ -1,0 +1,98 @@
+//! Clock: the operating system as the loop sees it, but for the time. The clock is read, and paid
+//! for, as ever; what it says is how often it was read. So no deadline and no slow turn of a
+//! measured program depends on how slow the measuring makes it.
+
+use std::hint::black_box;
+use std::io;
+use std::time::Duration;
+
+use pool_manager::Socket;
+use pool_manager::backend::{Backend, Bound, Event, Os, Wake};
+
+/// How far one reading is from the next. A turn at full speed takes a few of these.
+const STEP: Duration = Duration::from_micros(20);
+
+/// Every method is that of [`Os`]; one that the trait gains must be handed on as well.
+pub(crate) struct Clocked {
+    os: Os,
+    now: Duration,
+}
+
+impl Clocked {
+    pub(crate) fn new() -> Self {
+        Self { os: Os::new(), now: Duration::ZERO }
+    }
+}
+
+impl Backend for Clocked {
+    type Listener = <Os as Backend>::Listener;
+
+    fn start(&mut self) -> io::Result<Wake> {
+        self.os.start()
+    }
+
+    fn stop(&mut self) {
+        self.os.stop();
+    }
+
+    #[inline]
+    fn now(&mut self) -> Duration {
+        black_box(self.os.now());
+        self.now += STEP;
+        self.now
+    }
+
+    #[inline]
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.os.wait(timeout)
+    }
+
+    #[inline]
+    fn events(&mut self, each: impl FnMut(Event)) {
+        self.os.events(each);
+    }
+
+    fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
+        self.os.register(socket, token)
+    }
+
+    fn deregister(&mut self, socket: &Socket) {
+        self.os.deregister(socket);
+    }
+
+    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Self::Listener> {
+        self.os.listen(bound, token)
+    }
+
+    fn close_listener(&mut self, listener: Self::Listener) {
+        self.os.close_listener(listener);
+    }
+
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<Socket> {
+        self.os.accept(listener)
+    }
+
+    #[inline]
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
+        self.os.read(socket, into)
+    }
+
+    #[inline]
+    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+        self.os.write(socket, bytes)
+    }
+
+    #[inline]
+    fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
+        self.os.flush(socket)
+    }
+
+    fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
+        self.os.shutdown_write(socket)
+    }
+
+    #[inline]
+    fn short_read_is_drained(&self, socket: &Socket) -> bool {
+        self.os.short_read_is_drained(socket)
+    }
+}

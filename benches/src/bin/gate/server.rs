@@ -1,0 +1,148 @@
+//! Server: what is measured. One thread, and one round after the other: it asks the driver through
+//! its standard output to do something, waits on its standard input until that is done, and then
+//! turns until all of it is served. So the number of turns, and all that is counted, is the same
+//! each time.
+
+use std::cell::Cell;
+use std::error::Error;
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+
+use pool_manager::{Config, Conn, Desk, End, Framing, Handler, Manager};
+
+use crate::cases::{BATCH, Case, Kind};
+use crate::clock::Clocked;
+use crate::lockstep::Ask;
+
+/// The function that callgrind collects in.
+pub(crate) const COLLECTED: &str = "*measured_turns*";
+
+type Server = Manager<Echo, Clocked>;
+type Turns = fn(&mut Server, &Cell<u64>, u64) -> Result<(), pool_manager::Error>;
+
+/// Writes back what it gets, and counts.
+struct Echo {
+    newline: bool,
+    served: Rc<Cell<u64>>,
+    closed: Rc<Cell<u64>>,
+}
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        self.served.set(self.served.get() + 1);
+        conn.write_all(body)?;
+        if self.newline {
+            conn.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, _end: &End, (): (), _desk: &mut Desk) {
+        self.closed.set(self.closed.get() + 1);
+    }
+}
+
+struct Measured<'a> {
+    case: &'a Case,
+    manager: Server,
+    served: Rc<Cell<u64>>,
+    closed: Rc<Cell<u64>>,
+}
+
+/// Serves `rounds` rounds of `case` after those that warm up, and tells how many turns
+/// that took and how often the measured ones allocated.
+pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
+    let (served, closed) = (Rc::default(), Rc::default());
+    let lines = case.kind == Kind::Lines;
+    let framing = if lines { Framing::Delimited(b'\n') } else { Framing::Drained };
+    let handler = Echo { newline: lines, served: Rc::clone(&served), closed: Rc::clone(&closed) };
+    let config = Config::new().framing(framing);
+    let mut manager = Manager::with_backend(config, handler, Clocked::new())?;
+    manager.start()?;
+    let addr = manager.listen("127.0.0.1:0")?;
+    println!("{addr}");
+    let mut measured = Measured { case, manager, served, closed };
+    measured.connect()?;
+    for _ in 0..case.warm_up() {
+        measured.round(turn_until)?;
+    }
+    let before = measured.manager.stats().turns;
+    let mut allocations = 0;
+    for _ in 0..rounds {
+        allocations += measured.round(measured_turns)?;
+    }
+    let turns = measured.manager.stats().turns - before;
+    ask(Ask::End)?;
+    println!("{before}\n{turns}\n{allocations}");
+    Ok(())
+}
+
+impl Measured<'_> {
+    fn connect(&mut self) -> Result<(), Box<dyn Error>> {
+        let mut live = 0;
+        while live < self.case.live {
+            live += BATCH.min(self.case.live - live);
+            ask(Ask::Connect)?;
+            while self.manager.stats().live < live as u64 {
+                self.manager.turn(None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One round, and how often it allocated.
+    fn round(&mut self, turn: Turns) -> Result<u64, Box<dyn Error>> {
+        let all = self.case.requests();
+        let goal = self.served.get() + all;
+        ask(Ask::Send)?;
+        let mut allocations = counted(|| turn(&mut self.manager, &self.served, goal))?;
+        if self.case.kind == Kind::Churn {
+            let goal = self.closed.get() + all;
+            ask(Ask::Close)?;
+            allocations += counted(|| turn(&mut self.manager, &self.closed, goal))?;
+        }
+        Ok(allocations)
+    }
+}
+
+/// How often `turns` allocates.
+fn counted(
+    turns: impl FnOnce() -> Result<(), pool_manager::Error>,
+) -> Result<u64, pool_manager::Error> {
+    let mut outcome = Ok(());
+    let counted = allocation_counter::measure(|| outcome = turns());
+    outcome.map(|()| counted.count_total)
+}
+
+/// Turns until `count` has come to `goal`: the one place where a turn is called, as in a service.
+#[inline(never)]
+fn turn_until(
+    server: &mut Server,
+    count: &Cell<u64>,
+    goal: u64,
+) -> Result<(), pool_manager::Error> {
+    while count.get() < goal {
+        server.turn(None)?;
+    }
+    Ok(())
+}
+
+/// As [`turn_until`], under a name of its own: callgrind collects while this runs.
+#[inline(never)]
+fn measured_turns(
+    server: &mut Server,
+    count: &Cell<u64>,
+    goal: u64,
+) -> Result<(), pool_manager::Error> {
+    // What comes after the call keeps it from being a jump.
+    black_box(turn_until(server, count, goal))
+}
+
+/// Has the driver do something, and waits until it is done: one write, one read.
+fn ask(what: Ask) -> io::Result<()> {
+    io::stdout().write_all(&[what as u8, b'\n'])?;
+    io::stdin().read_exact(&mut [0])
+}

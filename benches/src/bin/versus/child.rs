@@ -1,0 +1,71 @@
+//! A server in a process of its own: started, asked what it has used, and ended.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child as Process, Command, Stdio};
+use std::time::Duration;
+
+use crate::named::Named;
+use crate::servers::{Kind, Service};
+
+/// A server that runs until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: Process,
+    pub(crate) addr: SocketAddr,
+}
+
+impl Child {
+    /// Starts this program again as a server, on `core` if one is given, and waits until it listens.
+    pub(crate) fn start(kind: Kind, service: Service, core: Option<usize>) -> io::Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["serve", kind.name(), service.mode.name()])
+            .args(["--deadline", &service.deadline.as_secs().to_string()])
+            .args(core.map(|core| format!("--core={core}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = process.stdout.take();
+        // From here on it is ended whatever happens.
+        let mut child = Self { process, addr: (Ipv4Addr::LOCALHOST, 0).into() };
+        let mut line = String::new();
+        stdout.map(BufReader::new).map(|mut stdout| stdout.read_line(&mut line)).transpose()?;
+        let port = line.trim().parse().map_err(|_| {
+            io::Error::other(format!("{} did not start; is its reason above?", kind.name()))
+        })?;
+        child.addr.set_port(port);
+        Ok(child)
+    }
+
+    /// Time its threads have been on a processor, by the scheduler's account, which is exact once
+    /// they sleep.
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
+        let mut nanoseconds = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let account = fs::read_to_string(task?.path().join("schedstat"))?;
+            nanoseconds += number(account.split_whitespace().next())?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
+    /// Bytes resident. Counted by the kernel for this answer: what `status` calls `VmRSS` may lag
+    /// behind by some pages a core.
+    pub(crate) fn resident(&self) -> io::Result<u64> {
+        let account = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.process.id()))?;
+        let line = account.lines().find_map(|line| line.strip_prefix("Rss:"));
+        Ok(number(line.and_then(|line| line.split_whitespace().next()))? * 1024)
+    }
+}
+
+fn number(text: Option<&str>) -> io::Result<u64> {
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended by itself; that has been noticed by who talked to it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
