@@ -30,8 +30,8 @@ pub(crate) fn longest(config: &Config) -> usize {
 }
 
 /// How many bytes may be kept.
-fn memory(config: &Config) -> usize {
-    if config.memory_limit == 0 { usize::MAX } else { config.memory_limit }
+fn memory(config: &Config) -> u64 {
+    if config.memory_limit == 0 { u64::MAX } else { config.memory_limit as u64 }
 }
 
 /// What is known of one connection.
@@ -129,9 +129,11 @@ pub(crate) struct Model {
     pub(crate) configs: Vec<Config>,
     /// All buffer sizes there ever were.
     sizes: BTreeSet<usize>,
-    /// The largest `max_request`, and the largest `memory_limit`, there ever was.
+    /// The largest `max_request` there ever was.
     longest: usize,
-    memory: usize,
+    /// How many bytes may be kept after this turn: as many as before, or as the limits allow that
+    /// may have been in effect.
+    memory: u64,
     /// The largest `write_limit` there ever was.
     most_unsent: usize,
     pub(crate) depth: usize,
@@ -169,7 +171,7 @@ impl Model {
             marks: Marks::default(),
             sizes: BTreeSet::from([config.buffer_size]),
             longest: longest(config),
-            memory: memory(config),
+            memory: 0,
             most_unsent: config.write_limit,
             configs: vec![config.clone()],
             depth: 0,
@@ -219,7 +221,6 @@ impl Model {
         self.configs.push(config.clone());
         self.sizes.insert(config.buffer_size);
         self.longest = self.longest.max(longest(&config));
-        self.memory = self.memory.max(memory(&config));
         self.most_unsent = self.most_unsent.max(config.write_limit);
         config
     }
@@ -354,6 +355,11 @@ impl Model {
         }
     }
 
+    /// A turn has ended before which so many bytes were kept.
+    pub(crate) fn allow_memory(&mut self, kept_before: u64) {
+        self.memory = self.configs.iter().map(memory).fold(kept_before, u64::max);
+    }
+
     /// Bytes that are kept for requests are within their limits: as many as are held at least, in
     /// buffers no larger than they may be, and in all no more than there may be.
     pub(crate) fn check_memory(&mut self, kept: u64) {
@@ -364,7 +370,7 @@ impl Model {
         if !(held..=holders * self.longest as u64).contains(&kept) {
             self.complain(format!("{kept} bytes are kept for {held} of {holders}"));
         }
-        if kept > self.memory as u64 {
+        if kept > self.memory {
             self.complain(format!("{kept} bytes are kept, of at most {}", self.memory));
         }
         self.marks.hit_if("a request outgrows its buffer", kept > 0 && self.outgrown());
