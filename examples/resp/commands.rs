@@ -132,10 +132,10 @@ fn get(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
 }
 
-/// When a key expires that is given so many units of time; `None` if no clock goes so far.
+/// When a key expires that is given so many units of time; `None` if no calendar goes so far.
 fn from_now(count: i64, unit: Duration) -> Option<Instant> {
-    let millis = u128::try_from(count).ok()? * unit.as_millis();
-    Instant::now().checked_add(Duration::from_millis(u64::try_from(millis).ok()?))
+    let millis = u64::try_from(count).ok()?.checked_mul(unit.as_millis() as u64)?;
+    Instant::now().checked_add(Duration::from_millis(millis)).filter(|_| millis < u64::MAX / 4)
 }
 
 fn set(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
@@ -144,7 +144,8 @@ fn set(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     while index < args.len() {
         let option = args.at(index).to_ascii_uppercase();
         match &option[..] {
-            b"NX" | b"XX" if only_if.is_none() => only_if = Some(option == b"XX"),
+            b"NX" if only_if != Some(true) => only_if = Some(false),
+            b"XX" if only_if != Some(false) => only_if = Some(true),
             b"EX" | b"PX" if expires.is_none() && index + 1 < args.len() => {
                 let unit = Duration::from_millis(if option == b"EX" { 1_000 } else { 1 });
                 index += 1;
@@ -245,7 +246,8 @@ fn millis_left(context: &mut Context<'_, '_>, key: &[u8]) -> i64 {
         return -2;
     }
     let left = context.store.time_left(key);
-    left.map_or(-1, |left| i64::try_from(left.as_millis()).unwrap_or(i64::MAX))
+    // Rounded up: at once it is as much as was asked for.
+    left.map_or(-1, |left| left.as_micros().div_ceil(1_000).try_into().unwrap_or(i64::MAX))
 }
 
 fn ttl(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {

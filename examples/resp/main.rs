@@ -123,16 +123,16 @@ impl Server {
         client: &mut Client,
         request: &[u8],
     ) -> Result<io::Result<()>, Broken> {
-        let typed;
-        let request = match request {
-            [b'*', ..] => request,
-            line => {
-                typed = protocol::from_line(line)?;
-                &typed
-            }
-        };
         self.spans.clear();
         protocol::walk(request, |span| self.spans.push(span))?;
+        let typed;
+        let request = if request.starts_with(b"*") {
+            request
+        } else {
+            typed = protocol::from_line(request)?;
+            protocol::walk(&typed, |span| self.spans.push(span))?;
+            &typed
+        };
         if self.spans.is_empty() {
             return Ok(Ok(()));
         }
