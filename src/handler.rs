@@ -237,7 +237,7 @@ impl Conn<'_> {
     /// Stops reading from and delivering for this connection after this callback, until it is
     /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`]) the connection is kept until then, so that the answer may come later.
+    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
         self.vitals.paused = true;
     }

@@ -260,6 +260,7 @@ impl World {
             self.patient = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
+        let kept = self.manager.stats().bytes_held;
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
         let commands = self.manager.stats().commands - commands;
@@ -269,6 +270,7 @@ impl World {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.allow_memory(kept);
                 model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
