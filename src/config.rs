@@ -47,8 +47,8 @@ pub struct Config {
     pub buffer_size: usize,
     /// Bytes of the longest request, with its delimiter or prefix, under a framing that finds
     /// requests: for one that does not fit in `buffer_size` the buffer doubles as bytes arrive,
-    /// whatever length they announce, and is freed when the request is done. A longer one is
-    /// [`Cause::Overlong`](crate::Cause::Overlong). Under [`Framing::Filled`] and
+    /// whatever length they announce, and is freed when the request is done. All of it has to come
+    /// within `request_deadline`. A longer one is [`Cause::Overlong`](crate::Cause::Overlong). Under [`Framing::Filled`] and
     /// [`Framing::Drained`] it has no effect: there a body is at most `buffer_size` long. Default,
     /// and what 0 means: `buffer_size`. At most 1 GiB.
     pub max_request: usize,
