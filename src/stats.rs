@@ -83,8 +83,8 @@ pub struct Stats {
     pub slow_callbacks: u64,
     /// Panics of callbacks, in any hook.
     pub panics: u64,
-    /// Connections closed at once because they could not be registered, with nobody to give them
-    /// back to.
+    /// Connections closed at once because they could not be registered, or were not
+    /// [wrapped](crate::Handler::accepted), with nobody to give them back to.
     pub lost: u64,
     requests: [u64; Cause::REQUESTS.len()],
     closed: [u64; CloseReason::CLASSES],

@@ -230,6 +230,8 @@ pub(crate) struct Vitals {
     pub(crate) paused: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
+    /// It was accepted in a stop.
+    pub(crate) newcomer: bool,
 }
 
 impl Vitals {
@@ -251,6 +253,7 @@ impl Vitals {
             blocked: false,
             paused: false,
             farewell: false,
+            newcomer: false,
         }
     }
 

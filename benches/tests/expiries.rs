@@ -33,7 +33,8 @@ fn a_million_expiries_without_a_turn_above_its_batch() {
             turns += u64::from(turn.expired > 0);
         }
         let late = sim.now().saturating_sub(due);
-        assert!(late <= Duration::from_millis(1), "{late:?}");
+        // A deadline is rounded up to a millisecond, and so is a wait.
+        assert!(late < Duration::from_millis(2), "{late:?}");
         let all = wave * CONNECTIONS as u64;
         assert_eq!(manager.stats().closed(CloseReason::Expired), all);
         assert!(turns >= CONNECTIONS.div_ceil(BATCH) as u64, "{turns} turns");

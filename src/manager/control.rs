@@ -8,6 +8,7 @@ use super::{Manager, Phase};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
 use crate::error::Error;
+use crate::guard::contain;
 use crate::handle::Handle;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -203,11 +204,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Command::SetConfig(config) => self.apply(*config),
             Command::PublishStats(question) => self.mailbox.publish(question, &self.stats()),
             Command::Stop => self.begin_stop(),
-            Command::Send(id, bytes) => self.send(id, &bytes),
+            Command::Send(id, bytes) => self.send(id, bytes),
             Command::Close(id) => {
                 self.change(id, |worker| worker.vitals.end(CloseReason::Requested));
             }
-            Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
+            Command::Pause(id) => {
+                self.change(id, |worker| worker.vitals.paused = true);
+            }
             Command::Resume(id) => {
                 let stamp = self.kit.now.stamp;
                 self.change(id, |worker| worker.vitals.resume(stamp));
@@ -215,29 +218,40 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Queues bytes behind what a connection has been sent. Behind a close they have no place.
-    fn send(&mut self, id: ConnId, bytes: &[u8]) {
+    /// Queues bytes behind what a connection has been sent. Behind a close they have no place, and
+    /// come back as those for nobody do.
+    fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.kit.config.write_limit;
-        let mut fits = true;
-        self.change(id, |worker| {
-            let ending = worker.vitals.ending;
-            let closing = ending.is_some_and(|reason| !reason.is_natural());
-            fits = closing || worker.output.push(bytes, limit);
+        let (mut closing, mut taken) = (false, false);
+        let known = self.change(id, |worker| {
+            closing = worker.vitals.ending.is_some_and(|reason| !reason.is_natural());
+            taken = !closing && worker.output.push(&bytes, limit);
         });
-        if !fits {
+        if !taken {
+            self.give_back(id, bytes);
+        }
+        if known && !closing && !taken {
             self.close(id, CloseReason::WriteLimit);
         }
     }
 
-    /// Changes a worker and has it served; a stale id is counted.
-    fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H::Session>)) {
-        match self.pool.get_mut(id) {
-            Some(worker) => {
-                change(worker);
-                self.pool.list(id);
-            }
-            None => self.kit.stats.stale_commands += 1,
-        }
+    /// Tells the handler of bytes that found no connection.
+    #[inline(never)]
+    pub(super) fn give_back(&mut self, id: ConnId, bytes: Vec<u8>) {
+        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
+        let told = contain(|| handler.undelivered(id, bytes, desk));
+        self.kit.stats.panics += u64::from(told.is_none());
+    }
+
+    /// Changes a worker and has it served. A stale id is counted; false then.
+    fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H::Session>)) -> bool {
+        let Some(worker) = self.pool.get_mut(id) else {
+            self.kit.stats.stale_commands += 1;
+            return false;
+        };
+        change(worker);
+        self.pool.list(id);
+        true
     }
 
     /// Tells an operator what should not happen.
@@ -253,7 +267,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
         if let Some(lost) = alarms.lost.news(stats.lost, now) {
-            log::warn!("{lost} connections could not be registered and were closed");
+            log::warn!("{lost} connections could not be registered or wrapped and were closed");
         }
         if let Some(crowded) = alarms.crowded.news(stats.closed(CloseReason::MemoryLimit), now) {
             log::warn!("{crowded} connections were closed because memory_limit is used up");

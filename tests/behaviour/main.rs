@@ -8,6 +8,7 @@ mod deadlines;
 mod endings;
 mod framing;
 mod handle;
+mod hooks;
 mod hostile;
 mod large;
 mod ledger;

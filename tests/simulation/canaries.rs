@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 30] = [
+pub(crate) const ALL: [Canary; 33] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -210,5 +210,23 @@ pub(crate) const ALL: [Canary; 30] = [
         "output.rs",
         "let fits = bytes.len() <= limit.saturating_sub(self.len());",
         "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
+    ),
+    canary(
+        "what_was_sent_to_nobody_is_lost",
+        "manager/control.rs",
+        "        if !taken {\n            self.give_back(id, bytes);",
+        "        if !taken && !PLANTED {\n            self.give_back(id, bytes);",
+    ),
+    canary(
+        "what_was_sent_before_a_stop_is_lost",
+        "manager/stopping.rs",
+        "Command::Send(id, bytes) => self.give_back(id, bytes),",
+        "Command::Send(id, bytes) => if !PLANTED { self.give_back(id, bytes) },",
+    ),
+    canary(
+        "not_told_of_an_idle_turn",
+        "manager.rs",
+        "self.tell_turned();",
+        "if !PLANTED || events > 0 { self.tell_turned(); }",
     ),
 ];

@@ -337,8 +337,7 @@ impl<'a> Engine<'a> {
 
     fn progress(&self, now: Nanos) -> Progress {
         let requests = self.shared.tally.latency.len();
-        let from = self.schedule.as_ref().map_or(Nanos::MAX, |schedule| schedule.measured_from);
-        let elapsed = Duration::from_nanos(now.saturating_sub(from));
+        let elapsed = Duration::from_nanos(now.saturating_sub(self.shared.tally.measured_from));
         let done = match self.load.length {
             super::Length::Time(time) => elapsed.as_secs_f64() / time.as_secs_f64(),
             super::Length::Requests(all) => requests as f64 / all as f64,

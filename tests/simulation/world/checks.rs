@@ -16,6 +16,10 @@ impl World {
         self.stage.lossless.set(false);
         self.meet_newcomers();
         self.assert_nothing_is_left();
+        let (turned_away, now) = (self.stage.sim.tally().turned_away, self.stage.sim.now());
+        let before = std::mem::replace(&mut self.turned_away, turned_away);
+        let in_time = now < self.stage.model.borrow().draining;
+        assert!(!in_time || turned_away == before, "reset in the queue, though there was time");
         let (mut peer, ours) = self.stage.sim.pair();
         let refused = self.manager.put(ours).expect_err("put into a stopped pool");
         assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
@@ -25,7 +29,10 @@ impl World {
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
+        model.check_sends();
         assert_eq!(model.complaints, [""; 0]);
+        // Some may have been refused in the stop.
+        self.refused = stats.busy - model.busy;
         self.idle_turns = 0;
         self.starved = (self.stage.sim.tally().starved_accepts, None);
     }

@@ -56,6 +56,11 @@ impl Stage {
         self.sim.advance(time);
     }
 
+    fn waiting_fails(&self) {
+        self.mark("waiting fails");
+        self.model.borrow_mut().failed_turns += 1;
+    }
+
     /// A panic is about to come.
     fn count(&self, mark: &'static str) {
         let mut model = self.model.borrow_mut();
@@ -163,6 +168,8 @@ struct World {
     /// What is not accounted for of those who came, and how many were refused by a listener.
     astray: Option<u64>,
     refused: u64,
+    /// How many were reset in a queue by the end of the last stop.
+    turned_away: u64,
     /// When the wait of the last turn was over.
     began: Duration,
     /// Listeners have to wait for a place, whatever configuration is in effect.
@@ -190,7 +197,9 @@ impl World {
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1) };
+        let mut other = Dice::new(seed ^ 2);
+        let other = other.permille(200).then_some(other);
+        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
@@ -206,6 +215,7 @@ impl World {
             idle_turns: 0,
             starved: (0, None),
             astray: None,
+            turned_away: 0,
             began: Duration::ZERO,
             refused: 0,
             patient: false,
@@ -274,7 +284,7 @@ impl World {
                 }
             }
             Err(Error::Wait(_)) => {
-                self.stage.mark("waiting fails");
+                self.stage.waiting_fails();
                 self.stopped();
             }
             Err(error) => panic!("{error}"),

@@ -90,6 +90,10 @@ pub(crate) struct Account {
     progressed: bool,
     /// It came by a listener.
     knocked: bool,
+    /// The handler was shown it when it was accepted.
+    shown: bool,
+    /// It was opened in a stop, or once one was asked for; and surely in one.
+    late: (bool, bool),
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -159,6 +163,11 @@ pub(crate) struct Model {
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
     totals: [u64; 4],
+    /// Bytes that were sent by desks and handles; that came back; and that connections took.
+    sends: [u64; 3],
+    /// Turns that the handler was told of, and turns that could not be waited for.
+    turned: u64,
+    pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
 }
 
@@ -192,6 +201,9 @@ impl Model {
             closed: HashMap::new(),
             requests: HashMap::new(),
             totals: [0; 4],
+            sends: [0; 3],
+            turned: 0,
+            failed_turns: 0,
             turn_ids: Vec::new(),
         }
     }
@@ -268,6 +280,16 @@ impl Model {
         self.stopping = false;
         self.stopping_for = 0;
         self.draining = Duration::ZERO;
+    }
+
+    /// No command is left: what was sent was taken by a connection, or came back.
+    pub(crate) fn check_sends(&mut self) {
+        let [sent, back, taken] = self.sends;
+        if sent != back + taken {
+            self.complain(format!(
+                "{sent} bytes sent, but {back} came back and {taken} were taken"
+            ));
+        }
     }
 
     /// How many bytes were dropped and left unsent.
@@ -389,6 +411,7 @@ impl Model {
                 wrong.push(format!("{what:?}: {told} counted, {known} seen"));
             }
         };
+        must(&"turns", stats.turns, self.turned + self.failed_turns);
         must(&"put", stats.put, self.opened);
         must(&"peak", stats.peak, self.peak);
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());

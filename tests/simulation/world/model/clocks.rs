@@ -138,7 +138,8 @@ impl Account {
         }
         let quiet = held == 0 && look.sent == self.replied && self.sends_total == 0;
         let heard = look.unread == 0 && !look.ended && !look.pending;
-        if turn.stopping && turn.asleep && quiet && heard && !still {
+        let awaited = self.late.0 && look.received == 0;
+        if turn.stopping && turn.asleep && quiet && heard && !still && !awaited {
             return Err("idle, and still there during a stop".into());
         }
         if turn.asleep && blocked && look.room > 0 && !look.pending {
