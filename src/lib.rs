@@ -109,6 +109,7 @@ mod vitals;
 mod wheel;
 mod worker;
 
+pub use backend::Bound;
 #[cfg(feature = "sim")]
 pub use backend::sim;
 pub use command::Desk;

@@ -34,7 +34,7 @@ struct Listener<L> {
     /// It accepts nothing before this, because it had nothing but errors.
     paused_until: Tick,
     /// The path to remove at the end, for one in the file system.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 impl<L> Listener<L> {
@@ -90,8 +90,7 @@ impl<L> Listeners<L> {
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
-        let listener =
-            Listener { socket, ready: false, errors: 0, paused_until: Tick(0), _claim: claim };
+        let listener = Listener { socket, ready: false, errors: 0, paused_until: Tick(0), claim };
         self.all.push(listener);
         Ok(())
     }
@@ -177,6 +176,17 @@ impl<L> Listeners<L> {
     fn rest(&mut self, index: usize) -> Accepted {
         self.ready -= usize::from(std::mem::take(&mut self.all[index].ready));
         Accepted::Nothing
+    }
+
+    /// Gives all of them back, with who waits in their queues; paths stay where they are.
+    pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<Bound> {
+        self.ready = 0;
+        let all = self.all.drain(..);
+        all.filter_map(|listener| {
+            listener.claim.into_iter().for_each(Claim::abandon);
+            backend.release_listener(listener.socket)
+        })
+        .collect()
     }
 
     /// Stops listening.

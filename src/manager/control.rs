@@ -97,6 +97,40 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listen_to(listener.into(), Some(claim), &name)
     }
 
+    /// Gives the listeners back, without closing them, and accepts no more: those who connect wait
+    /// in the kernel's backlog until somebody else does. Connections are served as before. So a
+    /// successor, another manager or another process, can go on with them, and nobody is refused
+    /// in between; [`Manager::listen_on`] takes one back if there is none.
+    ///
+    /// They are non-blocking, and closed when another program is executed unless that is changed
+    /// (`FD_CLOEXEC`; the example `restart` shows how, and what to do with who is still here). A
+    /// Unix socket's path is no longer removed at stop. Empty if the manager is not running, or
+    /// stopping, which closes them.
+    ///
+    /// ```
+    /// use pool_manager::{Config, Manager};
+    /// use std::io::Write;
+    /// let [mut old, mut new] = [(); 2].map(|()| {
+    ///     Manager::new(Config::new(), |conn, _| conn.write_all(b"OK")).expect("a configuration")
+    /// });
+    /// old.start()?;
+    /// new.start()?;
+    /// old.listen("127.0.0.1:0")?;
+    /// for listener in old.take_listeners() {
+    ///     new.listen_on(listener)?;
+    /// }
+    /// old.stop()?;
+    /// # Ok::<(), pool_manager::Error>(())
+    /// ```
+    #[must_use = "listeners that are dropped are closed, and who waits at them is reset"]
+    pub fn take_listeners(&mut self) -> Vec<Bound> {
+        let taken = self.listeners.take(&mut self.kit.backend);
+        if !taken.is_empty() {
+            log::info!("no longer listening: {} listeners are handed on", taken.len());
+        }
+        taken
+    }
+
     fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
         self.listeners
             .listen(&mut self.kit.backend, bound, claim)

@@ -16,6 +16,7 @@ impl World {
         if !self.running {
             self.start();
         }
+        self.give_listeners_back();
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
             self.stage.model.borrow_mut().resume(id, self.stage.sim.now());

@@ -21,7 +21,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
-use pool_manager::{Config, Error, Manager, Overload, PutError, PutErrorKind, Socket};
+use pool_manager::{Bound, Config, Error, Manager, Overload, PutError, PutErrorKind, Socket};
 
 pub(crate) use marks::Marks;
 use model::Model;
@@ -151,6 +151,8 @@ struct World {
     peers: Vec<Peer>,
     dice: Dice,
     listeners: [Listener; 2],
+    /// Those of them that were taken from the manager and not given back.
+    taken_listeners: Vec<Bound>,
     running: bool,
     /// Waiting never fails.
     reliable: bool,
@@ -195,6 +197,7 @@ impl World {
         Self {
             seed,
             listeners: [sim.listener(), sim.listener()],
+            taken_listeners: Vec::new(),
             stage,
             manager,
             peers: Vec::new(),
@@ -229,6 +232,9 @@ impl World {
         self.trace(|| format!("step {step}, at {:?}", self.stage.sim.now()));
         for _ in 0..self.dice.below(4) {
             self.act();
+        }
+        if self.running && self.dice.permille(300) {
+            self.give_listeners_back();
         }
         self.turn();
     }
