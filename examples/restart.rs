@@ -164,7 +164,8 @@ fn spawn(listeners: &[Bound], word: &Word) -> Result<Child, Box<dyn Error>> {
     let fd = listener.fd().ok_or("it has no descriptor")?;
     let socket = socket2::SockRef::from(&fd);
     socket.set_cloexec(false)?;
-    let mut command = Command::new(env::current_exe()?);
+    // By its name, at which there may be another version by now.
+    let mut command = Command::new(env::args_os().next().ok_or("this program has no name")?);
     command.args(env::args_os().skip(1));
     command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", fd.as_raw_fd().to_string());
     command.env_remove("LISTEN_PID").env("NOTIFY_SOCKET", &word.path);
@@ -204,8 +205,7 @@ impl Drop for Word {
     }
 }
 
-/// Serves those who are here until they have left. Who stays without saying anything is closed at its deadline; at
-/// twice of it the others are asked to leave, too.
+/// Serves those who are here until they have left, or for twice as long as one may be silent.
 fn finish<H: Handler>(manager: &mut Manager<H>, stop: &AtomicBool) -> Result<(), Failure> {
     let most = manager.config().clients_deadline * 2;
     let began = Instant::now();

@@ -126,19 +126,19 @@ pub(crate) const ALL: [Canary; 27] = [
     ),
     canary(
         "desk_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "|| self.kit.desk.has_work()",
         "|| !PLANTED && self.kit.desk.has_work()",
     ),
     canary(
         "lingering_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "due = due.min(self.lingering.next_due());",
         "if !PLANTED { due = due.min(self.lingering.next_due()); }",
     ),
     canary(
         "spares_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "        if self.kit.spares.can_reap() {\n            due",
         "        if self.kit.spares.can_reap() && !PLANTED {\n            due",
     ),

@@ -49,7 +49,7 @@ impl World {
             return self.assert_nothing_is_left();
         }
         self.running = true;
-        self.taken_listeners.clear();
+        self.away = false;
         for listener in &self.listeners {
             self.manager.listen_on(listener.clone()).unwrap();
         }
@@ -102,18 +102,19 @@ impl World {
         let before = waiting(self);
         let taken = self.manager.take_listeners();
         let stopping = self.stage.model.borrow().stopping;
-        assert!(taken.len() + self.taken_listeners.len() == 2 || stopping, "{taken:?}");
+        assert!(taken.len() == if self.away { 0 } else { 2 } || stopping, "{taken:?}");
         assert_eq!(waiting(self), before, "who waited at a listener that was taken");
         assert!(self.manager.take_listeners().is_empty(), "a listener is taken twice");
         self.stage.model.borrow_mut().marks.hit_if("a queue is handed on", before != [0, 0]);
-        self.taken_listeners.extend(taken);
+        self.away |= !taken.is_empty();
     }
 
     /// Somebody accepts again.
     pub(super) fn give_listeners_back(&mut self) {
-        for listener in self.taken_listeners.drain(..) {
-            let outcome = self.manager.listen_on(listener);
-            assert!(outcome.is_ok() || self.stage.model.borrow().stopping, "{outcome:?}");
+        if self.away {
+            let mut outcomes = self.listeners.iter().map(|one| self.manager.listen_on(one.clone()));
+            self.away = !outcomes.all(|outcome| outcome.is_ok());
+            assert!(!self.away || self.stage.model.borrow().stopping, "they are refused");
         }
     }
 

@@ -122,8 +122,7 @@ impl World {
         let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
-        let taken = !self.taken_listeners.is_empty();
-        if self.listeners.iter().any(left) && !patient && !taken {
+        if self.listeners.iter().any(left) && !patient && !self.away {
             assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
         }
     }

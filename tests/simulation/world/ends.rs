@@ -45,7 +45,7 @@ impl World {
             let stats = self.manager.stats();
             if stats.live == 0
                 && stats.lingering == 0
-                && self.listeners.iter().all(|listener| listener.waiting() == 0)
+                && (!self.running || self.listeners.iter().all(|listener| listener.waiting() == 0))
             {
                 return;
             }

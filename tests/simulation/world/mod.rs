@@ -21,7 +21,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
-use pool_manager::{Bound, Config, Error, Manager, Overload, PutError, PutErrorKind, Socket};
+use pool_manager::{Config, Error, Manager, Overload, PutError, PutErrorKind, Socket};
 
 pub(crate) use marks::Marks;
 use model::Model;
@@ -151,8 +151,8 @@ struct World {
     peers: Vec<Peer>,
     dice: Dice,
     listeners: [Listener; 2],
-    /// Those of them that were taken from the manager and not given back.
-    taken_listeners: Vec<Bound>,
+    /// They were taken from the manager and not given back.
+    away: bool,
     running: bool,
     /// Waiting never fails.
     reliable: bool,
@@ -197,7 +197,7 @@ impl World {
         Self {
             seed,
             listeners: [sim.listener(), sim.listener()],
-            taken_listeners: Vec::new(),
+            away: false,
             stage,
             manager,
             peers: Vec::new(),
