@@ -14,6 +14,7 @@ use crate::places::Places;
 use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::Claim;
 
 /// Connections accepted from one listener a turn.
@@ -33,6 +34,7 @@ struct Listener<L> {
     errors: u32,
     /// It accepts nothing before this, because it had nothing but errors.
     paused_until: Tick,
+    options: ListenOptions,
     /// The path to remove at the end, for one in the file system.
     claim: Option<Claim>,
 }
@@ -65,6 +67,8 @@ pub(crate) struct Listeners<L> {
 pub(crate) enum Accepted {
     /// A connection that has a place.
     Placed(Socket),
+    /// One that has a place, and begins with a header.
+    Proxied(Socket),
     /// A connection for which there is no place.
     Refused(Socket),
     /// An error of this one connection: the next may be well.
@@ -87,10 +91,12 @@ impl<L> Listeners<L> {
         backend: &mut B,
         bound: Bound,
         claim: Option<Claim>,
+        options: ListenOptions,
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
-        let listener = Listener { socket, ready: false, errors: 0, paused_until: Tick(0), claim };
+        let listener =
+            Listener { socket, ready: false, errors: 0, paused_until: Tick(0), options, claim };
         self.all.push(listener);
         Ok(())
     }
@@ -148,7 +154,14 @@ impl<L> Listeners<L> {
             Ok(socket) => {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
-                if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
+                let options = &self.all[index].options;
+                if !promised {
+                    Accepted::Refused(socket)
+                } else if options.has_proxies() && options.trusts(socket.peer_addr()) {
+                    Accepted::Proxied(socket)
+                } else {
+                    Accepted::Placed(socket)
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;

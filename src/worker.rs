@@ -4,6 +4,7 @@
 //! neither the pool it lives in nor the other workers.
 
 mod calling;
+mod proxied;
 mod sending;
 
 use std::io::ErrorKind;
@@ -150,6 +151,7 @@ impl<S> Worker<S> {
         self.attach(&mut kit.spares);
         let held_up = if pays { self.pay(kit) } else { self.rests() };
         let verdict = match held_up {
+            None if self.vitals.unknown => self.introduce(kit),
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
@@ -166,6 +168,9 @@ impl<S> Worker<S> {
     {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
+        }
+        if self.vitals.unknown {
+            return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut kit.spares);
         let held = kit.spares.input.len();

@@ -14,6 +14,7 @@ use crate::id::ConnId;
 use crate::mailbox::Command;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::{self, Claim};
 use crate::vitals::CloseReason;
 use crate::worker::Worker;
@@ -66,7 +67,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = if names.is_empty() { "no address".into() } else { names.join(" or ") };
         let listener = TcpListener::bind(&addrs[..]).map_err(failed(name.clone()))?;
         let bound = listener.local_addr().map_err(failed(name))?;
-        self.listen_to(listener.into(), None, &bound.to_string())?;
+        let options = ListenOptions::default();
+        self.listen_to(listener.into(), None, options, &bound.to_string())?;
         Ok(bound)
     }
 
@@ -76,10 +78,22 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
     pub fn listen_on(&mut self, listener: impl Into<Bound>) -> Result<(), Error> {
+        self.listen_with(listener, ListenOptions::default())
+    }
+
+    /// As [`Manager::listen_on`], with options: connections that a balancer passes on, for one.
+    ///
+    /// # Errors
+    /// As [`Manager::listen_on`].
+    pub fn listen_with(
+        &mut self,
+        listener: impl Into<Bound>,
+        options: ListenOptions,
+    ) -> Result<(), Error> {
         self.check_running()?;
         let bound = listener.into();
         let name = bound.addr().map_or_else(|| "a Unix socket".into(), |addr| addr.to_string());
-        self.listen_to(bound, None, &name)
+        self.listen_to(bound, None, options, &name)
     }
 
     /// Listens on a Unix domain socket at `path`, with mode 0600 from the first moment on. A
@@ -94,7 +108,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = path.display().to_string();
         let (listener, claim) =
             unix::bind(path).map_err(|error| Error::Listen(name.clone(), error))?;
-        self.listen_to(listener.into(), Some(claim), &name)
+        self.listen_to(listener.into(), Some(claim), ListenOptions::default(), &name)
     }
 
     /// Gives the listeners back, without closing them, and accepts no more: those who connect wait
@@ -131,9 +145,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         taken
     }
 
-    fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
+    fn listen_to(
+        &mut self,
+        bound: Bound,
+        claim: Option<Claim>,
+        options: ListenOptions,
+        name: &str,
+    ) -> Result<(), Error> {
         self.listeners
-            .listen(&mut self.kit.backend, bound, claim)
+            .listen(&mut self.kit.backend, bound, claim, options)
             .map_err(|error| Error::Listen(name.into(), error))?;
         log::info!("listening on {name}");
         Ok(())
