@@ -48,6 +48,7 @@ impl Network {
         self.listeners[listener].token = None;
         self.listeners[listener].open = false;
         while let Some(end) = self.listeners[listener].waiting.pop_front() {
+            self.tally.turned_away += 1;
             self.refuse(end);
         }
     }

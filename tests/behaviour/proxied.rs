@@ -16,11 +16,14 @@ fn lines() -> Config {
     Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(Duration::from_secs(600))
 }
 
+/// A manager whose handler is some closure, and where it listens.
+type Listening<F> = (Rig<F>, SocketAddr);
+
 /// Tells each line who said it and how many bytes came so far.
 fn telling(
     config: Config,
     trusted: &str,
-) -> (Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>>, SocketAddr) {
+) -> Listening<impl FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>> {
     let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
         let peer = conn.peer_addr().map_or("nobody".into(), |addr| addr.to_string());
         let body = body.escape_ascii();
@@ -149,9 +152,7 @@ fn a_header_counts_against_both_deadlines() {
             break;
         }
         rig.pass(Duration::from_millis(5));
-        if rig.manager.stats().proxied == 2 {
-            panic!("it dripped a header in time");
-        }
+        assert_ne!(rig.manager.stats().proxied, 2, "it dripped a header in time");
     }
     rig.until(|rig| rig.manager.stats().closed(CloseReason::Expired) == 1);
 }

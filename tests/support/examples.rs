@@ -28,7 +28,8 @@ pub(crate) fn directory() -> &'static Path {
         let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/NAME");
         let directory = profile.join("examples");
         let built =
-            ["reactor_echo", "tcp_ok", "restart"].map(|name| modified(&directory.join(name)));
+            ["reactor_echo", "tcp_ok", "http", "chat", "offload", "sharded", "resp", "restart"]
+                .map(|name| modified(&directory.join(name)));
         if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {
             build(profile);
         }
