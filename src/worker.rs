@@ -6,6 +6,7 @@
 mod calling;
 mod growing;
 mod kit;
+mod proxied;
 mod sending;
 
 use std::io::ErrorKind;
@@ -107,6 +108,7 @@ impl<S> Worker<S> {
         self.attach(&mut kit.spares);
         let held_up = if pays { self.pay(kit) } else { self.rests() };
         let verdict = match held_up {
+            None if self.vitals.unknown => self.introduce(kit),
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
@@ -126,6 +128,9 @@ impl<S> Worker<S> {
     {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
+        }
+        if self.vitals.unknown {
+            return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut kit.spares);
         let held = kit.spares.input.len();

@@ -59,6 +59,7 @@ fn help_names_every_option() {
         ("reactor_echo", "--listen --unix --min --max --buffer-size --deadline-ms"),
         ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
         ("tcp_ok", "--listen --deadline-ms --help"),
+        ("restart", "--listen --deadline-ms --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -74,7 +75,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in ["reactor_echo", "tcp_ok"] {
+    for name in ["reactor_echo", "tcp_ok", "restart"] {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
@@ -488,4 +489,27 @@ fn tcp_ok_says_at_the_end_how_many_it_refused() {
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
+}
+
+#[test]
+fn without_a_successor_restart_goes_on() {
+    let home = Directory::new("restart");
+    let path = home.path("restart");
+    fs::copy(directory().join("restart"), &path).expect("a copy");
+    let program = Program::spawn(Command::new(&path).args(LOOPBACK).env_remove("RUST_LOG"));
+    let addr = program.addr();
+    let mut client = connect(addr);
+    for successor in ["#!/bin/sh\nexit 3\n", "#!/nowhere\n"] {
+        fs::write(home.path("next"), successor).expect("a script");
+        fs::set_permissions(home.path("next"), fs::Permissions::from_mode(0o700)).expect("mode");
+        fs::rename(home.path("next"), &path).expect("another version in its place");
+        program.signal("-HUP");
+        program.stderr.find("there is no successor, going on: ");
+        for client in [&mut client, &mut connect(addr)] {
+            say(client, "hello\n");
+            assert_eq!(hear(client, 6), "hello\n");
+        }
+    }
+    program.signal("-TERM");
+    assert_eq!(program.end().0.code(), Some(0));
 }
