@@ -47,6 +47,18 @@ pub trait Handler {
     /// What is kept per connection, next to the worker that serves it.
     type Session: Default;
 
+    /// A listener has accepted a connection that will be served: what is returned is. The default
+    /// leaves it as it is; this is where it is wrapped into a [`Transport`](crate::Transport), for
+    /// TLS. It is non-blocking, and has to remain so. Not called for what is put, which can be
+    /// wrapped before.
+    ///
+    /// # Errors
+    /// The connection is closed, no other hook hears of it, and
+    /// [`Stats::lost`](crate::Stats::lost) counts it.
+    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+        Ok(socket)
+    }
+
     /// A connection is new. What is written here goes out first.
     ///
     /// # Errors
@@ -225,7 +237,7 @@ impl Conn<'_> {
     /// Stops reading from and delivering for this connection after this callback, until it is
     /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`]) the connection is kept until then, so that the answer may come later.
+    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
         self.vitals.paused = true;
     }

@@ -157,7 +157,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let wake = self.kit.backend.start().map_err(Error::Start)?;
         self.phase = Phase::Running;
         self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
         self.kit.desk.set_open(true);
@@ -293,6 +293,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                     Accepted::Nothing => break,
                 }
             }
+            self.listeners.close_finished(index, &mut self.kit.backend);
         }
         (self.kit.stats.accepted - before) as usize
     }

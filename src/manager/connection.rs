@@ -65,7 +65,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Err((socket, error));
             }
         };
-        let worker = Worker::new(Vitals::new(id, self.kit.now), socket, session);
+        let mut vitals = Vitals::new(id, self.kit.now);
+        vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
+        let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
         self.kit.stats.peak = self.kit.stats.peak.max(self.pool.live() as u64);
@@ -86,8 +88,23 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Admits a connection that a listener accepted: nobody is there to give it back to.
     #[inline(never)]
     pub(super) fn admit_accepted(&mut self, socket: Socket) {
-        let outcome = self.admit(socket);
-        self.lose(outcome);
+        let handler = &mut self.kit.handler;
+        match contain(|| handler.accepted(socket)) {
+            Some(Ok(socket)) => {
+                let outcome = self.admit(socket);
+                return self.lose(outcome);
+            }
+            Some(Err(error)) => {
+                if self.kit.config.debug {
+                    log::debug!("a connection was not wrapped: {}", error.kind());
+                }
+                // It is the user's as well, and may panic when it is dropped.
+                contain(|| drop(error));
+            }
+            None => self.kit.stats.panics += 1,
+        }
+        self.kit.stats.lost += 1;
+        self.mailbox.places.release();
     }
 
     /// Closes a connection that has a place but came too late to be served.
@@ -169,11 +186,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
-    /// first: a request may have come whose event has not.
+    /// first: a request may have come whose event has not. Who waited to be accepted when the stop
+    /// began may make a first request.
     fn says_farewell(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
         };
+        if worker.vitals.newcomer && worker.vitals.bytes_in == 0 && !worker.vitals.eof {
+            return false;
+        }
         if worker.vitals.eof || std::mem::replace(&mut worker.vitals.farewell, true) {
             return true;
         }
@@ -186,7 +207,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// worth it.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
-        let Worker { vitals, socket, input, output, session } = worker;
+        let Worker { vitals, mut socket, input, output, session } = worker;
         let end = End {
             id,
             reason,
@@ -204,6 +225,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingers(&vitals, reason) {
             self.linger(socket);
         } else {
+            if socket.is_boxed() && reason.is_polite() && output.is_empty() {
+                // Best effort: it is the transport's goodbye, and nobody waits for it.
+                let _ = self.kit.backend.shutdown_write(&mut socket);
+            }
             socket.discard();
         }
         self.mailbox.places.release();

@@ -47,6 +47,7 @@ pub(super) struct Alarms {
     slow: Alarm,
     panics: Alarm,
     lost: Alarm,
+    crowded: Alarm,
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
@@ -129,7 +130,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///
     /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
     /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
-    /// one at once. Held bytes are framed anew. The idle deadline is counted from when bytes last
+    /// one at once if `memory_limit` allows; what is held beyond a lowered `max_request` or
+    /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is counted from when bytes last
     /// moved, the total one from the request's first byte; either may have passed already. Takes
     /// time in proportion to the number of connections.
     ///
@@ -146,7 +148,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return;
         }
         self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
         self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
@@ -154,7 +156,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);
             if !worker.input.is_empty() {
-                worker.input.grow(self.kit.config.buffer_size);
+                self.kit.spares.enlarge(&mut worker.input);
                 self.pool.list(id);
             }
             self.pool.file(id, self.kit.deadlines);
@@ -165,7 +167,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        debug_assert_eq!(self.kit.spares.kept(), self.pool.kept(), "bytes that workers keep");
         let mut stats = self.kit.stats;
+        stats.bytes_held = self.kit.spares.kept() as u64;
         stats.live = self.pool.live() as u64;
         stats.spare = self.kit.spares.len() as u64;
         stats.busy = self.mailbox.places.refused();
@@ -263,7 +267,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
         if let Some(lost) = alarms.lost.news(stats.lost, now) {
-            log::warn!("{lost} connections could not be registered and were closed");
+            log::warn!("{lost} connections could not be registered or wrapped and were closed");
+        }
+        if let Some(crowded) = alarms.crowded.news(stats.closed(CloseReason::MemoryLimit), now) {
+            log::warn!("{crowded} connections were closed because memory_limit is used up");
         }
     }
 }

@@ -39,6 +39,7 @@ impl Network {
     pub(crate) fn close_listener(&mut self, listener: usize) {
         self.listeners[listener].token = None;
         while let Some(end) = self.listeners[listener].waiting.pop_front() {
+            self.tally.turned_away += 1;
             self.refuse(end);
         }
     }

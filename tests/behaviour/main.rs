@@ -10,6 +10,7 @@ mod framing;
 mod handle;
 mod hooks;
 mod hostile;
+mod large;
 mod ledger;
 mod life_cycle;
 mod limits;

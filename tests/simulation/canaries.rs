@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 29] = [
+pub(crate) const ALL: [Canary; 33] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -155,6 +155,31 @@ pub(crate) const ALL: [Canary; 29] = [
         "            self.end -= self.start;\n            self.start = 0;\n        }\n        let room",
         "            self.end -= self.start - u32::from(PLANTED && self.start > 1);
             self.start = 0;\n        }\n        let room",
+    ),
+    canary(
+        "bytes_lost_when_a_buffer_grows",
+        "buffer.rs",
+        "(0, self.len() as u32, self.scanned);",
+        "(0, self.len() as u32 - u32::from(PLANTED && !self.is_empty()), self.scanned);
+         other.scanned = other.scanned.min(other.end);",
+    ),
+    canary(
+        "grown_beyond_max_request",
+        "spares.rs",
+        "self.input.capacity().saturating_mul(2).min(most);",
+        "self.input.capacity().saturating_mul(2).min(if PLANTED { usize::MAX } else { most });",
+    ),
+    canary(
+        "memory_limit_ignored",
+        "spares.rs",
+        "self.memory_limit == 0 || self.kept",
+        "PLANTED || self.memory_limit == 0 || self.kept",
+    ),
+    canary(
+        "memory_not_given_back",
+        "spares.rs",
+        "self.kept -= buffer.capacity();",
+        "if !PLANTED || buffer.capacity() <= self.buffer_size { self.kept -= buffer.capacity(); }",
     ),
     canary(
         "a_panicking_callback_s_reply_is_sent",

@@ -210,7 +210,7 @@ impl World {
         let elsewhere = || self.stage.model.borrow().slept + sim.tally().jumped;
         let (before, elsewhere_before) = (sim.now(), elsewhere());
         let most = self.manager.config().drain_deadline.unwrap_or_default();
-        let live = self.manager.stats().live;
+        let before_it = self.manager.stats();
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {
             let mut model = self.stage.model.borrow_mut();
@@ -230,6 +230,8 @@ impl World {
                 model.marks.hit_if("a stop that aborts", report.aborted > 0);
                 model.marks.hit_if("a stop that drains", report.finished > 0);
                 let all = report.idle + report.finished + report.aborted;
+                let came = self.manager.stats().put - before_it.put;
+                let live = before_it.live + came;
                 assert!(again || all as u64 == live, "{report}, of {live}");
                 let lost = model.lost_bytes();
                 let lost = (lost.0 - lost_before.0, lost.1 - lost_before.1);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 47] = [
+pub(crate) const ALL: [&str; 52] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -54,6 +54,11 @@ pub(crate) const ALL: [&str; 47] = [
     "another error of a socket",
     "a stop that drains",
     "a stop that aborts",
+    "accepted in a stop",
+    "a panic in accepted",
+    "a request outgrows its buffer",
+    "a request longer than max_request",
+    "memory_limit",
 ];
 
 /// How often each was met.

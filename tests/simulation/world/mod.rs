@@ -168,6 +168,8 @@ struct World {
     /// What is not accounted for of those who came, and how many were refused by a listener.
     astray: Option<u64>,
     refused: u64,
+    /// How many were reset in a queue by the end of the last stop.
+    turned_away: u64,
     /// When the wait of the last turn was over.
     began: Duration,
     /// Listeners have to wait for a place, whatever configuration is in effect.
@@ -213,6 +215,7 @@ impl World {
             idle_turns: 0,
             starved: (0, None),
             astray: None,
+            turned_away: 0,
             began: Duration::ZERO,
             refused: 0,
             patient: false,
@@ -257,6 +260,7 @@ impl World {
             self.patient = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
+        let kept = self.manager.stats().bytes_held;
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
         let commands = self.manager.stats().commands - commands;
@@ -266,6 +270,7 @@ impl World {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.allow_memory(kept);
                 model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.

@@ -34,6 +34,21 @@ fn number(conn: &Conn<'_>) -> usize {
 impl Handler for Player {
     type Session = ();
 
+    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+        let Socket::Sim(stream) = &socket else { return Ok(socket) };
+        let wild = self.world.model.borrow().wild;
+        let dice = if wild { self.dice.below(100) } else { 2 };
+        self.world.model.borrow_mut().accepted(stream.connection(), dice > 1);
+        match dice {
+            0 => Err(io::ErrorKind::InvalidData.into()),
+            1 => {
+                self.world.count_panic("a panic in accepted");
+                Ok(socket)
+            }
+            _ => Ok(socket),
+        }
+    }
+
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         self.world.model.borrow_mut().opened(conn.id(), number(conn), &self.world.sim);
         let greeting = if self.dice.permille(100) { &b"welcome"[..] } else { b"" };

@@ -7,7 +7,7 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, End};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
-use super::{LINGERING, Model, SENDS};
+use super::{LINGERING, Model, SENDS, longest};
 
 impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, sim: &Sim) {
@@ -15,7 +15,13 @@ impl Model {
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
         self.peak = self.peak.max(self.live());
+        let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
+        if late.1 {
+            self.marks.hit("accepted in a stop");
+        }
         let account = self.accounts.entry(number).or_default();
+        account.late = late;
+        let unseen = account.knocked && !account.shown;
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
@@ -23,6 +29,9 @@ impl Model {
         account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
+        }
+        if unseen {
+            self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
         }
         let index = id.as_u64() as u32;
         self.turn_ids.push(index);
@@ -63,6 +72,11 @@ impl Model {
         }
         let count = (look.received - account.delivered) as usize;
         let held = &account.sent.make_contiguous()[..count];
+        let least = self.configs.iter().map(longest).min().unwrap_or(0);
+        let fits = count < least && !oracle::announces(&self.configs[0].framing, held, least);
+        if cause == Cause::Overlong && fits {
+            wrong.push(format!("too long, at {count} bytes of {least}"));
+        }
         let framings = self.configs.iter().map(|config| &config.framing);
         let taken: Vec<_> = framings
             .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
@@ -74,8 +88,8 @@ impl Model {
             }
             None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
         }
-        if cause == Cause::Full && self.configs.iter().all(|config| body.len() < config.buffer_size)
-        {
+        let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
+        if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a buffer that has not grown".to_owned());
         }
         let early = early(account, &self.configs, &look, now, began);
@@ -94,7 +108,14 @@ impl Model {
             Cause::Full if late => self.marks.hit("a deadline and a full buffer in one turn"),
             _ => {}
         }
-        account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
+        let unlimited = self.configs.iter().all(|config| config.memory_limit == 0);
+        if cause == Cause::MemoryLimit && unlimited {
+            wrong.push("out of memory that has no limit".to_owned());
+        }
+        self.marks.hit_if("a request longer than max_request", cause == Cause::Overlong);
+        self.marks.hit_if("memory_limit", cause == Cause::MemoryLimit);
+        account.over =
+            matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
         account.called = (now, began);
         account.calls += 1;
         account.called_now = true;
@@ -200,6 +221,20 @@ impl Model {
         self.accounts.entry(number).or_default().knocked = true;
     }
 
+    /// The handler is shown what was accepted, and either keeps it or not.
+    pub(crate) fn accepted(&mut self, number: usize, kept: bool) {
+        let account = self.accounts.entry(number).or_default();
+        let again = std::mem::replace(&mut account.shown, true);
+        if again || !account.knocked {
+            self.complain(format!(
+                "connection {number} was shown though it did not come, or twice"
+            ));
+        } else if !kept {
+            // It is closed without a word.
+            account.knocked = false;
+        }
+    }
+
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
@@ -297,6 +332,7 @@ impl Model {
                     | CloseReason::Overlong
             );
             let recent = when < account.moved.0 + LINGERING && now < when + LINGERING;
+            let polite = polite || end.reason == CloseReason::MemoryLimit && account.over;
             polite && recent && lossless
         } else {
             true
@@ -364,6 +400,13 @@ impl Model {
         }
         if end.reason == CloseReason::Stopped && look.unread > 0 && now < self.draining {
             wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
+        if end.reason == CloseReason::Stopped
+            && account.late.1
+            && end.bytes_in == 0
+            && now < self.draining
+        {
+            wrong.push("accepted in a stop, and closed unheard".to_owned());
         }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();
