@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 26] = [
+pub(crate) const ALL: [Canary; 28] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -120,19 +120,19 @@ pub(crate) const ALL: [Canary; 26] = [
     ),
     canary(
         "desk_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "|| self.kit.desk.has_work()",
         "|| !PLANTED && self.kit.desk.has_work()",
     ),
     canary(
         "lingering_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "due = due.min(self.lingering.next_due());",
         "if !PLANTED { due = due.min(self.lingering.next_due()); }",
     ),
     canary(
         "spares_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "        if self.kit.spares.can_reap() {\n            due",
         "        if self.kit.spares.can_reap() && !PLANTED {\n            due",
     ),
@@ -185,5 +185,17 @@ pub(crate) const ALL: [Canary; 26] = [
         "output.rs",
         "let fits = bytes.len() <= limit.saturating_sub(self.len());",
         "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
+    ),
+    canary(
+        "queue_reset_by_a_stop",
+        "manager/stopping.rs",
+        "if patience.is_zero() {\n            self.listeners",
+        "if PLANTED || patience.is_zero() {\n            self.listeners",
+    ),
+    canary(
+        "newcomer_in_a_stop_closed_unheard",
+        "manager/connection.rs",
+        "if worker.vitals.newcomer && worker",
+        "if !PLANTED && worker.vitals.newcomer && worker",
     ),
 ];
