@@ -15,6 +15,7 @@ pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
 
 const BUFFER_SIZE: usize = 5120;
 const BUFFER_SIZE_MOST: usize = 16 << 20;
+const MAX_REQUEST_MOST: usize = 1 << 30;
 const WRITE_LIMIT: usize = 1 << 20;
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -41,9 +42,24 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Log what happens to each connection through `log`, at level `debug`. Default: false.
     pub debug: bool,
-    /// Bytes a worker's buffer holds, and so the longest body. Default, and what 0 means: 5120.
-    /// At most 16 MiB.
+    /// Bytes a worker's buffer holds, and so the longest body, unless `max_request` is more.
+    /// Default, and what 0 means: 5120. At most 16 MiB.
     pub buffer_size: usize,
+    /// Bytes of the longest request, with its delimiter or prefix, under a framing that finds
+    /// requests: for one that does not fit in `buffer_size` the buffer doubles as bytes arrive,
+    /// whatever length they announce, and is freed when the request is done. A longer one is
+    /// [`Cause::Overlong`](crate::Cause::Overlong). Under [`Framing::Filled`] and
+    /// [`Framing::Drained`] it has no effect: there a body is at most `buffer_size` long. Default,
+    /// and what 0 means: `buffer_size`. At most 1 GiB.
+    pub max_request: usize,
+    /// Bytes that the buffers of all connections together may take, counted by their capacity: each
+    /// that keeps a part of a request has one, of `buffer_size` or what it has grown to
+    /// ([`Stats::bytes_held`](crate::Stats::bytes_held)). Who would need more is called with
+    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit) and closed after the reply; one that is
+    /// paused or owes a reply is closed at once. A request that comes whole takes nothing, so
+    /// small ones are served at any time; warm buffers and unsent replies (`write_limit`) do not
+    /// count. At least `max_request`. Default: 0, no limit.
+    pub memory_limit: usize,
     /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them, with
     /// 512 bytes more for each.
     pub min_workers: usize,
@@ -114,6 +130,8 @@ impl Default for Config {
         Self {
             debug: false,
             buffer_size: BUFFER_SIZE,
+            max_request: 0,
+            memory_limit: 0,
             min_workers: 0,
             max_workers: 0,
             clients_deadline: CLIENTS_DEADLINE,
@@ -148,6 +166,20 @@ impl Config {
     #[must_use]
     pub fn buffer_size(mut self, bytes: usize) -> Self {
         self.buffer_size = bytes;
+        self
+    }
+
+    /// Sets [`max_request`](Self::max_request), in bytes.
+    #[must_use]
+    pub fn max_request(mut self, bytes: usize) -> Self {
+        self.max_request = bytes;
+        self
+    }
+
+    /// Sets [`memory_limit`](Self::memory_limit), in bytes.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = bytes;
         self
     }
 
@@ -244,6 +276,7 @@ impl Config {
         let most_warm = WARM_BYTES_MOST / self.buffer_size.saturating_add(WORKER_BYTES);
         for (field, value, most) in [
             ("buffer_size", self.buffer_size, BUFFER_SIZE_MOST),
+            ("max_request", self.max_request, MAX_REQUEST_MOST),
             ("min_workers", self.min_workers, most_warm),
             ("max_workers", self.max_workers, most_workers),
             ("write_limit", self.write_limit, u32::MAX as usize),
@@ -252,7 +285,21 @@ impl Config {
                 return Err(ConfigError::TooLarge { field, value, most });
             }
         }
+        let longest = if self.max_request > 0 { "max_request" } else { "buffer_size" };
+        for (field, value, other, least) in [
+            ("max_request", self.max_request, "buffer_size", self.buffer_size),
+            ("memory_limit", self.memory_limit, longest, self.longest()),
+        ] {
+            if value > 0 && value < least {
+                return Err(ConfigError::Below { field, value, other, least });
+            }
+        }
         Ok(self)
+    }
+
+    /// Bytes of the longest request under a framing that finds requests.
+    pub(crate) fn longest(&self) -> usize {
+        self.max_request.max(self.buffer_size)
     }
 
     pub(crate) fn drain_time(&self) -> Duration {
@@ -293,6 +340,17 @@ pub enum ConfigError {
         /// `max_workers` as given.
         max: usize,
     },
+    /// A field is less than another that it has to hold.
+    Below {
+        /// The field's name.
+        field: &'static str,
+        /// Its value as given.
+        value: usize,
+        /// The other field's name.
+        other: &'static str,
+        /// The other's value, the least that this one may be.
+        least: usize,
+    },
     /// A field is beyond what the pool can serve.
     TooLarge {
         /// The field's name.
@@ -311,6 +369,12 @@ impl fmt::Display for ConfigError {
                 f,
                 "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
             ),
+            Self::Below { field, value, other, least } => {
+                write!(
+                    f,
+                    "{field} is {value} but {other} is {least}: raise the one or lower the other"
+                )
+            }
             Self::TooLarge { field, value, most } => {
                 write!(f, "{field} is {value} but may be at most {most}")
             }
@@ -358,6 +422,28 @@ mod tests {
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
+    }
+
+    #[test]
+    fn a_request_fits_in_what_it_has_to_fit_in() {
+        let refused = |config: Config| config.checked().unwrap_err().to_string();
+        assert_eq!(
+            refused(Config::new().max_request(5119)),
+            "max_request is 5119 but buffer_size is 5120: raise the one or lower the other"
+        );
+        assert_eq!(
+            refused(Config::new().memory_limit(5119)),
+            "memory_limit is 5119 but buffer_size is 5120: raise the one or lower the other"
+        );
+        let large = Config::new().max_request(1 << 20);
+        assert_eq!(
+            refused(large.clone().memory_limit((1 << 20) - 1)),
+            "memory_limit is 1048575 but max_request is 1048576: raise the one or lower the other"
+        );
+        assert!(large.memory_limit(1 << 20).checked().is_ok());
+        assert!(Config::new().max_request(5120).memory_limit(5120).checked().is_ok());
+        assert!(Config::new().max_request(1 << 30).checked().is_ok());
+        assert!(refused(Config::new().max_request((1 << 30) + 1)).contains("1073741824"));
     }
 
     /// Four billion warm buffers of a byte each were accepted once, and start aborted.

@@ -14,8 +14,8 @@ pub type Find = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 /// When a request is complete, so that the callback runs.
 ///
 /// Whatever the framing, a body is also delivered at end of file and at a deadline, and never
-/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, must fit in
-/// [`Config::buffer_size`](crate::Config::buffer_size), else it is
+/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, may be as long
+/// as [`Config::max_request`](crate::Config::max_request), else it is
 /// [`Cause::Overlong`](crate::Cause::Overlong).
 ///
 /// ```
@@ -40,7 +40,7 @@ pub enum Framing {
         /// Width and byte order of the length.
         prefix: Prefix,
         /// The longest body accepted, in bytes; a longer one is
-        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as fits in the buffer.
+        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as `max_request` allows.
         limit: usize,
     },
     /// Whatever this function makes of the held bytes, all of which it is given each time some
@@ -153,7 +153,7 @@ pub(crate) enum Found {
 }
 
 impl Framing {
-    /// Looks for a frame at the front of `held`, which a buffer of `capacity` bytes holds.
+    /// Looks for a frame at the front of `held`, in a buffer that may hold `capacity` bytes.
     /// `scanned` is where the last look at the same bytes got to, and is moved on.
     pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
         if held.is_empty() {

@@ -90,9 +90,25 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A connection has ended: exactly once for each, and the last that is heard of it.
+    /// A connection has ended: exactly once for each, and the last that is heard of it but
+    /// [`undelivered`](Handler::undelivered).
     fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
         let _ = (end, session, desk);
+    }
+
+    /// What a [`Handle`](crate::Handle) or a [`Desk`] sent comes back, because its connection is
+    /// gone or closing, or would have had more than `write_limit` unsent. None of it was written;
+    /// so bytes that were sent are written, or counted in [`End::bytes_unsent`], or come here. To
+    /// tell whoever sent them is the handler's affair. What this hook itself leaves on the desk
+    /// while the manager stops may be dropped.
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, desk: &mut Desk) {
+        let _ = (id, bytes, desk);
+    }
+
+    /// A turn has served everybody: once at the end of each. For what is better done once for
+    /// many requests than once for each, such as a broadcast.
+    fn turned(&mut self, desk: &mut Desk) {
+        let _ = desk;
     }
 }
 
@@ -221,7 +237,7 @@ impl Conn<'_> {
     /// Stops reading from and delivering for this connection after this callback, until it is
     /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`]) the connection is kept until then, so that the answer may come later.
+    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
         self.vitals.paused = true;
     }

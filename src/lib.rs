@@ -30,7 +30,8 @@
 //! - One thread, no locks on the path, and nothing re-enters: a callback sees its own
 //!   [`Conn`]ection and a [`Desk`] for what it wants done to others.
 //! - Every connection that was put ends with exactly one [`Handler::closed`], after which no
-//!   callback names it. A [`ConnId`] is never reused.
+//!   callback names it, but that of what was sent to it too late ([`Handler::undelivered`]). A
+//!   [`ConnId`] is never reused.
 //! - A reply that was accepted goes out in order, each byte once, or is counted as unsent. A last
 //!   reply survives input that nobody will read.
 //! - A deadline never fires early. Reads go before deadlines: a peer that spoke in time is heard.

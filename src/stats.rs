@@ -41,6 +41,9 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// Bytes of the buffers now that connections keep for requests of which a part has come: what
+    /// [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    pub bytes_held: u64,
     /// Bytes read that no callback saw, because the connection ended.
     pub bytes_dropped: u64,
     /// Bytes of reply that were never sent, because the connection ended.
@@ -171,6 +174,7 @@ impl Add for Stats {
             busy: self.busy + other.busy,
             bytes_in: self.bytes_in + other.bytes_in,
             bytes_out: self.bytes_out + other.bytes_out,
+            bytes_held: self.bytes_held + other.bytes_held,
             bytes_dropped: self.bytes_dropped + other.bytes_dropped,
             bytes_unsent: self.bytes_unsent + other.bytes_unsent,
             waits: self.waits + other.waits,
@@ -224,9 +228,9 @@ mod tests {
         for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
             assert_eq!(stats.requests(cause), count as u64 + 1);
         }
-        assert_eq!(stats.requests_total(), 21);
+        assert_eq!(stats.requests_total(), 28);
         stats.count_request(Cause::Opened);
-        assert_eq!(stats.requests_total(), 21, "not a request");
+        assert_eq!(stats.requests_total(), 28, "not a request");
     }
 
     #[test]

@@ -37,9 +37,13 @@ pub enum Cause {
     /// all of a length prefix: [`Conn::bytes_in`](crate::Conn::bytes_in) tells). The connection
     /// closes after the reply.
     Expired,
-    /// The frame is longer than the buffer or the framing's limit; this is as much as was there.
-    /// The connection closes after the reply.
+    /// The frame is longer than `max_request`, or than the framing's limit; this is as much as was
+    /// there. The connection closes after the reply.
     Overlong,
+    /// Keeping what is there of the request would take more than `memory_limit` leaves; this is
+    /// all that is there. The connection closes after the reply. It is nobody's fault but of the
+    /// hour: the peer may try again later.
+    MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
     /// In [`Handler::flushed`](crate::Handler::flushed): a reply that had to wait has gone out.
@@ -48,8 +52,15 @@ pub enum Cause {
 
 impl Cause {
     /// The causes a request can have.
-    pub(crate) const REQUESTS: [Self; 6] =
-        [Self::Drained, Self::Framed, Self::Full, Self::Eof, Self::Expired, Self::Overlong];
+    pub(crate) const REQUESTS: [Self; 7] = [
+        Self::Drained,
+        Self::Framed,
+        Self::Full,
+        Self::Eof,
+        Self::Expired,
+        Self::Overlong,
+        Self::MemoryLimit,
+    ];
 
     /// Why the connection closes after a callback of this cause, if it does.
     pub(crate) fn ends(self) -> Option<CloseReason> {
@@ -57,6 +68,7 @@ impl Cause {
             Self::Eof => Some(CloseReason::Eof),
             Self::Expired => Some(CloseReason::Expired),
             Self::Overlong => Some(CloseReason::Overlong),
+            Self::MemoryLimit => Some(CloseReason::MemoryLimit),
             _ => None,
         }
     }
@@ -79,8 +91,10 @@ pub enum CloseReason {
     WriteStalled,
     /// More reply than `write_limit` would have been unsent.
     WriteLimit,
-    /// A frame was longer than the buffer or the framing's limit.
+    /// A frame was longer than `max_request` or the framing's limit.
     Overlong,
+    /// A part of a request could not be kept within `memory_limit`.
+    MemoryLimit,
     /// A custom framing found the bytes invalid.
     Invalid,
     /// A callback or a handle asked for it.
@@ -101,7 +115,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 13;
+    pub(crate) const CLASSES: usize = 14;
 
     /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
     pub(crate) fn class(self) -> usize {
@@ -119,6 +133,7 @@ impl CloseReason {
             Self::Reset => 10,
             Self::Io(_) => 11,
             Self::Stopped => 12,
+            Self::MemoryLimit => 13,
         }
     }
 
@@ -133,7 +148,7 @@ impl CloseReason {
 
     /// Whether it is the way of things, rather than anybody's wish or fault.
     pub(crate) fn is_natural(self) -> bool {
-        matches!(self, Self::Eof | Self::Expired | Self::Overlong)
+        matches!(self, Self::Eof | Self::Expired | Self::Overlong | Self::MemoryLimit)
     }
 
     /// Whether what is owed is worth sending first, and worth lingering for.
@@ -153,6 +168,7 @@ impl fmt::Display for CloseReason {
             Self::WriteStalled => "the peer took no reply until its deadline",
             Self::WriteLimit => "more reply than write_limit was unsent",
             Self::Overlong => "a frame was too long",
+            Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
             Self::Requested => "it was asked for",
             Self::Aborted => "it was aborted",
@@ -374,6 +390,7 @@ mod tests {
             CloseReason::WriteStalled,
             CloseReason::WriteLimit,
             CloseReason::Overlong,
+            CloseReason::MemoryLimit,
             CloseReason::Invalid,
             CloseReason::Requested,
             CloseReason::Aborted,

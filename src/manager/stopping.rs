@@ -150,9 +150,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 Command::Put(socket) => self.give_up(socket),
                 Command::Linger(socket) => socket.discard(),
                 Command::PublishStats(question) => last_question = last_question.max(question),
+                Command::Send(id, bytes) => self.give_back(id, bytes),
                 _ => {}
             }
         }
+        // What was asked for by whom that was told comes too late.
+        while self.kit.desk.next().is_some() {}
         self.kit.backend.stop();
         self.kit.spares.clear();
         self.mailbox.publish(last_question, &self.stats());

@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 28] = [
+pub(crate) const ALL: [Canary; 35] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -157,6 +157,31 @@ pub(crate) const ALL: [Canary; 28] = [
             self.start = 0;\n        }\n        let room",
     ),
     canary(
+        "bytes_lost_when_a_buffer_grows",
+        "buffer.rs",
+        "(0, self.len() as u32, self.scanned);",
+        "(0, self.len() as u32 - u32::from(PLANTED && !self.is_empty()), self.scanned);
+         other.scanned = other.scanned.min(other.end);",
+    ),
+    canary(
+        "grown_beyond_max_request",
+        "spares.rs",
+        "self.input.capacity().saturating_mul(2).min(most);",
+        "self.input.capacity().saturating_mul(2).min(if PLANTED { usize::MAX } else { most });",
+    ),
+    canary(
+        "memory_limit_ignored",
+        "spares.rs",
+        "self.memory_limit == 0 || self.kept",
+        "PLANTED || self.memory_limit == 0 || self.kept",
+    ),
+    canary(
+        "memory_not_given_back",
+        "spares.rs",
+        "self.kept -= buffer.capacity();",
+        "if !PLANTED || buffer.capacity() <= self.buffer_size { self.kept -= buffer.capacity(); }",
+    ),
+    canary(
         "a_panicking_callback_s_reply_is_sent",
         "worker/calling.rs",
         "kit.spares.output.rewind(mark);",
@@ -197,5 +222,23 @@ pub(crate) const ALL: [Canary; 28] = [
         "manager/connection.rs",
         "if worker.vitals.newcomer && worker",
         "if !PLANTED && worker.vitals.newcomer && worker",
+    ),
+    canary(
+        "what_was_sent_to_nobody_is_lost",
+        "manager/control.rs",
+        "        if !taken {\n            self.give_back(id, bytes);",
+        "        if !taken && !PLANTED {\n            self.give_back(id, bytes);",
+    ),
+    canary(
+        "what_was_sent_before_a_stop_is_lost",
+        "manager/stopping.rs",
+        "Command::Send(id, bytes) => self.give_back(id, bytes),",
+        "Command::Send(id, bytes) => if !PLANTED { self.give_back(id, bytes) },",
+    ),
+    canary(
+        "not_told_of_an_idle_turn",
+        "manager.rs",
+        "self.tell_turned();",
+        "if !PLANTED || events > 0 { self.tell_turned(); }",
     ),
 ];

@@ -238,7 +238,7 @@ impl World {
                 let told = (report.dropped_bytes, report.unsent_bytes);
                 assert!(again || told == lost, "{report:?}, but {lost:?}");
             }
-            Err(Error::Wait(_)) => self.stage.mark("waiting fails"),
+            Err(Error::Wait(_)) => self.stage.waiting_fails(),
             Err(error) => panic!("{error}"),
         }
         self.stopped();

@@ -29,6 +29,7 @@ impl World {
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
         model.compare(&stats, 0);
+        model.check_sends();
         assert_eq!(model.complaints, [""; 0]);
         // Some may have been refused in the stop.
         self.refused = stats.busy - model.busy;
@@ -39,6 +40,7 @@ impl World {
     pub(super) fn assert_nothing_is_left(&mut self) {
         let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
         assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0), "{stats}");
+        assert_eq!(stats.bytes_held, 0, "bytes that are kept for nobody");
         assert_eq!((tally.open, tally.registered), (0, 0), "{tally:?}");
         assert_eq!(self.manager.next_deadline(), None);
         assert!(self.stage.model.borrow().all_ended(), "somebody was not told of the end");
@@ -73,6 +75,9 @@ impl World {
                 model.after_turn(turned, config, &self.stage.sim);
             }
             model.compare(&stats, stats.live);
+            if turn.stopped.is_none() {
+                model.check_memory(stats.bytes_held);
+            }
             self.marks(&mut model.marks, turn);
             assert_eq!(model.complaints, [""; 0]);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 46] = [
+pub(crate) const ALL: [&str; 52] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -36,6 +36,9 @@ pub(crate) const ALL: [&str; 46] = [
     "a panic in opened",
     "a panic in flushed",
     "a panic in closed",
+    "a panic in undelivered",
+    "a panic in turned",
+    "a command at the end of a turn",
     "a panic in a callback while stopping",
     "max_workers below the live",
     "buffer_size below the held",
@@ -53,6 +56,9 @@ pub(crate) const ALL: [&str; 46] = [
     "a stop that aborts",
     "accepted in a stop",
     "a panic in accepted",
+    "a request outgrows its buffer",
+    "a request longer than max_request",
+    "memory_limit",
 ];
 
 /// How often each was met.

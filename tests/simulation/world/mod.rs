@@ -56,6 +56,11 @@ impl Stage {
         self.sim.advance(time);
     }
 
+    fn waiting_fails(&self) {
+        self.mark("waiting fails");
+        self.model.borrow_mut().failed_turns += 1;
+    }
+
     /// A panic is about to come.
     fn count(&self, mark: &'static str) {
         let mut model = self.model.borrow_mut();
@@ -192,7 +197,9 @@ impl World {
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1) };
+        let mut other = Dice::new(seed ^ 2);
+        let other = other.permille(200).then_some(other);
+        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
@@ -253,6 +260,7 @@ impl World {
             self.patient = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
+        let kept = self.manager.stats().bytes_held;
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
         let commands = self.manager.stats().commands - commands;
@@ -262,6 +270,7 @@ impl World {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.allow_memory(kept);
                 model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
@@ -275,7 +284,7 @@ impl World {
                 }
             }
             Err(Error::Wait(_)) => {
-                self.stage.mark("waiting fails");
+                self.stage.waiting_fails();
                 self.stopped();
             }
             Err(error) => panic!("{error}"),

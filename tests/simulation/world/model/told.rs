@@ -7,7 +7,7 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, End};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
-use super::{LINGERING, Model, SENDS};
+use super::{LINGERING, Model, SENDS, longest};
 
 impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, sim: &Sim) {
@@ -72,6 +72,11 @@ impl Model {
         }
         let count = (look.received - account.delivered) as usize;
         let held = &account.sent.make_contiguous()[..count];
+        let least = self.configs.iter().map(longest).min().unwrap_or(0);
+        let fits = count < least && !oracle::announces(&self.configs[0].framing, held, least);
+        if cause == Cause::Overlong && fits {
+            wrong.push(format!("too long, at {count} bytes of {least}"));
+        }
         let framings = self.configs.iter().map(|config| &config.framing);
         let taken: Vec<_> = framings
             .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
@@ -83,8 +88,8 @@ impl Model {
             }
             None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
         }
-        if cause == Cause::Full && self.configs.iter().all(|config| body.len() < config.buffer_size)
-        {
+        let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
+        if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a buffer that has not grown".to_owned());
         }
         let early = early(account, &self.configs, &look, now, began);
@@ -103,7 +108,14 @@ impl Model {
             Cause::Full if late => self.marks.hit("a deadline and a full buffer in one turn"),
             _ => {}
         }
-        account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
+        let unlimited = self.configs.iter().all(|config| config.memory_limit == 0);
+        if cause == Cause::MemoryLimit && unlimited {
+            wrong.push("out of memory that has no limit".to_owned());
+        }
+        self.marks.hit_if("a request longer than max_request", cause == Cause::Overlong);
+        self.marks.hit_if("memory_limit", cause == Cause::MemoryLimit);
+        account.over =
+            matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
         account.called = (now, began);
         account.calls += 1;
         account.called_now = true;
@@ -229,7 +241,32 @@ impl Model {
             account.sends[usize::from(value >= SENDS[1])].push_back((value, count, 0));
             account.sends_total += count as u64;
         }
+        self.sends[0] += count as u64;
         vec![value; count]
+    }
+
+    /// What was sent comes back, all of it: its peer will see none of it.
+    pub(crate) fn undelivered(&mut self, id: ConnId, bytes: &[u8]) {
+        self.note(&|| format!("{id}: {} bytes come back", bytes.len()), 0, 6);
+        self.sends[1] += bytes.len() as u64;
+        let Some(account) = self.account(id) else { return };
+        let first = bytes.first().copied().unwrap_or_default();
+        let sends = &mut account.sends[usize::from(first >= SENDS[1])];
+        let whole = |&(value, count, got): &(u8, usize, usize)| {
+            got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
+        };
+        match sends.iter().position(whole) {
+            Some(index) => drop(sends.remove(index)),
+            None => self.complain(format!("{id}: came back but was not sent: {bytes:?}")),
+        }
+    }
+
+    /// The handler is told of the end of a turn.
+    pub(crate) fn told_turned(&mut self) {
+        self.turned += 1;
+        if self.depth > 0 {
+            self.complain("the end of a turn within a callback");
+        }
     }
 
     /// What a peer got: replies whole and in order, sends as well, some perhaps left out.
@@ -295,6 +332,7 @@ impl Model {
                     | CloseReason::Overlong
             );
             let recent = when < account.moved.0 + LINGERING && now < when + LINGERING;
+            let polite = polite || end.reason == CloseReason::MemoryLimit && account.over;
             polite && recent && lossless
         } else {
             true
@@ -331,6 +369,7 @@ impl Model {
             wrong.push("bytes are unaccounted for".to_owned());
         }
         let (least, most) = (account.replied, account.replied + account.sends_total);
+        self.sends[2] += (end.bytes_out + end.bytes_unsent).saturating_sub(least);
         if !(least..=most).contains(&(end.bytes_out + end.bytes_unsent)) {
             wrong.push(format!("{least} to {most} bytes of reply are unaccounted for"));
         }
