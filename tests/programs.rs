@@ -20,7 +20,7 @@ use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
 
 /// Those that serve TCP, and take the same options for it.
-const SERVERS: [&str; 6] = ["reactor_echo", "tcp_ok", "http", "chat", "offload", "restart"];
+const SERVERS: [&str; 5] = ["reactor_echo", "tcp_ok", "http", "chat", "offload"];
 
 /// A fresh directory, removed with its test.
 struct Directory(PathBuf);
