@@ -42,8 +42,7 @@ pub enum Cause {
     /// there. The connection closes after the reply.
     Overlong,
     /// Keeping what is there of the request would take more than `memory_limit` leaves; this is
-    /// all that is there. The connection closes after the reply. It is nobody's fault but of the
-    /// hour: the peer may try again later.
+    /// all that is there. The connection closes after the reply; the peer may try again later.
     MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,

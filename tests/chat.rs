@@ -3,9 +3,10 @@
 #[path = "support/examples.rs"]
 mod examples;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use examples::*;
 
@@ -201,4 +202,47 @@ fn one_that_does_not_read_is_closed_and_the_others_hear_everything() {
     drop(asleep);
     program.signal("-TERM");
     assert_eq!(program.end().0.code(), Some(0));
+}
+
+#[test]
+fn one_that_says_more_than_can_be_passed_on_has_to_wait() {
+    const MOST: usize = 8 << 20;
+    let (_program, addr) = listening("chat", &[]);
+    let mut speaker = connect(addr);
+    socket2::SockRef::from(&speaker).set_send_buffer_size(64 << 10).expect("send buffer");
+    // It does read: or that would be why it is not read.
+    let mut heard = speaker.try_clone().expect("a clone");
+    thread::spawn(move || std::io::copy(&mut heard, &mut std::io::sink()));
+    let lines = format!("{}\n", "x".repeat(1_000)).repeat(16);
+    let (began, mut taken) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(2) && taken < MOST {
+        say(&mut speaker, &lines);
+        taken += lines.len();
+    }
+    assert!(taken < MOST, "the pace and the kernel's buffers account for less");
+}
+
+/// It reads 1.3 MB a second: less than one can say, but more than the room's pace.
+#[test]
+fn one_that_reads_at_a_modest_pace_hears_everything_that_a_quick_one_says() {
+    let (_program, addr) = listening("chat", &["--write-limit", "131072"]);
+    let mut modest = connect(addr);
+    let speaker = connect(addr);
+    let mut heard_by_speaker = speaker.try_clone().expect("a clone");
+    thread::spawn(move || std::io::copy(&mut heard_by_speaker, &mut std::io::sink()));
+    thread::spawn(move || {
+        let mut speaker = speaker;
+        say(&mut speaker, &format!("{}\n", "x".repeat(200)).repeat(10_000));
+        say(&mut speaker, "the end\n");
+    });
+    let (mut heard, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+    while !heard.ends_with(b": the end\n") {
+        let count = modest.read(&mut chunk).expect("bytes");
+        assert!(count > 0, "it was closed after {} bytes", heard.len());
+        heard.extend_from_slice(&chunk[..count]);
+        // This is what makes it slow; nothing is waited for.
+        thread::sleep(Duration::from_millis(50));
+    }
+    let lines = heard.split(|&byte| byte == b'\n').filter(|line| line.ends_with(b"x"));
+    assert_eq!(lines.count(), 10_000);
 }

@@ -1,4 +1,4 @@
-//! The two programs as their users see them: arguments, what they print, how they answer and how
+//! The programs as their users see them: arguments, what they print, how they answer and how
 //! they end. Each runs as a child process, which no test leaves behind.
 
 #[path = "support/examples.rs"]
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
+
+/// Those that serve TCP, and take the same options for it.
+const SERVERS: [&str; 5] = ["reactor_echo", "tcp_ok", "http", "chat", "offload"];
 
 /// A fresh directory, removed with its test.
 struct Directory(PathBuf);
@@ -61,6 +64,9 @@ fn help_names_every_option() {
         ("tcp_ok", "--listen --deadline-ms --help"),
         ("balanced", "--listen --agent --trust --max --deadline-ms --drain-ms --help"),
         ("restart", "--listen --deadline-ms --help"),
+        ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
+        ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
+        ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -76,7 +82,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in ["reactor_echo", "tcp_ok", "restart", "balanced"] {
+    for name in SERVERS.iter().chain(&["restart", "balanced"]) {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
@@ -106,13 +112,21 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         let line = assert_fails("reactor_echo", args, 2);
         assert!(line.contains(named), "{args:?}: {line}");
     }
+    for (name, args) in [
+        ("http", ["--max-request", "0"]),
+        ("http", ["--max-request", "99999999999"]),
+        ("chat", ["--write-limit", "131071"]),
+        ("offload", ["--threads", "0"]),
+    ] {
+        assert_fails(name, &args, 2);
+    }
 }
 
 #[test]
 fn an_address_that_cannot_be_listened_on_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = taken.local_addr().expect("address").to_string();
-    for name in ["reactor_echo", "tcp_ok"] {
+    for name in SERVERS {
         let line = assert_fails(name, &["--listen", &addr], 1);
         assert!(line.contains(&addr) && line.ends_with("it is in use"), "{line}");
         for (odd, code) in [("nonsense", 2), ("127.0.0.1:99999", 2), ("192.0.2.1:80", 1)] {

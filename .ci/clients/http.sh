@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The http example, and clients that nobody here wrote: curl, wrk, ab, h2load and slowhttptest.
-. "$(dirname "$0")/start.bash"
+. "$(dirname "$0")/server.bash"
 packages curl wrk apache2-utils nghttp2-client slowhttptest
 
-fail() { echo "http: $*" >&2; exit 1; }
 # WHAT EXPECTED ACTUAL
 same() { [ "$2" = "$3" ] || fail "$1: expected '$2', got '$3'"; echo "curl, $1: $3"; }
 
-start http --request-deadline-ms 4000 --max-request 4194304
+cargo build --quiet "${quick[@]}" --example http
+serve examples/http --request-deadline-ms 4000 --max-request 4194304
 url=http://$addr
 
 code='%{http_code}'
@@ -78,4 +78,4 @@ slow 'slow body' -B -t POST -u "$url/echo" -s 8192 -x 10
 slow 'slow read' -X -t GET -u "$url/size/524288" -w 512 -y 1024 -n 5 -z 32 -k 3
 
 same 'after all that' 200 "$(curl -sS -o /dev/null -w "$code" "$url/")"
-stop
+end

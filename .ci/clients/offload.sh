@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # The offload example against the coreutils' factor, with nc and socat for clients.
-. "$(dirname "$0")/start.bash"
+. "$(dirname "$0")/server.bash"
 packages netcat-openbsd socat
 
-fail() { echo "offload: $*" >&2; exit 1; }
-start offload --threads 2
+cargo build --quiet "${quick[@]}" --example offload
+serve examples/offload --threads 2
 host=${addr%:*} port=${addr#*:}
-work=$(mktemp -d)
 
 # CLIENT FILE COMMAND...: what it gets has to be what `factor` says, line by line.
 same() {
@@ -15,17 +14,17 @@ same() {
   "$@" <"$file" | cmp - <(factor <"$file") || fail "$name: other answers than factor's"
   echo "$name: $(wc -l <"$file") lines answered as factor does"
 }
-seq 0 9999 >"$work/small"
-seq 9999999999999900 5 9999999999999995 >"$work/large"
-same nc "$work/small" nc -N -w 30 "$host" "$port"
-same socat "$work/small" socat -t 30 - "TCP:$addr"
-same 'nc, slow ones' "$work/large" nc -N -w 30 "$host" "$port"
+seq 0 9999 >"$scratch/small"
+seq 9999999999999900 5 9999999999999995 >"$scratch/large"
+same nc "$scratch/small" nc -N -w 30 "$host" "$port"
+same socat "$scratch/small" socat -t 30 - "TCP:$addr"
+same 'nc, slow ones' "$scratch/large" nc -N -w 30 "$host" "$port"
 
 # Eight clients at a time, each in its own order.
 clients=()
 for number in $(seq 8); do
-  shuf -n 2000 -o "$work/$number" "$work/small"
-  (nc -N -w 30 "$host" "$port" <"$work/$number" | cmp - <(factor <"$work/$number")) &
+  shuf -n 2000 -o "$scratch/$number" "$scratch/small"
+  (nc -N -w 30 "$host" "$port" <"$scratch/$number" | cmp - <(factor <"$scratch/$number")) &
   clients+=($!)
 done
 for client in "${clients[@]}"; do wait "$client" || fail 'one of eight got other answers'; done
@@ -37,10 +36,9 @@ yes 9999999999999937 2>/dev/null | head -64 >&3 || true
 read -r first <&3
 exec 3>&-
 [ "$first" = '9999999999999937: 9999999999999937' ] || fail "not an answer: $first"
-for _ in $(seq 200); do grep -q 'an answer is lost' "$output" && break; sleep 0.05; done
-grep -m1 'an answer is lost' "$output" || fail 'nobody was told of the lost answer'
+waits_for 'an answer is lost' "$scratch/log"
+grep -m1 'an answer is lost' "$scratch/log"
 
-stop
-grep 'lines answered' "$output"
-grep -qE ' [1-9][0-9]* spared, [1-9][0-9]* answers lost' "$output" || fail 'no work was spared'
-rm -rf "$work"
+end
+grep 'lines answered' "$scratch/out"
+grep -qE ' [1-9][0-9]* spared, [1-9][0-9]* answers lost' "$scratch/out" || fail 'no work was spared'

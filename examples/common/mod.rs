@@ -1,4 +1,4 @@
-//! What both programs do alike: say what went wrong in one line, bind with a deep backlog,
+//! What the programs do alike: say what went wrong in one line, bind with a deep backlog,
 //! and stop on a signal.
 
 use std::error::Error;

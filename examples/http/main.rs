@@ -44,6 +44,7 @@ SIGINT or SIGTERM stops gracefully; a second one at once.";
 /// 4 MiB for each, and with 1,000 such peers it has none left for anybody else.
 const SEND_BUFFER: usize = 128 << 10;
 
+const BUFFER_SIZE: usize = 8 << 10;
 /// The header section of a reply is shorter.
 const HEAD_MOST: usize = 1 << 10;
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Options>, Failure> {
     let config = Config::new()
         .max_workers(4096)
-        .buffer_size(64 << 10)
+        .max_request(64 << 10)
         .clients_deadline(Duration::from_secs(5))
         .request_deadline(Duration::from_secs(10))
         .overload(Overload::Reject(service::BUSY.into()));
@@ -70,7 +71,7 @@ fn options() -> Result<Option<Options>, Failure> {
         let config = options.config.clone();
         options.config = match arg {
             Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
-            Arg::Long("max-request") => config.buffer_size(number(&mut parser, "--max-request")?),
+            Arg::Long("max-request") => config.max_request(number(&mut parser, "--max-request")?),
             Arg::Long("deadline-ms") => {
                 config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
             }
@@ -86,16 +87,19 @@ fn options() -> Result<Option<Options>, Failure> {
             unknown => return Err(unknown.unexpected().into()),
         };
     }
-    if options.config.buffer_size == 0 {
+    let most = options.config.max_request;
+    if most == 0 {
         return Err(usage_error("--max-request: must be at least 1"));
     }
+    // Most requests are short: only those that are not take more than this.
+    options.config = options.config.buffer_size(most.min(BUFFER_SIZE));
     Ok(Some(options))
 }
 
 fn serve(options: Options) -> Result<(), Failure> {
     let stop = stop_flag().map_err(run_error)?;
     let debug = options.config.debug;
-    let most = options.config.buffer_size;
+    let most = options.config.max_request;
     let config = options
         .config
         .framing(Framing::custom(move |held| message::frame(held, most)))

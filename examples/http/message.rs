@@ -203,7 +203,8 @@ fn path(target: &str) -> &str {
     }
 }
 
-/// The length of the chunks at the front of `held`, if their end is there.
+/// The length of the chunks at the front of `held`, if their end is there. Begins anew each time
+/// bytes come, so it is `most` that bounds what they cost.
 fn chunked(held: &[u8], most: usize) -> Result<Option<usize>, Status> {
     let mut at = 0;
     while let Some(chunk) = next_chunk(&held[at..])? {

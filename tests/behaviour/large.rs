@@ -147,14 +147,14 @@ fn the_longest_line_is_sought_once_and_not_again_with_each_growth() {
 fn a_large_buffer_shrinks_to_what_is_left_in_it() {
     let mut rig = echo(lines());
     let (mut client, _) = rig.connect();
-    client.write_all(&[b'x'; 500]).unwrap();
-    rig.bytes_in(500);
+    client.write_all(&[b'x'; 450]).unwrap();
+    rig.bytes_in(450);
     rig.quiet();
     assert_eq!(held(&rig), 512);
-    client.write_all(&[b"\n", &[b'y'; 40][..]].concat()).unwrap();
+    client.write_all(&[b"\n", &[b'y'; 32][..]].concat()).unwrap();
     assert_eq!(rig.requests(1).len(), 1);
     rig.quiet();
-    assert_eq!(held(&rig), 64, "a smaller one");
+    assert_eq!(held(&rig), 32, "a smaller one, and full");
     client.write_all(b"\nz").unwrap();
     assert_eq!(rig.requests(2).len(), 2);
     rig.quiet();
@@ -269,6 +269,21 @@ fn changed_limits_cut_nobody_off() {
     assert_eq!(rig.read_to_end(&mut other).unwrap(), b"503");
     client.write_all(b"\n").unwrap();
     assert_eq!(rig.read_exact(&mut client, 3), b"200");
+}
+
+#[test]
+fn a_frame_that_fits_in_the_buffer_it_has_is_finished_under_lowered_limits() {
+    let mut rig = service(config(prefixed()));
+    let (mut client, _) = rig.connect();
+    client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
+    rig.bytes_in(104);
+    rig.quiet();
+    rig.manager.set_config(config(prefixed()).max_request(32)).unwrap();
+    rig.quiet();
+    client.write_all(&[b'x'; 20]).unwrap();
+    assert_eq!(rig.read_exact(&mut client, 3), b"200");
+    client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413");
 }
 
 /// A larger buffer is not to be had when memory is used up, and that is no reason to close.
