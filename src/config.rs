@@ -3,12 +3,14 @@
 //! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
 //! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
 
+mod refusal;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use crate::framing::Framing;
+pub use refusal::ConfigError;
 
 /// What refused clients are told by default, and what the Go package this one succeeds says.
 pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
@@ -95,6 +97,9 @@ pub struct Config {
     /// It does nothing for a turn that may not wait, nor beyond the next deadline. Default, and
     /// what zero means: never. [`Stats::spun_ns`](crate::Stats::spun_ns) counts it.
     pub spin: Duration,
+    /// How often [`Handler::tick`](crate::Handler::tick) is called. Default, and what zero means:
+    /// never.
+    pub tick: Duration,
     /// Warn, at most once a second, of a callback that took longer; costs two clock readings a
     /// callback. Default: `None`, callbacks are not timed.
     pub slow_callback: Option<Duration>,
@@ -142,6 +147,7 @@ impl Default for Config {
             drain_deadline: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
             spin: Duration::ZERO,
+            tick: Duration::ZERO,
             slow_callback: None,
         }
     }
@@ -253,6 +259,13 @@ impl Config {
         self
     }
 
+    /// Sets [`tick`](Self::tick).
+    #[must_use]
+    pub fn tick(mut self, interval: Duration) -> Self {
+        self.tick = interval;
+        self
+    }
+
     /// Sets [`slow_callback`](Self::slow_callback).
     #[must_use]
     pub fn slow_callback(mut self, longer_than: impl Into<Option<Duration>>) -> Self {
@@ -317,76 +330,6 @@ const WORKER_BYTES: usize = 512;
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
     if *value == T::default() {
         *value = default;
-    }
-}
-
-/// Why a configuration was refused; nothing of it was applied.
-///
-/// ```
-/// use pool_manager::{Config, Manager};
-/// let refused = Manager::new(Config::new().min_workers(9).max_workers(3), |_, _| Ok(()));
-/// assert_eq!(
-///     refused.unwrap_err().to_string(),
-///     "min_workers is 9 but max_workers is 3: lower the one or raise the other",
-/// );
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// More workers are to be kept warm than there may be.
-    MinAboveMax {
-        /// `min_workers` as given.
-        min: usize,
-        /// `max_workers` as given.
-        max: usize,
-    },
-    /// A field is less than another that it has to hold.
-    Below {
-        /// The field's name.
-        field: &'static str,
-        /// Its value as given.
-        value: usize,
-        /// The other field's name.
-        other: &'static str,
-        /// The other's value, the least that this one may be.
-        least: usize,
-    },
-    /// A field is beyond what the pool can serve.
-    TooLarge {
-        /// The field's name.
-        field: &'static str,
-        /// Its value as given.
-        value: usize,
-        /// The most it may be.
-        most: usize,
-    },
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MinAboveMax { min, max } => write!(
-                f,
-                "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
-            ),
-            Self::Below { field, value, other, least } => {
-                write!(
-                    f,
-                    "{field} is {value} but {other} is {least}: raise the one or lower the other"
-                )
-            }
-            Self::TooLarge { field, value, most } => {
-                write!(f, "{field} is {value} but may be at most {most}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl From<ConfigError> for io::Error {
-    fn from(error: ConfigError) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, error)
     }
 }
 

@@ -90,6 +90,13 @@ pub trait Handler {
         Ok(())
     }
 
+    /// Time for what no connection asks for: called every [`tick`](crate::Config::tick), not
+    /// early, after the deadlines of the turn it is due in. What was missed, by a slow turn for one, is
+    /// not made up for. A panic is counted, and ends nothing.
+    fn tick(&mut self, desk: &mut Desk) {
+        let _ = desk;
+    }
+
     /// A connection has ended: exactly once for each, and the last that is heard of it but
     /// [`undelivered`](Handler::undelivered).
     fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
@@ -195,6 +202,10 @@ impl Conn<'_> {
 
     /// The socket, to look at: its options, its peer's credentials. What is read from or written
     /// to it here is missing from the stream that the pool sees.
+    ///
+    /// Who is at the other end of a Unix socket, by process and user, the kernel tells through
+    /// its descriptor. The standard library's `UnixStream::peer_cred` is not stable; the crate
+    /// `rustix` has it: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)` on Linux.
     #[must_use]
     pub fn socket(&self) -> &Socket {
         self.socket

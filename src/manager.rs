@@ -86,6 +86,8 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     visited: Vec<ConnId>,
     /// When spares that were not needed are freed, if there are any.
     reap_at: Tick,
+    /// When the handler is called for its own sake; `NEVER` if it does not want to be.
+    tick_at: Tick,
     /// What was warned of, so that it is not said too often.
     alarms: Alarms,
     phase: Phase,
@@ -140,6 +142,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             mailbox,
             visited: Vec::new(),
             reap_at: Tick(0),
+            tick_at: Tick::NEVER,
             alarms: Alarms::default(),
             phase: Phase::Stopped,
         })
@@ -164,6 +167,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.open(wake);
         self.read_clock();
         self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+        self.plan_tick();
         log::info!("started: {:?}", self.kit.config);
         Ok(())
     }
@@ -201,6 +205,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let events = self.mark_ready();
         let served = self.serve_ready();
         let expired = self.expire_due();
+        self.tick();
         let accepted = self.accept_new();
         self.reap_spares();
         self.tell_turned();

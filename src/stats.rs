@@ -76,6 +76,8 @@ pub struct Stats {
     pub stale_commands: u64,
     /// Deadlines that passed.
     pub timers: u64,
+    /// Calls of [`Handler::tick`](crate::Handler::tick).
+    pub ticks: u64,
     /// Buffers allocated.
     pub buffers: u64,
     /// The longest callback; measured only with
@@ -193,6 +195,7 @@ impl Add for Stats {
             commands: self.commands + other.commands,
             stale_commands: self.stale_commands + other.stale_commands,
             timers: self.timers + other.timers,
+            ticks: self.ticks + other.ticks,
             buffers: self.buffers + other.buffers,
             longest_callback: self.longest_callback.max(other.longest_callback),
             slow_callbacks: self.slow_callbacks + other.slow_callbacks,

@@ -209,6 +209,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
         self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+        self.plan_tick();
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Manager, Phase};
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::guard::contain;
 use crate::handler::Handler;
 use crate::time::{Now, Span, Tick};
 
@@ -99,6 +100,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let mut due = self.pool.next_due();
         due = due.min(self.lingering.next_due());
         due = due.min(self.listeners.next_due(&self.mailbox.places, &self.kit.config.overload));
+        due = due.min(self.tick_at);
         if self.kit.spares.can_reap() {
             due = due.min(self.reap_at);
         }
@@ -106,6 +108,24 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             due = due.min(drain.until);
         }
         due
+    }
+
+    /// From now on the handler is called every so often, if it is configured.
+    pub(super) fn plan_tick(&mut self) {
+        let interval = self.kit.config.tick;
+        let now = self.kit.now.stamp;
+        self.tick_at = if interval.is_zero() { Tick::NEVER } else { now.after(interval) };
+    }
+
+    /// Calls the handler for its own sake, if it is time.
+    pub(super) fn tick(&mut self) {
+        if self.tick_at > self.kit.now.tick {
+            return;
+        }
+        self.plan_tick();
+        self.kit.stats.ticks += 1;
+        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
+        self.kit.stats.panics += u64::from(contain(|| handler.tick(desk)).is_none());
     }
 
     /// How long from now until the next turn is due; `None` if nothing is planned.

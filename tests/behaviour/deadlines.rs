@@ -3,13 +3,15 @@
 //! Where two connections can be compared, the order in which they end is the assertion: it holds
 //! on a machine that is as slow as it likes.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Framing};
+use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Desk, Framing, Handler, Manager};
 
 use crate::support::{Rig, echo, pair, rig, unix_pair};
 
@@ -599,4 +601,41 @@ fn an_expired_request_gets_time_for_a_long_reply() {
     assert_eq!(rig.record.ends(), [], "the reply is on its way");
     assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
+}
+
+/// Counts its ticks; panics in the second, and stops in the fourth.
+struct Ticking(Rc<Cell<u32>>);
+
+impl Handler for Ticking {
+    type Session = ();
+
+    fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn tick(&mut self, desk: &mut Desk) {
+        self.0.set(self.0.get() + 1);
+        match self.0.get() {
+            2 => std::panic::panic_any("as planned"),
+            4 => desk.stop().unwrap(),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_handler_is_called_every_so_often_though_nobody_is_there() {
+    let (ticks, interval) = (Rc::new(Cell::new(0)), millis(30));
+    let config = Config::new().tick(interval);
+    let mut manager = Manager::with_handler(config, Ticking(ticks.clone())).unwrap();
+    let began = Instant::now();
+    manager.start().unwrap();
+    manager.run().unwrap();
+    assert!(began.elapsed() >= interval * 4, "{:?}", began.elapsed());
+    let stats = manager.stats();
+    assert_eq!((ticks.get(), stats.ticks, stats.panics), (4, 4, 1));
+    assert!(stats.turns < 30, "it sleeps in between: {stats}");
+    manager.set_config(Config::new()).unwrap();
+    manager.start().unwrap();
+    assert_eq!(manager.next_deadline(), None);
 }

@@ -22,7 +22,13 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 36] = [
+pub(crate) const ALL: [Canary; 37] = [
+    canary(
+        "a_tick_left_out_of_due",
+        "manager/waiting.rs",
+        "due = due.min(self.tick_at);",
+        "if !PLANTED { due = due.min(self.tick_at); }",
+    ),
     canary(
         "listeners_that_are_taken_are_closed",
         "backend/sim.rs",

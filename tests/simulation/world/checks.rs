@@ -130,6 +130,8 @@ impl World {
         let spare = stats.spare > config.min_workers as u64;
         let soon = config.reap_interval + Duration::from_millis(2);
         assert!(!spare || next <= soon, "{} spare buffers, for {next:?}", stats.spare);
+        let tick = config.tick + Duration::from_millis(2);
+        assert!(config.tick.is_zero() || next <= tick, "no tick for {next:?}");
         let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
@@ -151,7 +153,8 @@ impl World {
             stats.closed_total(),
             stats.lingering,
         ];
-        let idle = !asleep && turn.expired == 0 && happened == self.happened;
+        let ticked = std::mem::replace(&mut self.ticks, stats.ticks) != stats.ticks;
+        let idle = !asleep && !ticked && turn.expired == 0 && happened == self.happened;
         self.happened = happened;
         self.idle_turns = if idle { self.idle_turns + 1 } else { 0 };
         assert!(self.idle_turns < IDLE_TURNS, "it spins");

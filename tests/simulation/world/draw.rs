@@ -29,9 +29,11 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     // From dice of its own, so that seeds that once failed stay what they were.
     let spin = Dice::new(deadline.as_nanos() as u64).below(120).saturating_sub(90);
     let (max_request, memory_limit) = room(&mut Dice::new(!deadline.as_nanos() as u64));
+    let tick = Dice::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
     let buffer_size = 8 + dice.below(200);
     Config::new()
         .spin(Duration::from_micros(spin as u64))
+        .tick(millis(tick))
         .framing(framing(dice))
         .buffer_size(buffer_size)
         .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })

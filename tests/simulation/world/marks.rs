@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 53] = [
+pub(crate) const ALL: [&str; 54] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -36,6 +36,7 @@ pub(crate) const ALL: [&str; 53] = [
     "a panic in opened",
     "a panic in flushed",
     "a panic in closed",
+    "a panic in tick",
     "a panic in undelivered",
     "a panic in turned",
     "a command at the end of a turn",

@@ -165,6 +165,8 @@ struct World {
     /// What had happened by the last turn, and in how many turns it has not changed.
     happened: [u64; 8],
     idle_turns: u32,
+    /// How many ticks there had been by the last turn.
+    ticks: u64,
     /// How often there was no descriptor for an accept, and when the last time was.
     starved: (u64, Option<Duration>),
     /// What is not accounted for of those who came, and how many were refused by a listener.
@@ -216,6 +218,7 @@ impl World {
             crowded,
             happened: [0; 8],
             idle_turns: 0,
+            ticks: 0,
             starved: (0, None),
             astray: None,
             turned_away: 0,

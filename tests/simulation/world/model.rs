@@ -142,6 +142,8 @@ pub(crate) struct Model {
     most_unsent: usize,
     pub(crate) depth: usize,
     pub(crate) panics: u64,
+    /// How often the handler was called for its own sake, and when it was last.
+    ticks: (u64, Duration),
     pub(crate) busy: u64,
     /// Sockets that were put, or taken to be.
     pub(crate) taken: u64,
@@ -185,6 +187,7 @@ impl Model {
             configs: vec![config.clone()],
             depth: 0,
             panics: 0,
+            ticks: (0, Duration::ZERO),
             busy: 0,
             taken: 0,
             peak: 0,
@@ -241,6 +244,16 @@ impl Model {
     pub(crate) fn restarted(&mut self, config: &Config) {
         self.configs = vec![config.clone()];
         self.asked_for(config.clone());
+    }
+
+    /// The handler is called for its own sake, in the turn whose wait was over then.
+    pub(crate) fn ticked(&mut self, now: Duration) {
+        let intervals = self.configs.iter().map(|config| config.tick);
+        match intervals.filter(|interval| !interval.is_zero()).min() {
+            Some(least) if self.ticks.0 == 0 || now >= self.ticks.1 + least => {}
+            least => self.complain(format!("a tick at {now:?}, of {least:?}: {:?}", self.ticks)),
+        }
+        self.ticks = (self.ticks.0 + 1, now);
     }
 
     /// How many connections there have been.
@@ -416,6 +429,7 @@ impl Model {
         must(&"peak", stats.peak, self.peak);
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());
         must(&"live", live, self.live());
+        must(&"ticks", stats.ticks, self.ticks.0);
         let mut io = 0;
         for (reason, count) in &self.closed {
             match reason {

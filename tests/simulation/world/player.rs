@@ -86,6 +86,19 @@ impl Handler for Player {
         or_panic(self.play(conn, b"", "a panic in flushed", 60))
     }
 
+    fn tick(&mut self, desk: &mut Desk) {
+        self.world.model.borrow_mut().ticked(self.world.sim.tally().waited);
+        if !self.world.model.borrow().wild {
+            return;
+        }
+        match self.dice.below(20) {
+            0 => self.put(desk),
+            1..4 => self.command(desk),
+            4 => self.world.count_panic("a panic in tick"),
+            _ => {}
+        }
+    }
+
     fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
         self.world.model.borrow_mut().closed(end, &self.world.sim);
         if !self.world.model.borrow().wild {
