@@ -47,18 +47,18 @@ pub struct Config {
     pub buffer_size: usize,
     /// Bytes of the longest request, with its delimiter or prefix, under a framing that finds
     /// requests: for one that does not fit in `buffer_size` the buffer doubles as bytes arrive,
-    /// whatever length they announce, and is freed when the request is done. A longer one is
-    /// [`Cause::Overlong`](crate::Cause::Overlong). Under [`Framing::Filled`] and
-    /// [`Framing::Drained`] it has no effect: there a body is at most `buffer_size` long. Default,
-    /// and what 0 means: `buffer_size`. At most 1 GiB.
+    /// whatever length they announce, and is freed when the request is done. All of it has to come
+    /// within `request_deadline`. A longer one is [`Cause::Overlong`](crate::Cause::Overlong).
+    /// Under [`Framing::Filled`] and [`Framing::Drained`] it has no effect: there a body is at most
+    /// `buffer_size` long. Default, and what 0 means: `buffer_size`. At most 1 GiB.
     pub max_request: usize,
     /// Bytes that the buffers of all connections together may take, counted by their capacity: each
     /// that keeps a part of a request has one, of `buffer_size` or what it has grown to
     /// ([`Stats::bytes_held`](crate::Stats::bytes_held)). Who would need more is called with
     /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit) and closed after the reply; one that is
-    /// paused or owes a reply is closed at once. A request that comes whole takes nothing, so
-    /// small ones are served at any time; warm buffers and unsent replies (`write_limit`) do not
-    /// count. At least `max_request`. Default: 0, no limit.
+    /// paused or owes a reply is closed at once. A request that comes whole and fits in
+    /// `buffer_size` takes nothing, so small ones are served at any time; warm buffers and unsent
+    /// replies (`write_limit`) do not count. At least `max_request`. Default: 0, no limit.
     pub memory_limit: usize,
     /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them, with
     /// 512 bytes more for each.

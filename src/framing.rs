@@ -44,7 +44,8 @@ pub enum Framing {
         limit: usize,
     },
     /// Whatever this function makes of the held bytes, all of which it is given each time some
-    /// arrive (never none). The body is the whole frame. A panic in it is treated as one in a
+    /// arrive (never none): where requests are large, one that looks at lengths is cheaper than one
+    /// that searches. The body is the whole frame. A panic in it is treated as one in a
     /// callback. Build it with [`Framing::custom`].
     Custom(Find),
 }

@@ -184,11 +184,13 @@ impl Conn<'_> {
         self.vitals.id
     }
 
-    /// The peer's address. Asks the kernel each time (`getpeername(2)`, one system call), so keep
-    /// it in the session if every request needs it. `None` for Unix sockets, and after a reset.
+    /// The peer's address: of a connection that a balancer passes on, the one its header says
+    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise it asks
+    /// the kernel each time (`getpeername(2)`, one system call), so keep it in the session if every
+    /// request needs it. `None` for Unix sockets, and after a reset.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.socket.peer_addr()
+        self.vitals.peer.as_deref().copied().or_else(|| self.socket.peer_addr())
     }
 
     /// The socket, to look at: its options, its peer's credentials. What is read from or written

@@ -66,6 +66,7 @@
 //! | `framing`, `buffer`, `output` | bytes in, frames out, replies |
 //! | `wheel`, `links`, `time` | deadlines |
 //! | `vitals`, `handler`, `command` | what a callback sees, and what it can ask for |
+//! | `proxy`, `trust` | whose connection a balancer passes on, and who is believed |
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
@@ -100,16 +101,19 @@ mod network;
 mod output;
 mod places;
 mod pool;
+mod proxy;
 mod report;
 mod socket;
 mod spares;
 mod stats;
 mod time;
+mod trust;
 mod unix;
 mod vitals;
 mod wheel;
 mod worker;
 
+pub use backend::Bound;
 #[cfg(feature = "sim")]
 pub use backend::sim;
 pub use command::Desk;
@@ -123,6 +127,7 @@ pub use manager::Manager;
 pub use report::{StopReport, Turn};
 pub use socket::{Socket, Transport};
 pub use stats::Stats;
+pub use trust::{ListenOptions, Network, NotANetwork};
 pub use vitals::{Cause, CloseReason};
 
 /// The README's code blocks are tests, too.

@@ -14,6 +14,7 @@ use crate::places::Places;
 use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::Claim;
 
 /// Connections accepted from one listener a turn.
@@ -38,6 +39,7 @@ struct Listener<L> {
     errors: u32,
     /// It accepts nothing before this, because it had nothing but errors.
     paused_until: Tick,
+    options: ListenOptions,
     /// How often it accepts before it closes, once a stop has begun.
     last: Option<u32>,
     /// The path to remove at the end, for one in the file system.
@@ -72,6 +74,8 @@ pub(crate) struct Listeners<L> {
 pub(crate) enum Accepted {
     /// A connection that has a place.
     Placed(Socket),
+    /// One that has a place, and begins with a header.
+    Proxied(Socket),
     /// A connection for which there is no place.
     Refused(Socket),
     /// An error of this one connection: the next may be well.
@@ -94,6 +98,7 @@ impl<L> Listeners<L> {
         backend: &mut B,
         bound: Bound,
         claim: Option<Claim>,
+        options: ListenOptions,
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
@@ -105,6 +110,7 @@ impl<L> Listeners<L> {
             errors: 0,
             paused_until,
             last: None,
+            options,
             claim,
         });
         Ok(())
@@ -171,7 +177,14 @@ impl<L> Listeners<L> {
             Ok(socket) => {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
-                if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
+                let options = &self.all[index].options;
+                if !promised {
+                    Accepted::Refused(socket)
+                } else if options.has_proxies() && options.trusts(socket.peer_addr()) {
+                    Accepted::Proxied(socket)
+                } else {
+                    Accepted::Placed(socket)
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;
@@ -199,6 +212,17 @@ impl<L> Listeners<L> {
     fn rest(&mut self, index: usize) -> Accepted {
         self.ready -= usize::from(std::mem::take(&mut self.all[index].ready));
         Accepted::Nothing
+    }
+
+    /// Gives all of them back, with who waits in their queues; paths stay where they are.
+    pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<Bound> {
+        self.ready = 0;
+        let all = self.all.drain(..);
+        all.filter_map(|listener| {
+            listener.claim.into_iter().for_each(Claim::abandon);
+            backend.release_listener(listener.socket?)
+        })
+        .collect()
     }
 
     /// From now on each closes once it has accepted who waits: closing now would reset them.

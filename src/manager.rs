@@ -287,7 +287,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (places, overload) = (&self.mailbox.places, &self.kit.config.overload);
                 let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
                 match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
-                    Accepted::Placed(socket) => self.admit_accepted(socket),
+                    Accepted::Placed(socket) => self.admit_accepted(socket, false),
+                    Accepted::Proxied(socket) => self.admit_accepted(socket, true),
                     Accepted::Refused(socket) => self.refuse(socket),
                     Accepted::Skip => {}
                     Accepted::Nothing => break,

@@ -33,6 +33,8 @@ pub struct Stats {
     pub peak: u64,
     /// Connections that listeners accepted, also those that were then refused as busy.
     pub accepted: u64,
+    /// Connections that a balancer's header (PROXY protocol) has introduced.
+    pub proxied: u64,
     /// Connections given to a worker, by `put` or by a listener.
     pub put: u64,
     /// Connections refused because all workers were taken.
@@ -170,6 +172,7 @@ impl Add for Stats {
             lingering: self.lingering + other.lingering,
             peak: self.peak + other.peak,
             accepted: self.accepted + other.accepted,
+            proxied: self.proxied + other.proxied,
             put: self.put + other.put,
             busy: self.busy + other.busy,
             bytes_in: self.bytes_in + other.bytes_in,

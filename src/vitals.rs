@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -41,8 +42,7 @@ pub enum Cause {
     /// there. The connection closes after the reply.
     Overlong,
     /// Keeping what is there of the request would take more than `memory_limit` leaves; this is
-    /// all that is there. The connection closes after the reply. It is nobody's fault but of the
-    /// hour: the peer may try again later.
+    /// all that is there. The connection closes after the reply; the peer may try again later.
     MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
@@ -97,6 +97,9 @@ pub enum CloseReason {
     MemoryLimit,
     /// A custom framing found the bytes invalid.
     Invalid,
+    /// It was to begin with a header of the PROXY protocol
+    /// ([`ListenOptions`](crate::ListenOptions)), and did not. The handler never knew of it.
+    BadHeader,
     /// A callback or a handle asked for it.
     Requested,
     /// A callback asked for it, without flushing.
@@ -115,7 +118,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 14;
+    pub(crate) const CLASSES: usize = 15;
 
     /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
     pub(crate) fn class(self) -> usize {
@@ -134,6 +137,7 @@ impl CloseReason {
             Self::Io(_) => 11,
             Self::Stopped => 12,
             Self::MemoryLimit => 13,
+            Self::BadHeader => 14,
         }
     }
 
@@ -155,7 +159,12 @@ impl CloseReason {
     pub(crate) fn is_polite(self) -> bool {
         !matches!(
             self,
-            Self::WriteStalled | Self::WriteLimit | Self::Aborted | Self::Reset | Self::Io(_)
+            Self::WriteStalled
+                | Self::WriteLimit
+                | Self::BadHeader
+                | Self::Aborted
+                | Self::Reset
+                | Self::Io(_)
         )
     }
 }
@@ -170,6 +179,7 @@ impl fmt::Display for CloseReason {
             Self::Overlong => "a frame was too long",
             Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
+            Self::BadHeader => "it began with no header of the PROXY protocol",
             Self::Requested => "it was asked for",
             Self::Aborted => "it was aborted",
             Self::Failed => "its callback failed",
@@ -231,6 +241,10 @@ pub(crate) struct Vitals {
     pub(crate) paused: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
+    /// The handler does not know of it yet: its header is still to come.
+    pub(crate) unknown: bool,
+    /// Who the client is, if a header said so.
+    pub(crate) peer: Option<Box<SocketAddr>>,
     /// It was accepted in a stop.
     pub(crate) newcomer: bool,
 }
@@ -254,6 +268,8 @@ impl Vitals {
             blocked: false,
             paused: false,
             farewell: false,
+            unknown: false,
+            peer: None,
             newcomer: false,
         }
     }
@@ -399,6 +415,7 @@ mod tests {
             CloseReason::Reset,
             CloseReason::Io(io::ErrorKind::Other),
             CloseReason::Stopped,
+            CloseReason::BadHeader,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();

@@ -6,6 +6,7 @@
 mod calling;
 mod growing;
 mod kit;
+mod proxied;
 mod sending;
 
 use std::io::ErrorKind;
@@ -43,8 +44,6 @@ pub(crate) enum Verdict {
 enum Step {
     Deliver(Bounds, Cause),
     Fill,
-    /// Make room, then fill.
-    Grow,
     Rest(Verdict),
     /// The framing panicked.
     Panicked,
@@ -109,14 +108,15 @@ impl<S> Worker<S> {
         self.attach(&mut kit.spares);
         let held_up = if pays { self.pay(kit) } else { self.rests() };
         let verdict = match held_up {
+            None if self.vitals.unknown => self.introduce(kit),
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
         let mut verdict = self.conclude(kit, verdict);
-        if self.input.capacity() == 0 && !kit.spares.input.is_empty() {
+        if self.input.capacity() > 0 || !kit.spares.input.is_empty() {
             verdict = self.keep(kit, verdict);
         }
-        self.detach(&mut kit.spares);
+        self.detach_output(&mut kit.spares);
         verdict
     }
 
@@ -128,6 +128,9 @@ impl<S> Worker<S> {
     {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
+        }
+        if self.vitals.unknown {
+            return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut kit.spares);
         let held = kit.spares.input.len();
@@ -160,11 +163,15 @@ impl<S> Worker<S> {
     }
 
     /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
-    #[inline(always)]
     fn detach(&mut self, spares: &mut Spares) {
         if self.input.capacity() > 0 || !spares.input.is_empty() {
             self.detach_input(spares);
         }
+        self.detach_output(spares);
+    }
+
+    #[inline(always)]
+    fn detach_output(&mut self, spares: &mut Spares) {
         if self.output.capacity() > 0 || !spares.output.is_empty() {
             mem::swap(&mut self.output, &mut spares.output);
             if self.output.is_empty() {
@@ -198,11 +205,11 @@ impl<S> Worker<S> {
                 let input = &mut kit.spares.input;
                 match self.step(input, &kit.config.framing, kit.longest, to_read) {
                     Step::Deliver(bounds, cause) => break (bounds, cause),
-                    Step::Grow if !self.grow(kit) => {
+                    Step::Fill if kit.spares.input.is_full() && !self.grow(kit) => {
                         let held = kit.spares.input.len();
                         break (kit.config.framing.remainder(held), Cause::MemoryLimit);
                     }
-                    Step::Fill | Step::Grow => match self.fill(kit) {
+                    Step::Fill => match self.fill(kit) {
                         Ok(count) => to_read = to_read.saturating_sub(count.max(READ_LEAST)),
                         Err(reason) => return Verdict::Close(reason),
                     },
@@ -237,7 +244,6 @@ impl<S> Worker<S> {
     /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
     #[inline]
     fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize, to_read: usize) -> Step {
-        let mut next = Step::Fill;
         if input.is_empty() {
             if self.vitals.eof {
                 return Step::Rest(Verdict::Close(CloseReason::Eof));
@@ -262,9 +268,6 @@ impl<S> Worker<S> {
                     if let Some(cause) = self.completes(input, framing, longest) {
                         return Step::Deliver(all(), cause);
                     }
-                    if input.is_full() {
-                        next = Step::Grow;
-                    }
                 }
             }
         }
@@ -273,7 +276,7 @@ impl<S> Worker<S> {
         } else if to_read == 0 {
             Step::Rest(Verdict::Again)
         } else {
-            next
+            Step::Fill
         }
     }
 

@@ -20,7 +20,7 @@ use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
 
 /// Those that serve TCP, and take the same options for it.
-const SERVERS: [&str; 5] = ["reactor_echo", "tcp_ok", "http", "chat", "offload"];
+const SERVERS: [&str; 6] = ["reactor_echo", "tcp_ok", "http", "chat", "offload", "restart"];
 
 /// A fresh directory, removed with its test.
 struct Directory(PathBuf);
@@ -65,6 +65,7 @@ fn help_names_every_option() {
         ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
         ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
         ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
+        ("restart", "--listen --deadline-ms --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -502,4 +503,27 @@ fn tcp_ok_says_at_the_end_how_many_it_refused() {
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
+}
+
+#[test]
+fn without_a_successor_restart_goes_on() {
+    let home = Directory::new("restart");
+    let path = home.path("restart");
+    fs::copy(directory().join("restart"), &path).expect("a copy");
+    let program = Program::spawn(Command::new(&path).args(LOOPBACK).env_remove("RUST_LOG"));
+    let addr = program.addr();
+    let mut client = connect(addr);
+    for successor in ["#!/bin/sh\nexit 3\n", "#!/nowhere\n"] {
+        fs::write(home.path("next"), successor).expect("a script");
+        fs::set_permissions(home.path("next"), fs::Permissions::from_mode(0o700)).expect("mode");
+        fs::rename(home.path("next"), &path).expect("another version in its place");
+        program.signal("-HUP");
+        program.stderr.find("there is no successor, going on: ");
+        for client in [&mut client, &mut connect(addr)] {
+            say(client, "hello\n");
+            assert_eq!(hear(client, 6), "hello\n");
+        }
+    }
+    program.signal("-TERM");
+    assert_eq!(program.end().0.code(), Some(0));
 }

@@ -182,7 +182,7 @@ fn what_is_no_request_is_answered_and_closed() {
         (&deep, "too big bulk count string"),
         (b"say \"unbalanced\r\n", "unbalanced quotes in request"),
         (b"'a'b\r\n", "unbalanced quotes in request"),
-        (&[b'x'; 64 << 10], "too big inline request"),
+        (&vec![b'x'; 64 << 10], "too big inline request"),
     ] {
         let mut client = connect(addr);
         client.write_all(b"SET a 1\r\n").expect("send");
@@ -219,15 +219,15 @@ fn requests_in_any_fragments_and_in_pipelines_are_answered_in_order() {
     }
     let pipeline: Vec<u8> = (0..10_000).flat_map(|_| request(&[b"INCR", b"n"])).collect();
     let answers = answers(addr, &pipeline);
-    let expected: String = (1..=10_000).map(|n| format!(":{n}\r\n")).collect();
-    assert!(answers == expected, "{} bytes", answers.len());
+    let counted: Vec<i64> = answers.lines().map(|line| line[1..].parse().expect(line)).collect();
+    assert!(counted.into_iter().eq(1..=10_000), "{} bytes", answers.len());
 }
 
 /// The longest value goes in and comes out, also byte by byte at its edges, and in pipelines.
 #[test]
 fn values_of_512_kib_come_back_as_they_went_in() {
     let (program, addr) = resp(&[]);
-    let value: Vec<u8> = (0..512 << 10).map(|n: u32| (n * 31 >> 3) as u8).collect();
+    let value: Vec<u8> = (0..512 << 10).map(|n: u32| ((n * 31) >> 3) as u8).collect();
     let set = request(&[b"SET", b"large", &value]);
     let mut reply = b"$524288\r\n".to_vec();
     reply.extend(&value);
@@ -267,7 +267,7 @@ fn what_is_too_large_is_answered_and_closed_and_others_are_served() {
     assert_eq!(hear_all(&mut large), "-ERR Protocol error: too big request\r\n");
     // One has begun a large request; there is no room for another, but for small ones.
     let mut begun = connect(addr);
-    let set = request(&[b"SET", b"a", &[b'x'; 90_000]]);
+    let set = request(&[b"SET", b"a", &vec![b'x'; 90_000]]);
     begun.write_all(&set[..80_000]).expect("send");
     let refused = "-OOM too many large requests at a time\r\n";
     let mut second = connect(addr);

@@ -47,12 +47,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.mailbox.places.release();
             return Err((socket, error));
         }
-        self.admit(socket)
+        self.admit(socket, false)
     }
 
     /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
-    /// free again.
-    fn admit(&mut self, socket: Socket) -> Result<ConnId, (Socket, io::Error)> {
+    /// free again. One that is `proxied` opens when its header has come.
+    fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
         let id = self.pool.next_id();
         let session = contain(H::Session::default)
             .ok_or_else(|| io::Error::other("the session's default panicked"));
@@ -67,6 +67,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         };
         let mut vitals = Vitals::new(id, self.kit.now);
         vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
+        vitals.unknown = proxied;
         let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
@@ -76,7 +77,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.visited.push(id);
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.open(&mut self.kit);
+            if !proxied {
+                worker.open(&mut self.kit);
+            }
             if worker.owes() || worker.vitals.ending.is_some() {
                 self.pool.list(id);
             }
@@ -87,11 +90,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Admits a connection that a listener accepted: nobody is there to give it back to.
     #[inline(never)]
-    pub(super) fn admit_accepted(&mut self, socket: Socket) {
+    pub(super) fn admit_accepted(&mut self, socket: Socket, proxied: bool) {
         let handler = &mut self.kit.handler;
         match contain(|| handler.accepted(socket)) {
             Some(Ok(socket)) => {
-                let outcome = self.admit(socket);
+                let outcome = self.admit(socket, proxied);
                 return self.lose(outcome);
             }
             Some(Err(error)) => {
@@ -208,13 +211,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
         let Worker { vitals, mut socket, input, output, session } = worker;
+        if vitals.unknown {
+            // What came of its header is nobody's request, and is not counted as one.
+            self.kit.stats.bytes_in -= vitals.bytes_in;
+        }
+        let dropped = if vitals.unknown { 0 } else { input.len() as u64 };
         let end = End {
             id,
             reason,
             age: vitals.opened.until(self.kit.now.tick),
             bytes_in: vitals.bytes_in,
             bytes_out: vitals.bytes_out,
-            bytes_dropped: input.len() as u64,
+            bytes_dropped: dropped,
             bytes_unsent: output.len() as u64,
         };
         self.kit.stats.count_closed(reason);
@@ -234,6 +242,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.places.release();
         if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
+        }
+        if vitals.unknown {
+            contain(|| drop(session));
+            return;
         }
         let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
         let told = contain(|| handler.closed(&end, session, desk));

@@ -15,6 +15,7 @@ use crate::id::ConnId;
 use crate::mailbox::Command;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::{self, Claim};
 use crate::vitals::CloseReason;
 use crate::worker::Worker;
@@ -68,7 +69,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = if names.is_empty() { "no address".into() } else { names.join(" or ") };
         let listener = TcpListener::bind(&addrs[..]).map_err(failed(name.clone()))?;
         let bound = listener.local_addr().map_err(failed(name))?;
-        self.listen_to(listener.into(), None, &bound.to_string())?;
+        let options = ListenOptions::default();
+        self.listen_to(listener.into(), None, options, &bound.to_string())?;
         Ok(bound)
     }
 
@@ -78,10 +80,22 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
     pub fn listen_on(&mut self, listener: impl Into<Bound>) -> Result<(), Error> {
+        self.listen_with(listener, ListenOptions::default())
+    }
+
+    /// As [`Manager::listen_on`], with options: connections that a balancer passes on, for one.
+    ///
+    /// # Errors
+    /// As [`Manager::listen_on`].
+    pub fn listen_with(
+        &mut self,
+        listener: impl Into<Bound>,
+        options: ListenOptions,
+    ) -> Result<(), Error> {
         self.check_running()?;
         let bound = listener.into();
         let name = bound.addr().map_or_else(|| "a Unix socket".into(), |addr| addr.to_string());
-        self.listen_to(bound, None, &name)
+        self.listen_to(bound, None, options, &name)
     }
 
     /// Listens on a Unix domain socket at `path`, with mode 0600 from the first moment on. A
@@ -96,12 +110,55 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = path.display().to_string();
         let (listener, claim) =
             unix::bind(path).map_err(|error| Error::Listen(name.clone(), error))?;
-        self.listen_to(listener.into(), Some(claim), &name)
+        self.listen_to(listener.into(), Some(claim), ListenOptions::default(), &name)
     }
 
-    fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
+    /// Gives the listeners back, without closing them, and accepts no more: those who connect wait
+    /// in the kernel's backlog until somebody else does. Connections are served as before. So a
+    /// successor, another manager or another process, can go on with them, and nobody is refused
+    /// in between; [`Manager::listen_on`] takes one back if there is none.
+    ///
+    /// They are non-blocking, and closed when another program is executed unless that is changed
+    /// (`FD_CLOEXEC`; the example `restart` shows how, and what to do with who is still here). A
+    /// Unix socket's path is no longer removed at stop. Empty if the manager is not running, or
+    /// stopping, which closes them.
+    ///
+    /// ```
+    /// use pool_manager::{Config, Manager};
+    /// use std::io::Write;
+    /// let [mut old, mut new] = [(); 2].map(|()| {
+    ///     Manager::new(Config::new(), |conn, _| conn.write_all(b"OK")).expect("a configuration")
+    /// });
+    /// old.start()?;
+    /// new.start()?;
+    /// old.listen("127.0.0.1:0")?;
+    /// for listener in old.take_listeners() {
+    ///     new.listen_on(listener)?;
+    /// }
+    /// old.stop()?;
+    /// # Ok::<(), pool_manager::Error>(())
+    /// ```
+    #[must_use = "listeners that are dropped are closed, and who waits at them is reset"]
+    pub fn take_listeners(&mut self) -> Vec<Bound> {
+        if !matches!(self.phase, Phase::Running) {
+            return Vec::new();
+        }
+        let taken = self.listeners.take(&mut self.kit.backend);
+        if !taken.is_empty() {
+            log::info!("no longer listening: {} listeners are handed on", taken.len());
+        }
+        taken
+    }
+
+    fn listen_to(
+        &mut self,
+        bound: Bound,
+        claim: Option<Claim>,
+        options: ListenOptions,
+        name: &str,
+    ) -> Result<(), Error> {
         self.listeners
-            .listen(&mut self.kit.backend, bound, claim)
+            .listen(&mut self.kit.backend, bound, claim, options)
             .map_err(|error| Error::Listen(name.into(), error))?;
         log::info!("listening on {name}");
         Ok(())

@@ -14,7 +14,8 @@ impl<S> Worker<S> {
         kit.spares.grow_input(&mut self.input, kit.longest)
     }
 
-    /// What becomes of a worker that has kept no buffer so far and from now on has to.
+    /// Keeps what is held, or lets go of the buffer that held something. What becomes of a worker
+    /// that has kept none so far and from now on has to, though memory is used up?
     #[cold]
     #[inline(never)]
     pub(super) fn keep<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
@@ -22,16 +23,21 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if matches!(verdict, Verdict::Close(_)) || kit.spares.may_keep_input() {
-            return verdict;
-        }
-        if self.vitals.blocked || self.vitals.paused || self.vitals.ending.is_some() {
+        let closes = matches!(verdict, Verdict::Close(_));
+        let verdict = if self.input.capacity() > 0 || closes || kit.spares.may_keep_input() {
+            verdict
+        } else if self.vitals.blocked || self.vitals.paused || self.vitals.ending.is_some() {
             // Nothing can be delivered now, and nothing kept for later.
-            return Verdict::Close(CloseReason::MemoryLimit);
+            Verdict::Close(CloseReason::MemoryLimit)
+        } else {
+            let held = kit.spares.input.len();
+            self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
+            let reason = self.vitals.ending.unwrap_or(CloseReason::MemoryLimit);
+            self.conclude(kit, self.end(reason))
+        };
+        if self.input.capacity() > 0 || !kit.spares.input.is_empty() {
+            self.detach_input(&mut kit.spares);
         }
-        let held = kit.spares.input.len();
-        self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
-        let reason = self.vitals.ending.unwrap_or(CloseReason::MemoryLimit);
-        self.conclude(kit, self.end(reason))
+        verdict
     }
 }

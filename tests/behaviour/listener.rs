@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload, Socket,
+    Bound, CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload,
+    Socket,
 };
 
 use crate::support::{
@@ -470,4 +471,59 @@ fn a_listener_that_only_ever_fails_does_not_keep_the_loop_busy() {
     assert!(turns < 20, "{turns} turns");
     assert!(rig.manager.stats().accept_errors < 2_000, "{}", rig.manager.stats().accept_errors);
     assert_served(&mut rig, &mut connect(good));
+}
+
+#[test]
+fn listeners_that_are_taken_lose_nobody() {
+    let mut old = echo(drained());
+    let addr = old.manager.listen("127.0.0.1:0").unwrap();
+    let mut served = connect(addr);
+    assert_served(&mut old, &mut served);
+    let mut waiting = connect(addr);
+    let taken = old.manager.take_listeners();
+    assert!(matches!(&taken[..], [Bound::Tcp(listener)] if listener.local_addr().unwrap() == addr));
+    assert!(old.manager.take_listeners().is_empty());
+    let mut late = connect(addr);
+    assert_eq!(old.turn().accepted, 0);
+    assert_served(&mut old, &mut served);
+
+    let mut new = echo(drained());
+    for listener in taken {
+        new.manager.listen_on(listener).unwrap();
+    }
+    old.manager.stop().unwrap();
+    for client in [&mut waiting, &mut late, &mut connect(addr)] {
+        assert_served(&mut new, client);
+    }
+    assert_eq!(new.manager.stats().accepted, 3);
+}
+
+#[test]
+fn a_listener_that_was_taken_can_be_given_back() {
+    let mut rig = echo(drained());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    for _ in 0..3 {
+        let mut client = connect(addr);
+        let taken = rig.manager.take_listeners();
+        rig.turn();
+        for listener in taken {
+            rig.manager.listen_on(listener).unwrap();
+        }
+        assert_served(&mut rig, &mut client);
+    }
+    rig.manager.stop().unwrap();
+    assert!(rig.manager.take_listeners().is_empty());
+    TcpStream::connect(addr).expect_err("a stop closed it");
+}
+
+#[test]
+fn the_path_of_a_listener_that_was_taken_stays() {
+    let path = std::env::temp_dir().join(format!("pool-manager-taken-{}", std::process::id()));
+    let mut rig = echo(drained());
+    rig.manager.listen_unix(&path).unwrap();
+    let taken = rig.manager.take_listeners();
+    rig.manager.stop().unwrap();
+    assert!(matches!(&taken[..], [Bound::Unix(_)]));
+    std::os::unix::net::UnixStream::connect(&path).expect("it listens still");
+    std::fs::remove_file(&path).expect("the path stays");
 }

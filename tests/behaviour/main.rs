@@ -15,6 +15,7 @@ mod ledger;
 mod life_cycle;
 mod limits;
 mod listener;
+mod proxied;
 mod random;
 mod scripted;
 mod transport;

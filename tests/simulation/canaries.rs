@@ -22,7 +22,13 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 33] = [
+pub(crate) const ALL: [Canary; 34] = [
+    canary(
+        "listeners_that_are_taken_are_closed",
+        "backend/sim.rs",
+        "lock(&self.net).release_listener(listener.index);",
+        "if PLANTED { self.close_listener(listener.clone()) } else { lock(&self.net).release_listener(listener.index) }",
+    ),
     canary(
         "no_generation_check",
         "pool.rs",

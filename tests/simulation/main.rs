@@ -2,6 +2,7 @@
 //! every turn what must always hold.
 
 mod canaries;
+mod proxied;
 mod strings;
 mod world;
 

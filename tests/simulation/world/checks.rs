@@ -133,7 +133,7 @@ impl World {
         let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
-        if self.listeners.iter().any(left) && !patient {
+        if self.listeners.iter().any(left) && !patient && !self.away {
             assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
         }
     }

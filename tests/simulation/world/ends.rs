@@ -16,6 +16,7 @@ impl World {
         if !self.running {
             self.start();
         }
+        self.give_listeners_back();
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
             self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
@@ -44,7 +45,7 @@ impl World {
             let stats = self.manager.stats();
             if stats.live == 0
                 && stats.lingering == 0
-                && self.listeners.iter().all(|listener| listener.waiting() == 0)
+                && (!self.running || self.listeners.iter().all(|listener| listener.waiting() == 0))
             {
                 return;
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 52] = [
+pub(crate) const ALL: [&str; 53] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -52,6 +52,7 @@ pub(crate) const ALL: [&str; 52] = [
     "an invalid configuration",
     "invalid bytes",
     "another error of a socket",
+    "a queue is handed on",
     "a stop that drains",
     "a stop that aborts",
     "accepted in a stop",

@@ -156,6 +156,8 @@ struct World {
     peers: Vec<Peer>,
     dice: Dice,
     listeners: [Listener; 2],
+    /// They were taken from the manager and not given back.
+    away: bool,
     running: bool,
     /// Waiting never fails.
     reliable: bool,
@@ -204,6 +206,7 @@ impl World {
         Self {
             seed,
             listeners: [sim.listener(), sim.listener()],
+            away: false,
             stage,
             manager,
             peers: Vec::new(),
@@ -239,6 +242,9 @@ impl World {
         self.trace(|| format!("step {step}, at {:?}", self.stage.sim.now()));
         for _ in 0..self.dice.below(4) {
             self.act();
+        }
+        if self.running && self.dice.permille(300) {
+            self.give_listeners_back();
         }
         self.turn();
     }
