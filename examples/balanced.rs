@@ -107,7 +107,7 @@ struct Balanced {
 }
 
 impl Balanced {
-    /// What the balancer is told, in the words of HAProxy's agent check.
+    /// What the balancer is told, in the words of `HAProxy`'s agent check.
     fn answer(&self) -> String {
         let condition = self.condition.borrow();
         let busy = usize::try_from(condition.stats.live).unwrap_or(usize::MAX);
@@ -133,13 +133,11 @@ impl Handler for Balanced {
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), line: &[u8]) -> io::Result<()> {
-        match (line, conn.peer_addr()) {
-            (b"who", Some(client)) => writeln!(conn, "{client}"),
-            _ => {
-                conn.write_all(line)?;
-                conn.write_all(b"\n")
-            }
+        match conn.peer_addr().filter(|_| line == b"who") {
+            Some(client) => write!(conn, "{client}")?,
+            None => conn.write_all(line)?,
         }
+        conn.write_all(b"\n")
     }
 }
 

@@ -62,10 +62,11 @@ fn help_names_every_option() {
         ("reactor_echo", "--listen --unix --min --max --buffer-size --deadline-ms"),
         ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
         ("tcp_ok", "--listen --deadline-ms --help"),
+        ("balanced", "--listen --agent --trust --max --deadline-ms --drain-ms --help"),
+        ("restart", "--listen --deadline-ms --help"),
         ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
         ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
         ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
-        ("restart", "--listen --deadline-ms --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -81,7 +82,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in SERVERS.into_iter().chain(["restart"]) {
+    for name in SERVERS.iter().chain(&["restart", "balanced"]) {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
@@ -503,6 +504,29 @@ fn tcp_ok_says_at_the_end_how_many_it_refused() {
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
+}
+
+#[test]
+fn balanced_tells_what_is_free_and_drains_before_it_stops() {
+    let args = ["--agent", "127.0.0.1:0", "--max", "4", "--trust", "127.0.0.0/8"];
+    let program =
+        Program::run("balanced", &[&LOOPBACK, &args[..], &["--drain-ms", "600"]].concat());
+    let line = program.stdout.next();
+    let agent = line.split("agent on ").nth(1).and_then(|rest| rest.split(';').next());
+    let agent: SocketAddr = agent.and_then(|addr| addr.parse().ok()).expect(&line);
+    assert_eq!(hear_all(&mut connect(agent)), "ready up 100%\n");
+    let mut client = connect(addr(&line));
+    say(&mut client, "PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\nwho\n");
+    assert_eq!(hear(&mut client, 15), "192.0.2.7:4711\n");
+    assert_eq!(hear_all(&mut connect(agent)), "ready up 75%\n");
+    program.signal("-TERM");
+    let deadline = Instant::now() + PATIENCE;
+    while hear_all(&mut connect(agent)) != "drain\n" {
+        assert!(Instant::now() < deadline, "it does not drain");
+    }
+    say(&mut client, "still served\n");
+    assert_eq!(hear(&mut client, 13), "still served\n");
+    assert_eq!(program.end().0.code(), Some(0));
 }
 
 #[test]

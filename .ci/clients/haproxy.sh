@@ -58,12 +58,13 @@ haproxy -db -f examples/haproxy/haproxy.cfg -f "$home/stats.cfg" >"$home/haproxy
 others+=($!)
 until_true 'HAProxy serves' is one UP
 until_true 'HAProxy serves' is two UP
-haproxy -v | head -1
+haproxy -v | sed -n 1p
 
 echo '-- who the client is, and what the agent says'
-answer=$(echo who | nc -N -w 5 -p $((base + 9)) 127.0.0.1 "$base")
+# HAProxy itself connects from 127.0.0.1.
+answer=$(echo who | nc -N -w 5 -s 127.0.0.77 127.0.0.1 "$base")
 echo "client $answer, agent: $(nc -w 5 127.0.0.1 "$ONE_AGENT")"
-test "$answer" = "127.0.0.1:$((base + 9))"
+[[ $answer == 127.0.0.77:* ]]
 
 echo '-- checks and questions alone: no callback has a request'
 sleep 1
@@ -111,6 +112,7 @@ for client in 1 2 3 4; do
 done
 sleep 0.3
 kill -KILL "${process[one]}"
+wait "${process[one]}" 2>/dev/null || true
 for pid in "${clients[@]}"; do wait "$pid"; done
 cat "$home/clients"
 until_true 'one is seen to be down' is one DOWN

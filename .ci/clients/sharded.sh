@@ -6,11 +6,11 @@ cargo build --quiet "${quick[@]}" --example sharded
 
 serve examples/sharded --shards 2 --max 2 --deadline-ms 20000
 taskset -acp "$server" | sed 's/^/taskset: /'
-# They say hello and wait for our end; four have a place, and the others wait to be accepted.
+# They say hello, complain of a reset (-d) and wait for our end; four have a place, and the others wait to be accepted.
 echo hello >"$scratch/hello"
 clients=()
 for client in $(seq 200); do
-  timeout 60 socat -t 30 "OPEN:$scratch/hello,ignoreeof!!STDOUT" "TCP:$addr" \
+  timeout 60 socat -d -t 30 "OPEN:$scratch/hello,ignoreeof!!STDOUT" "TCP:$addr" \
     >"$scratch/heard.$client" 2>"$scratch/err.$client" &
   clients+=($!)
 done

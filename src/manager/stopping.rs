@@ -28,8 +28,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// descriptor is open, and it can be started again.
     ///
     /// Whoever waits in a listener's queue is accepted before the listener closes (4096 at most
-    /// of each), and may make one request: closing at once would reset them, though to them they
-    /// have long been connected. It is the kernel that resets who connects between the last
+    /// of each; nobody if `drain_deadline` is zero), and may make one request: closing at once
+    /// would reset them, though to them they have long been connected. It is the kernel that resets who connects between the last
     /// `accept` and the close, a few microseconds; where other listeners share the port by
     /// `SO_REUSEPORT`, Linux hands these over if `net.ipv4.tcp_migrate_req` is set.
     ///

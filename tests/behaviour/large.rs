@@ -271,6 +271,21 @@ fn changed_limits_cut_nobody_off() {
     assert_eq!(rig.read_exact(&mut client, 3), b"200");
 }
 
+#[test]
+fn a_frame_that_fits_in_the_buffer_it_has_is_finished_under_lowered_limits() {
+    let mut rig = service(config(prefixed()));
+    let (mut client, _) = rig.connect();
+    client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
+    rig.bytes_in(104);
+    rig.quiet();
+    rig.manager.set_config(config(prefixed()).max_request(32)).unwrap();
+    rig.quiet();
+    client.write_all(&[b'x'; 20]).unwrap();
+    assert_eq!(rig.read_exact(&mut client, 3), b"200");
+    client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413");
+}
+
 /// A larger buffer is not to be had when memory is used up, and that is no reason to close.
 #[test]
 fn a_buffer_that_may_not_become_larger_stays_as_it_is() {

@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 34] = [
+pub(crate) const ALL: [Canary; 36] = [
     canary(
         "listeners_that_are_taken_are_closed",
         "backend/sim.rs",
@@ -216,6 +216,18 @@ pub(crate) const ALL: [Canary; 34] = [
         "output.rs",
         "let fits = bytes.len() <= limit.saturating_sub(self.len());",
         "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
+    ),
+    canary(
+        "queue_reset_by_a_stop",
+        "manager/stopping.rs",
+        "if patience.is_zero() {\n            self.listeners",
+        "if PLANTED || patience.is_zero() {\n            self.listeners",
+    ),
+    canary(
+        "newcomer_in_a_stop_closed_unheard",
+        "manager/connection.rs",
+        "if worker.vitals.newcomer && worker",
+        "if !PLANTED && worker.vitals.newcomer && worker",
     ),
     canary(
         "what_was_sent_to_nobody_is_lost",
