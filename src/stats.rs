@@ -2,6 +2,8 @@
 //!
 //! No atomics and no clock: a snapshot is a copy. It knows only the words for causes and reasons.
 
+mod prometheus;
+
 use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
@@ -11,7 +13,8 @@ use crate::vitals::{Cause, CloseReason};
 
 /// A snapshot of a manager's counters, from its creation on; they survive a stop and a restart.
 ///
-/// `Display` is one line for people. Snapshots of several managers add up.
+/// `Display` is one line for people, [`Stats::prometheus`] is for machines. Snapshots of several
+/// managers add up.
 ///
 /// ```
 /// use pool_manager::{CloseReason, Stats};

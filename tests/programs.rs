@@ -59,6 +59,7 @@ fn help_names_every_option() {
         ("reactor_echo", "--listen --unix --min --max --buffer-size --deadline-ms"),
         ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
         ("tcp_ok", "--listen --deadline-ms --help"),
+        ("metrics", "--listen --metrics --max --deadline-ms --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -74,7 +75,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in ["reactor_echo", "tcp_ok"] {
+    for name in ["reactor_echo", "tcp_ok", "metrics"] {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
