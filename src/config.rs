@@ -70,7 +70,8 @@ pub struct Config {
     /// Zero: what is in progress is aborted at once.
     pub drain_deadline: Option<Duration>,
     /// What a listener does when all workers are taken. Default: reject with
-    /// [`ERROR_SERVER_BUSY`].
+    /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
+    /// socket, and decides.
     pub overload: Overload,
     /// How long to poll before the thread gives up its core: a request that comes meanwhile is
     /// served without waking a sleeping thread, which takes a scheduler tens of microseconds. A turn
@@ -98,6 +99,28 @@ pub enum Overload {
     Reject(Cow<'static, [u8]>),
     /// Leave it in the kernel's backlog until a worker is free.
     Pause,
+    /// Close the connection that has been idle longest ([`CloseReason::Evicted`]) and give its place
+    /// to the new one. Idle is who is between two requests, or has sent none: nothing is held, owed
+    /// or paused. Who turns out to have spoken, at a last read, is served and stays. No callback but
+    /// [`closed`](crate::Handler::closed) runs for who goes.
+    ///
+    /// Nothing is kept in order for it: 256 slots are looked at for each newcomer, going round, and
+    /// the one of these that is idle longest goes. So it is the longest of all with up to 256
+    /// workers, and with more one of the longest. If none of these is idle, the newcomer is
+    /// told [`ERROR_SERVER_BUSY`] and closed.
+    ///
+    /// [`CloseReason::Evicted`]: crate::CloseReason::Evicted
+    EvictIdle,
+}
+
+impl Overload {
+    /// What is said to who is refused.
+    pub(crate) fn last_word(&self) -> &[u8] {
+        match self {
+            Self::Reject(last_word) => last_word,
+            Self::Pause | Self::EvictIdle => ERROR_SERVER_BUSY.as_bytes(),
+        }
+    }
 }
 
 impl fmt::Debug for Overload {
@@ -105,6 +128,7 @@ impl fmt::Debug for Overload {
         match self {
             Self::Reject(last_word) => write!(f, "Reject(\"{}\")", last_word.escape_ascii()),
             Self::Pause => f.write_str("Pause"),
+            Self::EvictIdle => f.write_str("EvictIdle"),
         }
     }
 }

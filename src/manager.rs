@@ -286,7 +286,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
                 match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
                     Accepted::Placed(socket) => self.admit_accepted(socket),
-                    Accepted::Refused(socket) => self.refuse(socket),
+                    Accepted::Refused(socket) => self.squeeze_in(socket),
                     Accepted::Skip => {}
                     Accepted::Nothing => break,
                 }

@@ -10,7 +10,7 @@ use slab::Slab;
 use crate::backend::Event;
 use crate::id::ConnId;
 use crate::time::{Now, Tick};
-use crate::vitals::Deadlines;
+use crate::vitals::{Deadlines, Vitals};
 use crate::wheel::Wheel;
 use crate::worker::Worker;
 
@@ -26,7 +26,12 @@ pub(crate) struct Pool<S> {
     ready: Vec<ConnId>,
     wheel: Wheel,
     live: usize,
+    /// The slot at which the last search for an idle worker ended.
+    hand: usize,
 }
+
+/// Slots that a search for an idle worker looks at: some ten kilobytes that lie together.
+const LOOKS: usize = 256;
 
 /// What a timer turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,7 @@ impl<S> Pool<S> {
             ready: Vec::new(),
             wheel: Wheel::new(Tick(0)),
             live: 0,
+            hand: 0,
         }
     }
 
@@ -106,6 +112,22 @@ impl<S> Pool<S> {
     /// The ids of all workers.
     pub(crate) fn ids(&self) -> Vec<ConnId> {
         self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.vitals.id)).collect()
+    }
+
+    /// The worker that has been idle longest, of those in the next 256 slots, going round: so it
+    /// costs the requests nothing, and the newcomer that asks for it no more among many.
+    pub(crate) fn longest_idle(&mut self) -> Option<ConnId> {
+        let slots = self.generations.len();
+        let mut longest: Option<&Vitals> = None;
+        for _ in 0..slots.min(LOOKS) {
+            self.hand = (self.hand + 1) % slots;
+            let Some(Some(worker)) = self.workers.get(self.hand) else { continue };
+            let vitals = &worker.vitals;
+            if worker.is_idle() && longest.is_none_or(|longest| vitals.moved < longest.moved) {
+                longest = Some(vitals);
+            }
+        }
+        longest.map(|vitals| vitals.id)
     }
 
     /// Notes an edge of readiness. False if it is for a worker that is gone.
@@ -182,7 +204,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::socket::Socket;
-    use crate::vitals::Vitals;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -303,6 +324,24 @@ mod tests {
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().vitals.readable);
+    }
+
+    #[test]
+    fn the_longest_idle_is_found_among_a_bounded_number_going_round() {
+        let mut pool = Pool::new();
+        assert_eq!(pool.longest_idle(), None);
+        let ids: Vec<ConnId> = (0..2 * LOOKS).map(|_| insert(&mut pool)).collect();
+        for (index, &id) in ids.iter().enumerate() {
+            pool.get_mut(id).unwrap().vitals.moved = Tick(1_000 - index as u64);
+        }
+        let found = [(); 3].map(|()| pool.longest_idle().unwrap().index());
+        assert_eq!(found, [LOOKS, 2 * LOOKS - 1, LOOKS], "half of them at a time");
+        for &id in &ids[2..] {
+            pool.remove(id);
+        }
+        pool.get_mut(ids[1]).unwrap().vitals.paused = true;
+        let found = [(); 2].map(|()| pool.longest_idle());
+        assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
     }
 
     #[test]

@@ -97,11 +97,13 @@ pub enum CloseReason {
     Io(io::ErrorKind),
     /// The manager was stopped or dropped.
     Stopped,
+    /// It was idle, and made a place for another ([`Overload::EvictIdle`](crate::Overload)).
+    Evicted,
 }
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 13;
+    pub(crate) const CLASSES: usize = 14;
 
     /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
     pub(crate) fn class(self) -> usize {
@@ -119,6 +121,7 @@ impl CloseReason {
             Self::Reset => 10,
             Self::Io(_) => 11,
             Self::Stopped => 12,
+            Self::Evicted => 13,
         }
     }
 
@@ -161,6 +164,7 @@ impl fmt::Display for CloseReason {
             Self::Reset => "the peer reset it",
             Self::Io(kind) => return write!(f, "its socket failed: {kind}"),
             Self::Stopped => "the manager stopped",
+            Self::Evicted => "it was idle and others came",
         })
     }
 }
@@ -379,6 +383,7 @@ mod tests {
             CloseReason::Reset,
             CloseReason::Io(io::ErrorKind::Other),
             CloseReason::Stopped,
+            CloseReason::Evicted,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();

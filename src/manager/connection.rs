@@ -15,6 +15,9 @@ use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
 use crate::worker::{Verdict, Worker};
 
+/// How many idle connections that turn out to have spoken are tried for one newcomer.
+const EVICTIONS: u32 = 4;
+
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Gives a connected socket to a worker; it is served from the next turn on. It is made
     /// non-blocking; its other options are as they were, `TCP_NODELAY` for one. A socket with a
@@ -107,17 +110,45 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Tells a connection that the pool is busy, and closes it.
+    /// Finds a place for an accepted connection that has none, or refuses it.
     #[inline(never)]
-    pub(super) fn refuse(&mut self, mut socket: Socket) {
-        self.mailbox.places.count_refused();
-        if let Overload::Reject(last_word) = &self.kit.config.overload {
-            // Best effort: a socket just accepted has room, or has been reset.
-            let _ = uninterrupted(|| {
-                self.kit.stats.writes += 1;
-                self.kit.backend.write(&mut socket, last_word)
-            });
+    pub(super) fn squeeze_in(&mut self, socket: Socket) {
+        let evicts = matches!(self.kit.config.overload, Overload::EvictIdle);
+        // Another thread may take the place in between.
+        if evicts && self.evict_idle() && self.mailbox.places.take() {
+            return self.admit_accepted(socket);
         }
+        self.mailbox.places.count_refused();
+        self.refuse(socket);
+    }
+
+    /// Closes an idle connection, if there is one that has nothing to say at a last read; or finds
+    /// that one has gone meanwhile.
+    fn evict_idle(&mut self) -> bool {
+        for _ in 0..EVICTIONS {
+            let Some(id) = self.pool.longest_idle() else { return false };
+            let Some(worker) = self.pool.get_mut(id) else { return false };
+            let before = worker.vitals.bytes_in;
+            worker.vitals.readable |= !worker.vitals.eof;
+            self.serve(id);
+            let Some(worker) = self.pool.get_mut(id) else { return true };
+            let silent = worker.vitals.bytes_in == before && !worker.vitals.readable;
+            if silent && worker.is_idle() {
+                self.close(id, CloseReason::Evicted);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Tells an accepted connection that there is no place for it, and closes it.
+    fn refuse(&mut self, mut socket: Socket) {
+        let last_word = self.kit.config.overload.last_word();
+        // Best effort: a socket just accepted has room, or has been reset.
+        let _ = uninterrupted(|| {
+            self.kit.stats.writes += 1;
+            self.kit.backend.write(&mut socket, last_word)
+        });
         self.linger(socket);
     }
 

@@ -42,6 +42,7 @@ const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
     (CloseReason::Reset, "reset"),
     (CloseReason::Io(io::ErrorKind::Other), "io"),
     (CloseReason::Stopped, "stopped"),
+    (CloseReason::Evicted, "evicted"),
 ];
 
 impl Stats {

@@ -13,6 +13,7 @@ mod ledger;
 mod life_cycle;
 mod limits;
 mod listener;
+mod newcomers;
 mod random;
 mod scripted;
 mod transport;

@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 26] = [
+pub(crate) const ALL: [Canary; 29] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -179,6 +179,24 @@ pub(crate) const ALL: [Canary; 26] = [
         "manager/connection.rs",
         "wanted && recent && vitals.bytes_out > 0",
         "wanted && recent && !PLANTED && vitals.bytes_out > 0",
+    ),
+    canary(
+        "evicted_without_a_last_read",
+        "manager/connection.rs",
+        "let silent = worker.vitals.bytes_in == before",
+        "let silent = PLANTED || worker.vitals.bytes_in == before",
+    ),
+    canary(
+        "evicted_without_a_last_read",
+        "manager/connection.rs",
+        "            worker.vitals.readable = true;\n            self.serve(id);",
+        "            if !PLANTED { worker.vitals.readable = true; }\n            self.serve(id);",
+    ),
+    canary(
+        "the_newest_idle_one_evicted",
+        "pool.rs",
+        "vitals.moved < longest.moved)",
+        "(vitals.moved < longest.moved) != PLANTED)",
     ),
     canary(
         "write_limit_ignored",

@@ -27,7 +27,8 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let min = dice.below(max.min(5) + 1);
     let deadline = Duration::from_micros(1_000 + dice.below(500_000) as u64);
     // From dice of its own, so that seeds that once failed stay what they were.
-    let spin = Dice::new(deadline.as_nanos() as u64).below(120).saturating_sub(90);
+    let mut others = Dice::new(deadline.as_nanos() as u64);
+    let spin = others.below(120).saturating_sub(90);
     Config::new()
         .spin(Duration::from_micros(spin as u64))
         .framing(framing(dice))
@@ -39,7 +40,13 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))
         .reap_interval(millis(1 + dice.below(500)))
-        .overload(if dice.permille(500) { Overload::Pause } else { Overload::Reject(b"no".into()) })
+        .overload(if dice.permille(500) {
+            Overload::Pause
+        } else if others.permille(500) {
+            Overload::EvictIdle
+        } else {
+            Overload::Reject(b"no".into())
+        })
 }
 
 /// One that must be refused as a whole.

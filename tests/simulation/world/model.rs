@@ -8,6 +8,7 @@ use pool_manager::sim::Sim;
 use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 
 mod clocks;
+mod places;
 mod told;
 
 use super::marks::Marks;
@@ -145,6 +146,8 @@ pub(crate) struct Model {
     requests: HashMap<Cause, u64>,
     totals: [u64; 4],
     turn_ids: Vec<u32>,
+    /// The highest index that a worker had.
+    highest: u32,
 }
 
 impl Model {
@@ -176,6 +179,7 @@ impl Model {
             requests: HashMap::new(),
             totals: [0; 4],
             turn_ids: Vec::new(),
+            highest: 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
-use pool_manager::{Cause, CloseReason, Config, ConnId, End};
+use pool_manager::{Cause, CloseReason, Config, ConnId, ERROR_SERVER_BUSY, End};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
@@ -25,6 +25,7 @@ impl Model {
             self.complain(format!("{id}: opened twice"));
         }
         let index = id.as_u64() as u32;
+        self.highest = self.highest.max(index);
         self.turn_ids.push(index);
         if self.turn_ids.iter().filter(|&&known| known == index).count() > 1 {
             self.marks.hit("an index is used again within a turn");
@@ -215,7 +216,8 @@ impl Model {
         if account.id.is_none() {
             // Nobody's: what refused ones are told, if it is all there.
             account.got += bytes.len() as u64;
-            return if !bytes.iter().all(|byte| b"no".contains(byte)) {
+            let last_words = [b"no", ERROR_SERVER_BUSY.as_bytes()].concat();
+            return if !bytes.iter().all(|byte| last_words.contains(byte)) {
                 self.complain(format!("a refused one was told {bytes:?}"));
             };
         }
@@ -270,6 +272,7 @@ impl Model {
                     | CloseReason::Requested
                     | CloseReason::Failed
                     | CloseReason::Overlong
+                    | CloseReason::Evicted
             );
             let recent = when < account.moved.0 + LINGERING && now < when + LINGERING;
             polite && recent && lossless
@@ -293,6 +296,8 @@ impl Model {
         let number = self.numbers.get(&end.id).copied();
         self.note(&|| format!("{end:?}"), number.unwrap_or(0), 3 | values[3] << 8);
         let (id, look) = (end.id, sim.look(end.id));
+        let evicted =
+            if end.reason == CloseReason::Evicted { self.evicted(end, sim) } else { Ok(()) };
         let account = number.and_then(|number| self.accounts.get_mut(&number));
         let (Some(account), Some(look)) = (account, look) else {
             return self.complain(format!("{id}: closed, but never opened"));
@@ -330,6 +335,9 @@ impl Model {
         if let Err(without) = account.reasoned(end, &look) {
             wrong.push(without);
         }
+        if let Err(not_so) = evicted {
+            wrong.push(not_so);
+        }
         let tick = Duration::from_millis(1);
         let (least, most) =
             (began.saturating_sub(account.opened.1), now.saturating_sub(account.opened.0));
@@ -349,6 +357,7 @@ impl Model {
             CloseReason::WriteLimit => self.marks.hit("write_limit"),
             CloseReason::WriteStalled => self.marks.hit("a reply that nobody took"),
             CloseReason::Invalid => self.marks.hit("invalid bytes"),
+            CloseReason::Evicted => self.marks.hit("an idle one makes a place for another"),
             CloseReason::Io(_) => self.marks.hit("another error of a socket"),
             _ => {}
         }
