@@ -69,6 +69,13 @@ pub struct Config {
     /// How long a graceful stop may take. Default: `None`, as long as `clients_deadline`.
     /// Zero: what is in progress is aborted at once.
     pub drain_deadline: Option<Duration>,
+    /// Connections at a time that a listener accepts of one IP address; of IPv6, of one /64. One
+    /// more is told what one is told when all workers are taken, and closed, whatever
+    /// [`overload`](Self::overload) says; [`Stats::crowded`](crate::Stats::crowded) counts it.
+    /// Those of Unix sockets and those that were put are not counted, nor those accepted while
+    /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address.
+    /// Default: 0, no limit.
+    pub max_per_peer: usize,
     /// What a listener does when all workers are taken. Default: reject with
     /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
     /// socket, and decides.
@@ -101,7 +108,8 @@ pub enum Overload {
     Pause,
     /// Close the connection that has been idle longest ([`CloseReason::Evicted`]) and give its place
     /// to the new one. Idle is who is between two requests, or has sent none: nothing is held, owed
-    /// or paused. Who turns out to have spoken, at a last read, is served and stays. No callback but
+    /// or paused, and nothing has moved for a millisecond or two, so that newcomers have a moment to
+    /// speak. Who turns out to have spoken, at a last read, is served and stays. No callback but
     /// [`closed`](crate::Handler::closed) runs for who goes.
     ///
     /// Nothing is kept in order for it: 256 slots are looked at for each newcomer, going round, and
@@ -146,6 +154,7 @@ impl Default for Config {
             write_limit: WRITE_LIMIT,
             reap_interval: REAP_INTERVAL,
             drain_deadline: None,
+            max_per_peer: 0,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
             spin: Duration::ZERO,
             slow_callback: None,
@@ -228,6 +237,13 @@ impl Config {
     #[must_use]
     pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.drain_deadline = deadline.into();
+        self
+    }
+
+    /// Sets [`max_per_peer`](Self::max_per_peer).
+    #[must_use]
+    pub fn max_per_peer(mut self, connections: usize) -> Self {
+        self.max_per_peer = connections;
         self
     }
 

@@ -97,6 +97,7 @@ mod manager;
 #[cfg(feature = "sim")]
 mod network;
 mod output;
+mod peers;
 mod places;
 mod pool;
 mod report;

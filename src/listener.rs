@@ -5,6 +5,7 @@
 //! reason is gone. What is done with an accepted connection is the manager's affair.
 
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::backend::{Backend, Bound};
@@ -63,10 +64,8 @@ pub(crate) struct Listeners<L> {
 /// What one attempt to accept gave.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection that has a place.
-    Placed(Socket),
-    /// A connection for which there is no place.
-    Refused(Socket),
+    /// A connection, its peer's address, and whether it has a place.
+    Connection(Socket, Option<IpAddr>, bool),
     /// An error of this one connection: the next may be well.
     Skip,
     /// Nothing more now.
@@ -146,10 +145,10 @@ impl<L> Listeners<L> {
             places.release();
         }
         match outcome {
-            Ok(socket) => {
+            Ok((socket, addr)) => {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
-                if promised { Accepted::Placed(socket) } else { Accepted::Refused(socket) }
+                Accepted::Connection(socket, addr, promised)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;

@@ -24,6 +24,7 @@ use crate::id::{ConnId, Token};
 use crate::lingering::Lingering;
 use crate::listener::{ACCEPTS, Accepted, Listeners};
 use crate::mailbox::Mailbox;
+use crate::peers::Peers;
 use crate::pool::{Due, Pool};
 use crate::report::{StopReport, Turn};
 use crate::time::Tick;
@@ -80,6 +81,7 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     pool: Pool<H::Session>,
     listeners: Listeners<B::Listener>,
     lingering: Lingering,
+    peers: Peers,
     mailbox: Arc<Mailbox>,
     /// Who was visited since the clock was read, in case it turns out to have taken long.
     visited: Vec<ConnId>,
@@ -136,6 +138,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             pool: Pool::new(),
             listeners: Listeners::new(),
             lingering: Lingering::new(),
+            peers: Peers::default(),
             mailbox,
             visited: Vec::new(),
             reap_at: Tick(0),
@@ -285,8 +288,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (places, overload) = (&self.mailbox.places, &self.kit.config.overload);
                 let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
                 match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
-                    Accepted::Placed(socket) => self.admit_accepted(socket),
-                    Accepted::Refused(socket) => self.squeeze_in(socket),
+                    Accepted::Connection(socket, addr, promised) => {
+                        self.welcome(socket, addr, promised);
+                    }
                     Accepted::Skip => {}
                     Accepted::Nothing => break,
                 }

@@ -10,7 +10,7 @@ use slab::Slab;
 use crate::backend::Event;
 use crate::id::ConnId;
 use crate::time::{Now, Tick};
-use crate::vitals::{Deadlines, Vitals};
+use crate::vitals::Deadlines;
 use crate::wheel::Wheel;
 use crate::worker::Worker;
 
@@ -114,20 +114,19 @@ impl<S> Pool<S> {
         self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.vitals.id)).collect()
     }
 
-    /// The worker that has been idle longest, of those in the next 256 slots, going round: so it
-    /// costs the requests nothing, and the newcomer that asks for it no more among many.
-    pub(crate) fn longest_idle(&mut self) -> Option<ConnId> {
+    /// The worker that has been idle longest, since before `stamp`, of those in the next 256 slots,
+    /// going round: so it costs the requests nothing, and a newcomer no more among many.
+    pub(crate) fn longest_idle(&mut self, stamp: Tick) -> Option<ConnId> {
         let slots = self.generations.len();
-        let mut longest: Option<&Vitals> = None;
+        let (mut longest, mut since) = (None, stamp);
         for _ in 0..slots.min(LOOKS) {
             self.hand = (self.hand + 1) % slots;
             let Some(Some(worker)) = self.workers.get(self.hand) else { continue };
-            let vitals = &worker.vitals;
-            if worker.is_idle() && longest.is_none_or(|longest| vitals.moved < longest.moved) {
-                longest = Some(vitals);
+            if worker.is_idle() && worker.vitals.moved < since {
+                (longest, since) = (Some(worker.vitals.id), worker.vitals.moved);
             }
         }
-        longest.map(|vitals| vitals.id)
+        longest
     }
 
     /// Notes an edge of readiness. False if it is for a worker that is gone.
@@ -204,6 +203,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::socket::Socket;
+    use crate::vitals::Vitals;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -329,19 +329,21 @@ mod tests {
     #[test]
     fn the_longest_idle_is_found_among_a_bounded_number_going_round() {
         let mut pool = Pool::new();
-        assert_eq!(pool.longest_idle(), None);
+        assert_eq!(pool.longest_idle(Tick::NEVER), None);
         let ids: Vec<ConnId> = (0..2 * LOOKS).map(|_| insert(&mut pool)).collect();
         for (index, &id) in ids.iter().enumerate() {
             pool.get_mut(id).unwrap().vitals.moved = Tick(1_000 - index as u64);
         }
-        let found = [(); 3].map(|()| pool.longest_idle().unwrap().index());
+        let found = [(); 3].map(|()| pool.longest_idle(Tick::NEVER).unwrap().index());
         assert_eq!(found, [LOOKS, 2 * LOOKS - 1, LOOKS], "half of them at a time");
         for &id in &ids[2..] {
             pool.remove(id);
         }
         pool.get_mut(ids[1]).unwrap().vitals.paused = true;
-        let found = [(); 2].map(|()| pool.longest_idle());
+        let found = [(); 2].map(|()| pool.longest_idle(Tick(1_001)));
         assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
+        let found = [(); 2].map(|()| pool.longest_idle(Tick(1_000)));
+        assert_eq!(found, [None; 2], "it has just moved");
     }
 
     #[test]

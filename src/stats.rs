@@ -40,6 +40,8 @@ pub struct Stats {
     pub put: u64,
     /// Connections refused because all workers were taken.
     pub busy: u64,
+    /// Connections refused because their peer had [`max_per_peer`](crate::Config::max_per_peer).
+    pub crowded: u64,
     /// Bytes read.
     pub bytes_in: u64,
     /// Bytes written.
@@ -172,6 +174,7 @@ impl Add for Stats {
             accepted: self.accepted + other.accepted,
             put: self.put + other.put,
             busy: self.busy + other.busy,
+            crowded: self.crowded + other.crowded,
             bytes_in: self.bytes_in + other.bytes_in,
             bytes_out: self.bytes_out + other.bytes_out,
             bytes_dropped: self.bytes_dropped + other.bytes_dropped,

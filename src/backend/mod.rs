@@ -9,7 +9,7 @@ mod os;
 pub mod sim;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
@@ -69,11 +69,12 @@ pub trait Backend {
     /// Stops listening and closes.
     fn close_listener(&mut self, listener: Self::Listener);
 
-    /// Takes one connection from a listener's queue, non-blocking.
+    /// Takes one connection from a listener's queue, non-blocking, with its peer's IP address if it
+    /// has one.
     ///
     /// # Errors
     /// `WouldBlock` if the queue is empty, or what `accept(2)` says.
-    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<Socket>;
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
     /// Reads what there is, at most `into`.
     ///

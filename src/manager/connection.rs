@@ -1,6 +1,7 @@
 //! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
 
 use std::io;
+use std::net::IpAddr;
 
 use super::{Manager, Phase};
 use crate::backend::Backend;
@@ -11,6 +12,7 @@ use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
 use crate::mailbox::Refusal;
+use crate::peers::Peer;
 use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
 use crate::worker::{Verdict, Worker};
@@ -86,11 +88,27 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Admits a connection that a listener accepted: nobody is there to give it back to.
+    /// Admits a connection that a listener accepted, with or without a place, or refuses it: nobody
+    /// is there to give it back to.
     #[inline(never)]
-    pub(super) fn admit_accepted(&mut self, socket: Socket) {
-        let outcome = self.admit(socket);
-        self.lose(outcome);
+    pub(super) fn welcome(&mut self, socket: Socket, addr: Option<IpAddr>, promised: bool) {
+        let most = self.kit.config.max_per_peer;
+        let peer = addr.filter(|_| most > 0).map_or(Peer::UNKNOWN, Peer::of);
+        if !self.peers.admits(peer, most) {
+            if promised {
+                self.mailbox.places.release();
+            }
+            self.kit.stats.crowded += 1;
+            return self.refuse(socket);
+        }
+        if !promised && !self.finds_place() {
+            self.mailbox.places.count_refused();
+            return self.refuse(socket);
+        }
+        match self.admit(socket) {
+            Ok(id) => self.peers.add(id.index(), peer),
+            failed => self.lose(failed),
+        }
     }
 
     /// Closes a connection that has a place but came too late to be served.
@@ -110,23 +128,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Finds a place for an accepted connection that has none, or refuses it.
-    #[inline(never)]
-    pub(super) fn squeeze_in(&mut self, socket: Socket) {
+    /// Takes the place of an idle connection, if that is what is wanted. Another thread may take it
+    /// in between.
+    fn finds_place(&mut self) -> bool {
         let evicts = matches!(self.kit.config.overload, Overload::EvictIdle);
-        // Another thread may take the place in between.
-        if evicts && self.evict_idle() && self.mailbox.places.take() {
-            return self.admit_accepted(socket);
-        }
-        self.mailbox.places.count_refused();
-        self.refuse(socket);
+        evicts && self.evict_idle() && self.mailbox.places.take()
     }
 
     /// Closes an idle connection, if there is one that has nothing to say at a last read; or finds
     /// that one has gone meanwhile.
     fn evict_idle(&mut self) -> bool {
         for _ in 0..EVICTIONS {
-            let Some(id) = self.pool.longest_idle() else { return false };
+            let Some(id) = self.pool.longest_idle(self.kit.now.stamp) else { return false };
             let Some(worker) = self.pool.get_mut(id) else { return false };
             let before = worker.vitals.bytes_in;
             worker.vitals.readable |= !worker.vitals.eof;
@@ -227,6 +240,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             bytes_dropped: input.len() as u64,
             bytes_unsent: output.len() as u64,
         };
+        self.peers.remove(id.index());
         self.kit.stats.count_closed(reason);
         self.kit.stats.bytes_dropped += end.bytes_dropped;
         self.kit.stats.bytes_unsent += end.bytes_unsent;

@@ -103,6 +103,7 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("accepted_total", stats.accepted, "Connections that listeners accepted."),
         ("put_total", stats.put, "Connections given to a worker."),
         ("busy_total", stats.busy, "Connections refused because all workers were taken."),
+        ("crowded_total", stats.crowded, "Connections refused because their peer had too many."),
         ("lost_total", stats.lost, "Connections closed because they could not be registered."),
         ("read_bytes_total", stats.bytes_in, "Bytes read."),
         ("written_bytes_total", stats.bytes_out, "Bytes written."),

@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pool_manager::{CloseReason, Config, Conn, ERROR_SERVER_BUSY, Framing, Overload};
+
+use socket2::Type;
 
 use crate::support::{PATIENCE, Rig, Seen, echo, pair, rig};
 
@@ -62,6 +65,7 @@ fn who_never_spoke_is_idle_as_well_and_hears_no_callback() {
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let _silent = connect(addr);
     rig.until(|rig| rig.manager.stats().live == 1);
+    rig.pass(PAUSE);
     converse(&mut rig, &mut connect(addr));
     assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
     let called = rig.record.all().into_iter().filter(|seen| matches!(seen, Seen::Request(..)));
@@ -107,7 +111,77 @@ fn a_flood_of_newcomers_leaves_as_many_as_there_may_be() {
     rig.until(|rig| rig.manager.stats().accepted == 100);
     rig.quiet();
     let stats = rig.manager.stats();
-    assert_eq!((stats.live, stats.closed(CloseReason::Evicted), stats.peak), (4, 96, 4));
-    assert_eq!(stats.busy, 0);
+    let evicted = stats.closed(CloseReason::Evicted);
+    assert_eq!((stats.live, stats.peak, evicted + stats.busy), (4, 4, 96), "{stats}");
+    rig.pass(PAUSE);
+    converse(&mut rig, &mut connect(addr));
+    assert_eq!(rig.manager.stats().closed(CloseReason::Evicted), evicted + 1);
     drop(clients);
+}
+
+/// Connects from an address of this machine's own: all of 127/8 is.
+fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(to), Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(from.parse().unwrap(), 0).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_tcp_nodelay(true).unwrap();
+    socket.into()
+}
+
+#[test]
+fn one_address_has_no_more_connections_than_it_may_and_others_are_not_in_the_way() {
+    let mut rig = echo(lines().max_per_peer(2));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let [mut first, mut second, mut third] = [(); 3].map(|()| connect_from("127.0.0.2", addr));
+    let mut other = connect_from("127.0.0.3", addr);
+    for client in [&mut first, &mut second, &mut other] {
+        converse(&mut rig, client);
+    }
+    assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
+    let stats = rig.manager.stats();
+    assert_eq!((stats.crowded, stats.busy, stats.accepted, stats.live), (1, 0, 4, 3), "{stats}");
+    drop(first);
+    rig.until(|rig| rig.manager.stats().live == 2);
+    converse(&mut rig, &mut connect_from("127.0.0.2", addr));
+}
+
+#[test]
+fn one_too_many_of_a_peer_takes_nobody_s_place() {
+    let mut rig = echo(evicting(2).max_per_peer(1));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut clients = ["127.0.0.2", "127.0.0.3"].map(|from| connect_from(from, addr));
+    for client in &mut clients {
+        converse(&mut rig, client);
+    }
+    let mut third = connect_from("127.0.0.3", addr);
+    assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
+    assert_eq!((rig.manager.stats().crowded, rig.manager.stats().closed_total()), (1, 0));
+    converse(&mut rig, &mut connect_from("127.0.0.4", addr));
+    assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
+}
+
+#[test]
+fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
+    let mut rig = echo(lines());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let _early = [(); 3].map(|()| connect(addr));
+    rig.until(|rig| rig.manager.stats().live == 3);
+    rig.manager.set_config(lines().max_per_peer(1).drain_deadline(PAUSE)).unwrap();
+    let _put = [(); 2].map(|()| rig.connect());
+    let path = std::env::temp_dir().join(format!("pool-manager-peers-{}", std::process::id()));
+    rig.manager.listen_unix(&path).unwrap();
+    let _local = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
+    converse(&mut rig, &mut connect(addr));
+    rig.until(|rig| rig.manager.stats().accepted == 6);
+    assert_eq!(rig.manager.stats().crowded, 0);
+    let _counted = connect(addr);
+    let mut one_more = connect(addr);
+    assert_eq!(rig.read_to_end(&mut one_more).unwrap(), ERROR_SERVER_BUSY.as_bytes());
+    // A restart remembers nobody.
+    rig.manager.stop().unwrap();
+    rig.manager.start().unwrap();
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    converse(&mut rig, &mut connect(addr));
 }

@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 29] = [
+pub(crate) const ALL: [Canary; 31] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -120,19 +120,19 @@ pub(crate) const ALL: [Canary; 29] = [
     ),
     canary(
         "desk_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "|| self.kit.desk.has_work()",
         "|| !PLANTED && self.kit.desk.has_work()",
     ),
     canary(
         "lingering_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "due = due.min(self.lingering.next_due());",
         "if !PLANTED { due = due.min(self.lingering.next_due()); }",
     ),
     canary(
         "spares_left_out_of_due",
-        "manager.rs",
+        "manager/waiting.rs",
         "        if self.kit.spares.can_reap() {\n            due",
         "        if self.kit.spares.can_reap() && !PLANTED {\n            due",
     ),
@@ -183,20 +183,33 @@ pub(crate) const ALL: [Canary; 29] = [
     canary(
         "evicted_without_a_last_read",
         "manager/connection.rs",
-        "let silent = worker.vitals.bytes_in == before",
-        "let silent = PLANTED || worker.vitals.bytes_in == before",
+        "            self.serve(id);\n            let Some(worker) = self.pool.get_mut(id) else { return true };",
+        "            if PLANTED { worker.vitals.readable = false } else { self.serve(id) }
+             let Some(worker) = self.pool.get_mut(id) else { return true };",
     ),
     canary(
-        "evicted_without_a_last_read",
+        "a_peer_s_end_is_not_counted",
         "manager/connection.rs",
-        "            worker.vitals.readable = true;\n            self.serve(id);",
-        "            if !PLANTED { worker.vitals.readable = true; }\n            self.serve(id);",
+        "self.peers.remove(id.index());",
+        "if !PLANTED { self.peers.remove(id.index()); }",
+    ),
+    canary(
+        "a_place_lost_with_a_peer_too_many",
+        "manager/connection.rs",
+        "            if promised {\n                self.mailbox.places.release();",
+        "            if promised && !PLANTED {\n                self.mailbox.places.release();",
+    ),
+    canary(
+        "a_peer_too_many",
+        "peers.rs",
+        "is_none_or(|&count| count < most)",
+        "is_none_or(|&count| count < most || PLANTED)",
     ),
     canary(
         "the_newest_idle_one_evicted",
         "pool.rs",
-        "vitals.moved < longest.moved)",
-        "(vitals.moved < longest.moved) != PLANTED)",
+        "worker.vitals.moved < since {",
+        "(worker.vitals.moved < since || PLANTED && worker.vitals.moved < stamp) {",
     ),
     canary(
         "write_limit_ignored",

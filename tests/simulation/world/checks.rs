@@ -63,6 +63,10 @@ impl World {
         };
         {
             let mut model = self.stage.model.borrow_mut();
+            let crowded = std::mem::replace(&mut self.crowds, stats.crowded) < stats.crowded;
+            let may_be = !crowded || model.is_crowded(config.max_per_peer, tally.waited);
+            assert!(may_be, "{} refused as too many of a peer", stats.crowded);
+            model.marks.hit_if("one too many of a peer", crowded);
             if turn.stopped.is_none() {
                 model.after_turn(turned, config, &self.stage.sim);
             }
@@ -88,7 +92,8 @@ impl World {
     pub(super) fn check_refusals(&mut self, stats: &Stats) {
         let model = self.stage.model.borrow();
         let refused = stats.busy - model.busy;
-        let went = model.placed() + stats.lost + (self.taken() - stats.live) + refused;
+        let went =
+            model.placed() + stats.lost + stats.crowded + (self.taken() - stats.live) + refused;
         let astray = (stats.accepted + model.taken).wrapping_sub(went);
         if model.stopping {
             // Who comes too late is given up.

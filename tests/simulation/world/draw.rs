@@ -1,5 +1,6 @@
 //! Draw: random configurations, small ones, so that every limit is met.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use pool_manager::sim::Dice;
@@ -29,7 +30,10 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     // From dice of its own, so that seeds that once failed stay what they were.
     let mut others = Dice::new(deadline.as_nanos() as u64);
     let spin = others.below(120).saturating_sub(90);
+    // A crowd comes from few addresses.
+    let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
     Config::new()
+        .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .framing(framing(dice))
         .buffer_size(8 + dice.below(200))
@@ -56,5 +60,18 @@ pub(crate) fn invalid(dice: &mut Dice) -> Config {
         0 => valid.max_workers(1).min_workers(2),
         1 => valid.buffer_size(usize::MAX),
         _ => valid.write_limit(usize::MAX),
+    }
+}
+
+/// Where somebody comes from: few places, in the ways that one may be written.
+pub(crate) fn addr(dice: &mut Dice) -> IpAddr {
+    let near = Ipv4Addr::new(10, 0, 0, dice.below(3) as u8);
+    match dice.below(3) {
+        0 => near.into(),
+        1 => near.to_ipv6_mapped().into(),
+        _ => {
+            let host = dice.below(1 << 16) as u16;
+            Ipv6Addr::new(0x2001, 0xdb8, 0, dice.below(2) as u16, 0, host, 0, 1).into()
+        }
     }
 }

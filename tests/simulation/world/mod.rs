@@ -163,6 +163,8 @@ struct World {
     /// What is not accounted for of those who came, and how many were refused by a listener.
     astray: Option<u64>,
     refused: u64,
+    /// How many were refused as one too many of their peer's.
+    crowds: u64,
     /// When the wait of the last turn was over.
     began: Duration,
     /// Listeners have to wait for a place, whatever configuration is in effect.
@@ -208,6 +210,7 @@ impl World {
             astray: None,
             began: Duration::ZERO,
             refused: 0,
+            crowds: 0,
             patient: false,
             turns: Vec::new(),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
@@ -81,6 +82,9 @@ pub(crate) struct Account {
     progressed: bool,
     /// It came by a listener.
     knocked: bool,
+    /// From there, and it counts for how many may.
+    from: Option<IpAddr>,
+    counted: bool,
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -141,6 +145,8 @@ pub(crate) struct Model {
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
+    /// How many have come by a listener.
+    pub(crate) knocked: u64,
     opened: u64,
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
@@ -174,6 +180,7 @@ impl Model {
             wild: true,
             trace,
             digest: 0,
+            knocked: 0,
             opened: 0,
             closed: HashMap::new(),
             requests: HashMap::new(),

@@ -1,5 +1,6 @@
 //! Places: who may be sent away to make one, and who may not have one.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::{Look, Sim};
@@ -22,7 +23,49 @@ impl Account {
     }
 }
 
+/// Whether two addresses are of one peer.
+fn same(one: IpAddr, other: IpAddr) -> bool {
+    let v4 = |addr| match addr {
+        IpAddr::V4(addr) => Some(addr),
+        IpAddr::V6(addr) => addr.to_ipv4_mapped(),
+    };
+    match (one, other) {
+        (IpAddr::V6(a), IpAddr::V6(b)) if v4(one).is_none() && v4(other).is_none() => {
+            a.segments()[..4] == b.segments()[..4]
+        }
+        _ => v4(one).is_some() && v4(one) == v4(other),
+    }
+}
+
 impl Model {
+    /// One that has just opened is not one too many of its peer's.
+    pub(super) fn counts(&mut self, number: usize) -> Result<(), String> {
+        let limits = self.configs.iter().map(|config| config.max_per_peer);
+        let (least, most) = (limits.clone().min(), limits.max());
+        let Some(account) = self.accounts.get_mut(&number) else { return Ok(()) };
+        account.counted = least > Some(0) && account.from.is_some();
+        let Some(from) = account.from.filter(|_| account.counted) else { return Ok(()) };
+        let live = self.accounts.values().filter(|other| {
+            let there = other.counted && other.end.is_none();
+            there && other.from.is_some_and(|addr| same(addr, from))
+        });
+        match live.count() {
+            count if Some(count) > most => Err(format!("the {count}th of {from}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether, since then, there was a peer with as many connections as it may have.
+    pub(crate) fn is_crowded(&self, most: usize, since: Duration) -> bool {
+        let there = |account: &&Account| {
+            let left = account.end.is_some_and(|(_, when)| when < since);
+            account.id.is_some() && !left
+        };
+        let addrs = || self.accounts.values().filter(there).filter_map(|account| account.from);
+        let count = |from| addrs().filter(|&addr| same(addr, from)).count();
+        most > 0 && addrs().any(|from| count(from) >= most)
+    }
+
     /// Who is evicted was idle, while there was no place, and nobody was idle longer.
     pub(super) fn evicted(&self, end: &End, sim: &Sim) -> Result<(), String> {
         let full = self.configs.iter().any(|config| {

@@ -1,5 +1,6 @@
 //! Told: what peers and callbacks tell the model, and what must be true of it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
@@ -23,6 +24,9 @@ impl Model {
         account.opened = (began, now);
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
+        }
+        if let Err(wrong) = self.counts(number) {
+            self.complain(format!("{id}: {wrong}"));
         }
         let index = id.as_u64() as u32;
         self.highest = self.highest.max(index);
@@ -197,8 +201,11 @@ impl Model {
     }
 
     /// A connection comes by a listener.
-    pub(crate) fn knocks(&mut self, number: usize) {
-        self.accounts.entry(number).or_default().knocked = true;
+    pub(crate) fn knocks(&mut self, number: usize, from: IpAddr) {
+        self.knocked += 1;
+        let account = self.accounts.entry(number).or_default();
+        account.knocked = true;
+        account.from = Some(from);
     }
 
     /// Something is sent from outside; whether it fits, the pool knows later.
