@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Who is counted together. IPv4 addresses stand where no IPv6 one does: in ffff:ffff::/32, which is
-/// multicast.
+/// Who is counted together. IPv4 addresses stand where no IPv6 one does: in `ffff:ffff::/32`,
+/// which is multicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Peer(u64);
 
