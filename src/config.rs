@@ -3,12 +3,15 @@
 //! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
 //! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
 
+mod rate;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use crate::framing::Framing;
+pub use rate::RateLimit;
 
 /// What refused clients are told by default, and what the Go package this one succeeds says.
 pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
@@ -76,6 +79,11 @@ pub struct Config {
     /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address.
     /// Default: 0, no limit.
     pub max_per_peer: usize,
+    /// How many requests a second a connection may make. One that comes too early is not lost: it is
+    /// held, nothing more is read meanwhile, so that its peer feels it, and the deadlines stand
+    /// still. Only what a deadline delivers ([`Cause::Expired`](crate::Cause::Expired)) never waits. A
+    /// stop does not hurry it. [`Stats::throttled`](crate::Stats::throttled) counts. Default: `None`.
+    pub rate_limit: Option<RateLimit>,
     /// What a listener does when all workers are taken. Default: reject with
     /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
     /// socket, and decides.
@@ -155,6 +163,7 @@ impl Default for Config {
             reap_interval: REAP_INTERVAL,
             drain_deadline: None,
             max_per_peer: 0,
+            rate_limit: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
             spin: Duration::ZERO,
             slow_callback: None,
@@ -247,6 +256,13 @@ impl Config {
         self
     }
 
+    /// Sets [`rate_limit`](Self::rate_limit).
+    #[must_use]
+    pub fn rate_limit(mut self, limit: impl Into<Option<RateLimit>>) -> Self {
+        self.rate_limit = limit.into();
+        self
+    }
+
     /// Sets [`overload`](Self::overload).
     #[must_use]
     pub fn overload(mut self, overload: Overload) -> Self {
@@ -276,6 +292,7 @@ impl Config {
         if workers.1 > 0 && workers.0 > workers.1 {
             return Err(ConfigError::MinAboveMax { min: workers.0, max: workers.1 });
         }
+        self.rate_limit.map_or(Ok(()), RateLimit::check)?;
         or_default(&mut self.buffer_size, BUFFER_SIZE);
         or_default(&mut self.write_limit, WRITE_LIMIT);
         or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
@@ -333,6 +350,11 @@ pub enum ConfigError {
         /// `max_workers` as given.
         max: usize,
     },
+    /// A field of a limit is zero, so that nobody would ever be served.
+    Zero {
+        /// The field's name.
+        field: &'static str,
+    },
     /// A field is beyond what the pool can serve.
     TooLarge {
         /// The field's name.
@@ -351,6 +373,9 @@ impl fmt::Display for ConfigError {
                 f,
                 "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
             ),
+            Self::Zero { field } => {
+                write!(f, "{field} is 0 but must be at least 1; without rate_limit there is none")
+            }
             Self::TooLarge { field, value, most } => {
                 write!(f, "{field} is {value} but may be at most {most}")
             }
@@ -396,6 +421,12 @@ mod tests {
         assert!(error.to_string().contains("16777216"), "{error}");
         let error = Config::new().min_workers(usize::MAX).checked().unwrap_err();
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
+        for limit in [RateLimit::per_second(0), RateLimit::per_second(5).burst(0)] {
+            let error = Config::new().rate_limit(limit).checked().unwrap_err();
+            assert!(error.to_string().contains(" is 0 but must be at least 1"), "{error}");
+        }
+        let error = Config::new().rate_limit(RateLimit::per_second(u32::MAX)).checked();
+        assert!(error.unwrap_err().to_string().contains("at most 1000000"));
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
     }

@@ -113,7 +113,7 @@ mod worker;
 #[cfg(feature = "sim")]
 pub use backend::sim;
 pub use command::Desk;
-pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload};
+pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload, RateLimit};
 pub use error::{Error, PutError, PutErrorKind};
 pub use framing::{Find, Frame, Framing, Prefix};
 pub use handle::Handle;

@@ -270,6 +270,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         for _ in 0..TIMERS {
             match self.pool.pop_due(self.kit.now, self.kit.deadlines) {
                 Some(Due::Expired(id)) => self.expire(id),
+                Some(Due::Held(id)) => self.serve(id),
                 Some(Due::Early) => {}
                 None => break,
             }

@@ -38,6 +38,8 @@ const LOOKS: usize = 256;
 pub(crate) enum Due {
     /// Its deadline had moved; it is armed again.
     Early,
+    /// The time of the request that it holds has come; it is no longer armed.
+    Held(ConnId),
     /// Its deadline has passed, and it is no longer armed.
     Expired(ConnId),
 }
@@ -172,10 +174,10 @@ impl<S> Pool<S> {
     /// away, which costs nothing here: the timer comes early and is armed again then.
     pub(crate) fn file(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
-        let deadline = worker.vitals.deadline(deadlines);
-        if deadline < worker.vitals.filed {
-            worker.vitals.filed = deadline;
-            self.wheel.arm(id.index(), deadline);
+        let due = worker.vitals.due(deadlines);
+        if due < worker.vitals.filed {
+            worker.vitals.filed = due;
+            self.wheel.arm(id.index(), due);
         }
     }
 
@@ -188,10 +190,11 @@ impl<S> Pool<S> {
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.tick)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
-        let (id, deadline) = (worker.vitals.id, worker.vitals.deadline(deadlines));
+        let (id, due) = (worker.vitals.id, worker.vitals.due(deadlines));
         worker.vitals.filed = Tick::NEVER;
-        if deadline <= at {
-            return Some(Due::Expired(id));
+        if due <= at {
+            let deadline = worker.vitals.deadline(deadlines);
+            return Some(if deadline <= at { Due::Expired(id) } else { Due::Held(id) });
         }
         self.file(id, deadlines);
         Some(Due::Early)

@@ -74,6 +74,9 @@ pub struct Stats {
     pub commands: u64,
     /// Commands for connections that no longer exist; dropped.
     pub stale_commands: u64,
+    /// Times that a request had to wait for its connection's
+    /// [`rate_limit`](crate::Config::rate_limit).
+    pub throttled: u64,
     /// Deadlines that passed.
     pub timers: u64,
     /// Buffers allocated.
@@ -191,6 +194,7 @@ impl Add for Stats {
             stale_events: self.stale_events + other.stale_events,
             commands: self.commands + other.commands,
             stale_commands: self.stale_commands + other.stale_commands,
+            throttled: self.throttled + other.throttled,
             timers: self.timers + other.timers,
             buffers: self.buffers + other.buffers,
             longest_callback: self.longest_callback.max(other.longest_callback),

@@ -3,6 +3,8 @@
 //! Both the worker that serves a connection and the callback's view of it need these; the room
 //! lies below both. `Cause` and `CloseReason` are the two words it has for its users.
 
+mod pace;
+
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::id::ConnId;
 use crate::time::{Now, Span, Tick};
+pub(crate) use pace::Pace;
 
 /// Why the callback runs now.
 ///
@@ -175,6 +178,8 @@ pub(crate) struct Deadlines {
     idle: u64,
     /// As long as there is time if it is off.
     total: u64,
+    /// How soon requests may follow each other.
+    pub(crate) pace: Pace,
 }
 
 impl From<&Config> for Deadlines {
@@ -182,11 +187,12 @@ impl From<&Config> for Deadlines {
         let millis = |deadline| Tick(0).after(deadline).0;
         let total = config.request_deadline;
         let total = if total.is_zero() { u64::MAX } else { millis(total) };
-        Self { idle: millis(config.clients_deadline), total }
+        let pace = Pace::from(config.rate_limit);
+        Self { idle: millis(config.clients_deadline), total, pace }
     }
 }
 
-/// Invariant: `filed` is not later than [`Vitals::deadline`].
+/// Invariant: `filed` is not later than [`Vitals::due`].
 #[derive(Debug)]
 pub(crate) struct Vitals {
     pub(crate) id: ConnId,
@@ -198,6 +204,8 @@ pub(crate) struct Vitals {
     pub(crate) since: Tick,
     /// What the wheel has it armed to; `NEVER` if it is not armed.
     pub(crate) filed: Tick,
+    /// When the next request would come if they came evenly: see [`Pace`].
+    pub(crate) evenly: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// This connection's own idle deadline, in milliseconds; 0 for the configured one.
@@ -217,6 +225,8 @@ pub(crate) struct Vitals {
     pub(crate) blocked: bool,
     /// Nothing is read or delivered until it is resumed.
     pub(crate) paused: bool,
+    /// A request is held until its time has come, by the rate limit.
+    pub(crate) throttled: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
 }
@@ -229,6 +239,7 @@ impl Vitals {
             moved: now.stamp,
             since: Tick::NEVER,
             filed: Tick::NEVER,
+            evenly: 0,
             bytes_in: 0,
             bytes_out: 0,
             patience: 0,
@@ -239,14 +250,15 @@ impl Vitals {
             eof: false,
             blocked: false,
             paused: false,
+            throttled: false,
             farewell: false,
         }
     }
 
     /// When this connection's time is up: the idle or the total deadline, whichever is sooner.
-    /// A paused one's clocks stand still, unless it owes a reply.
+    /// The clocks of one that is paused or held back stand still, unless it owes a reply.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
-        if self.paused && !self.blocked {
+        if (self.paused || self.throttled) && !self.blocked {
             return Tick::NEVER;
         }
         let idle = if self.patience == 0 { deadlines.idle } else { u64::from(self.patience) };
@@ -254,9 +266,42 @@ impl Vitals {
         Tick(idle.min(self.since.0.saturating_add(deadlines.total)))
     }
 
-    /// Whether the wheel will hand it out in time for its deadline.
+    /// When there is something to do for it though nothing comes: its deadline, or the time of the
+    /// request that is held.
+    pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
+        if self.throttled && !self.paused && !self.blocked {
+            return deadlines.pace.due(self.evenly);
+        }
+        self.deadline(deadlines)
+    }
+
+    /// Whether the wheel will hand it out in time.
     pub(crate) fn is_filed(&self, deadlines: Deadlines) -> bool {
-        self.filed <= self.deadline(deadlines)
+        self.filed <= self.due(deadlines)
+    }
+
+    fn is_due(&self, deadlines: Deadlines, now: Now) -> bool {
+        deadlines.pace.due(self.evenly) <= now.tick
+    }
+
+    /// Whether a request may be delivered now, which it then has to be; else it is held.
+    pub(crate) fn keeps_pace(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        self.throttled = !self.is_due(deadlines, now);
+        if !self.throttled {
+            self.evenly = deadlines.pace.after(self.evenly, now.tick);
+        }
+        !self.throttled
+    }
+
+    /// Whether a request that is held may go on. Its peer has waited for us: clocks begin anew.
+    #[cold]
+    pub(crate) fn catch_up(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        self.throttled = !self.is_due(deadlines, now);
+        if !self.throttled {
+            self.moved = now.stamp;
+            self.since = now.stamp;
+        }
+        !self.throttled
     }
 
     /// Ends the connection for this reason, unless it is ending for another. A natural end, which

@@ -120,6 +120,7 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("stale_events_total", stats.stale_events, "Events for connections that were gone."),
         ("commands_total", stats.commands, "Commands from callbacks and handles."),
         ("stale_commands_total", stats.stale_commands, "Commands for connections that were gone."),
+        ("throttled_total", stats.throttled, "Times that a request waited for its rate."),
         ("deadlines_total", stats.timers, "Deadlines that passed."),
         ("buffers_total", stats.buffers, "Buffers allocated."),
         ("slow_callbacks_total", stats.slow_callbacks, "Callbacks slower than slow_callback."),

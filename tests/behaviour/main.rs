@@ -15,6 +15,7 @@ mod limits;
 mod listener;
 mod newcomers;
 mod random;
+mod rate;
 mod scripted;
 mod transport;
 mod uds;

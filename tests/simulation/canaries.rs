@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 31] = [
+pub(crate) const ALL: [Canary; 33] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -181,11 +181,22 @@ pub(crate) const ALL: [Canary; 31] = [
         "wanted && recent && !PLANTED && vitals.bytes_out > 0",
     ),
     canary(
-        "evicted_without_a_last_read",
-        "manager/connection.rs",
-        "            self.serve(id);\n            let Some(worker) = self.pool.get_mut(id) else { return true };",
-        "            if PLANTED { worker.vitals.readable = false } else { self.serve(id) }
-             let Some(worker) = self.pool.get_mut(id) else { return true };",
+        "rate_limit_ignored",
+        "vitals.rs",
+        "deadlines.pace.due(self.evenly) <= now.tick",
+        "deadlines.pace.due(self.evenly) <= now.tick || PLANTED",
+    ),
+    canary(
+        "held_back_for_ever",
+        "vitals.rs",
+        "            return deadlines.pace.due(self.evenly);",
+        "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly) };",
+    ),
+    canary(
+        "waiting_for_the_rate_is_held_against_the_peer",
+        "vitals.rs",
+        "            self.moved = now.stamp;\n            self.since = now.stamp;",
+        "            if !PLANTED { self.moved = now.stamp; self.since = now.stamp; }",
     ),
     canary(
         "a_peer_s_end_is_not_counted",

@@ -160,6 +160,7 @@ impl World {
 
     pub(super) fn marks(&self, marks: &mut Marks, turn: Turn) {
         let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        marks.hit_if("a request waits for its rate", stats.throttled > 0);
         marks.hit_if("a stale event", stats.stale_events > 0);
         marks.hit_if("busy, by a listener", self.refused > 0);
         marks.hit_if("a short write", tally.short_writes > 0);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use pool_manager::sim::Dice;
-use pool_manager::{Config, Framing, Overload, Prefix};
+use pool_manager::{Config, Framing, Overload, Prefix, RateLimit};
 
 use super::oracle;
 
@@ -32,7 +32,10 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let spin = others.below(120).saturating_sub(90);
     // A crowd comes from few addresses.
     let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
+    let rate = [5, 60, 700, 3_000][others.below(4)];
+    let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
     Config::new()
+        .rate_limit(others.permille(250).then_some(limit))
         .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .framing(framing(dice))

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 46] = [
+pub(crate) const ALL: [&str; 47] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
     "busy, by a handle",
     "busy, by a listener",
     "one too many of a peer",
+    "a request waits for its rate",
     "an idle one makes a place for another",
     "a short write",
     "a short read",

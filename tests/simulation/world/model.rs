@@ -10,6 +10,7 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 
 mod clocks;
 mod places;
+mod rate;
 mod told;
 
 use super::marks::Marks;
@@ -82,6 +83,10 @@ pub(crate) struct Account {
     progressed: bool,
     /// It came by a listener.
     knocked: bool,
+    /// When its last requests were delivered.
+    requests: VecDeque<Duration>,
+    /// One may have had to wait for its rate when the last turn ended.
+    held_up: bool,
     /// From there, and it counts for how many may.
     from: Option<IpAddr>,
     counted: bool,
@@ -209,9 +214,10 @@ impl Model {
         self.accounts.get_mut(self.numbers.get(&id)?)
     }
 
-    /// A configuration is asked for; its framing stays the one that is in effect.
+    /// A configuration is asked for; its framing and rate stay those that are in effect.
     pub(crate) fn asked_for(&mut self, config: Config) -> Config {
-        let config = config.framing(self.configs[0].framing.clone());
+        let (framing, rate) = (self.configs[0].framing.clone(), self.configs[0].rate_limit);
+        let config = config.framing(framing).rate_limit(rate);
         self.configs.push(config.clone());
         self.sizes.insert(config.buffer_size);
         self.most_unsent = self.most_unsent.max(config.write_limit);

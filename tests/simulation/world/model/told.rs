@@ -83,6 +83,11 @@ impl Model {
         {
             wrong.push("a buffer that has not grown".to_owned());
         }
+        if cause == Cause::Expired {
+            // It waits for no rate, and is the last.
+        } else if let Err(early) = account.delivers(&self.configs, began) {
+            wrong.push(early);
+        }
         let early = early(account, &self.configs, &look, now, began);
         let late = self.configs.iter().all(|config| {
             account.moved.1 + idle(account, config) + Duration::from_millis(2) < began
