@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 33] = [
+pub(crate) const ALL: [Canary; 32] = [
     canary(
         "no_generation_check",
         "pool.rs",
@@ -191,12 +191,6 @@ pub(crate) const ALL: [Canary; 33] = [
         "vitals.rs",
         "            return deadlines.pace.due(self.evenly);",
         "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly) };",
-    ),
-    canary(
-        "waiting_for_the_rate_is_held_against_the_peer",
-        "vitals.rs",
-        "            self.moved = now.stamp;\n            self.since = now.stamp;",
-        "            if !PLANTED { self.moved = now.stamp; self.since = now.stamp; }",
     ),
     canary(
         "a_peer_s_end_is_not_counted",
