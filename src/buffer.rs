@@ -1,6 +1,6 @@
 //! Buffer: the bytes of one connection that no callback has seen yet.
 //!
-//! A fixed storage with a window of held bytes in it. Bytes are committed at the back and
+//! A storage with a window of held bytes in it. Bytes are committed at the back and
 //! consumed at the front; the window slides to the front only when there is no room behind it.
 //! It knows neither sockets nor framing, beyond remembering how far a delimiter was sought.
 
@@ -72,15 +72,12 @@ impl Buffer {
         self.scanned = self.scanned.saturating_sub(count as u32);
     }
 
-    /// Makes room for `capacity` bytes in all, if there is less.
-    pub(crate) fn grow(&mut self, capacity: usize) {
-        if capacity > self.capacity() {
-            let mut grown = Self::with_capacity(capacity);
-            grown.storage[..self.len()].copy_from_slice(self.held());
-            grown.end = self.len() as u32;
-            grown.scanned = self.scanned;
-            *self = grown;
-        }
+    /// Moves what is held, with how far it was scanned, to the front of `other`, which is empty
+    /// and has room for it; this one is empty then.
+    pub(crate) fn move_to(&mut self, other: &mut Self) {
+        other.storage[..self.len()].copy_from_slice(self.held());
+        (other.start, other.end, other.scanned) = (0, self.len() as u32, self.scanned);
+        (self.start, self.end, self.scanned) = (0, 0, 0);
     }
 
     /// How many of the held bytes are known to contain no delimiter.
@@ -155,19 +152,19 @@ mod tests {
     }
 
     #[test]
-    fn growing_keeps_what_is_held() {
-        let mut buffer = Buffer::with_capacity(4);
-        buffer.spare(4).copy_from_slice(b"abcd");
-        buffer.commit(4);
-        buffer.consume(1);
-        buffer.set_scanned(2);
-        let storage = buffer.storage.as_ptr();
-        buffer.grow(3);
-        buffer.grow(4);
-        assert_eq!((buffer.capacity(), buffer.storage.as_ptr()), (4, storage), "enough already");
-        buffer.grow(8);
-        assert_eq!((buffer.held(), buffer.scanned(), buffer.capacity()), (&b"bcd"[..], 2, 8));
-        assert_eq!(buffer.spare(99).len(), 5);
+    fn moving_keeps_what_is_held_and_leaves_nothing() {
+        for capacity in [3, 8] {
+            let mut buffer = Buffer::with_capacity(4);
+            buffer.spare(4).copy_from_slice(b"abcd");
+            buffer.commit(4);
+            buffer.consume(1);
+            buffer.set_scanned(2);
+            let mut other = Buffer::with_capacity(capacity);
+            buffer.move_to(&mut other);
+            assert_eq!((other.held(), other.scanned()), (&b"bcd"[..], 2));
+            assert_eq!(other.spare(99).len(), capacity - 3);
+            assert_eq!((buffer.len(), buffer.scanned(), buffer.spare(99).len()), (0, 0, 4));
+        }
     }
 
     #[test]

@@ -123,6 +123,14 @@ impl Desk {
         self.push(Command::Stop)
     }
 
+    /// How many commands wait to be carried out: those of callbacks, and of handles those that are
+    /// next. At most 65,536; a turn carries out 1,024. Who has much to ask for, such as a
+    /// broadcast, asks for it while few wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.0.len()
+    }
+
     fn push(&mut self, command: Command) -> Result<(), Error> {
         if self.waiting.0.len() >= COMMANDS_MOST {
             return Err(Error::QueueFull);

@@ -3,14 +3,16 @@
 //! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
 //! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
 
+mod invalid;
+mod overload;
 mod rate;
 
 use std::borrow::Cow;
-use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use crate::framing::Framing;
+pub use invalid::ConfigError;
+pub use overload::Overload;
 pub use rate::RateLimit;
 
 /// What refused clients are told by default, and what the Go package this one succeeds says.
@@ -18,6 +20,7 @@ pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
 
 const BUFFER_SIZE: usize = 5120;
 const BUFFER_SIZE_MOST: usize = 16 << 20;
+const MAX_REQUEST_MOST: usize = 1 << 30;
 const WRITE_LIMIT: usize = 1 << 20;
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -44,9 +47,24 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Log what happens to each connection through `log`, at level `debug`. Default: false.
     pub debug: bool,
-    /// Bytes a worker's buffer holds, and so the longest body. Default, and what 0 means: 5120.
-    /// At most 16 MiB.
+    /// Bytes a worker's buffer holds, and so the longest body, unless `max_request` is more.
+    /// Default, and what 0 means: 5120. At most 16 MiB.
     pub buffer_size: usize,
+    /// Bytes of the longest request, with its delimiter or prefix, under a framing that finds
+    /// requests: for one that does not fit in `buffer_size` the buffer doubles as bytes arrive,
+    /// whatever length they announce, and is freed when the request is done. All of it has to come
+    /// within `request_deadline`. A longer one is [`Cause::Overlong`](crate::Cause::Overlong).
+    /// Under [`Framing::Filled`] and [`Framing::Drained`] it has no effect: there a body is at most
+    /// `buffer_size` long. Default, and what 0 means: `buffer_size`. At most 1 GiB.
+    pub max_request: usize,
+    /// Bytes that the buffers of all connections together may take, counted by their capacity: each
+    /// that keeps a part of a request has one, of `buffer_size` or what it has grown to
+    /// ([`Stats::bytes_held`](crate::Stats::bytes_held)). Who would need more is called with
+    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit) and closed after the reply; one that is
+    /// paused or owes a reply is closed at once. A request that comes whole and fits in
+    /// `buffer_size` takes nothing, so small ones are served at any time; warm buffers and unsent
+    /// replies (`write_limit`) do not count. At least `max_request`. Default: 0, no limit.
+    pub memory_limit: usize,
     /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them, with
     /// 512 bytes more for each.
     pub min_workers: usize,
@@ -81,8 +99,9 @@ pub struct Config {
     pub max_per_peer: usize,
     /// How many requests a second a connection may make. One that comes too early is not lost: it is
     /// held, nothing more is read meanwhile, so that its peer feels it, and the deadlines stand
-    /// still. Only what a deadline delivers ([`Cause::Expired`](crate::Cause::Expired)) never waits. A
-    /// stop does not hurry it. [`Stats::throttled`](crate::Stats::throttled) counts. Default: `None`.
+    /// still. Only a last body never waits that a deadline or `memory_limit` delivers
+    /// ([`Cause::Expired`](crate::Cause::Expired), [`Cause::MemoryLimit`](crate::Cause::MemoryLimit)):
+    /// a request that is held takes its buffer meanwhile. A stop does not hurry it. [`Stats::throttled`](crate::Stats::throttled) counts. Default: `None`.
     pub rate_limit: Option<RateLimit>,
     /// What a listener does when all workers are taken. Default: reject with
     /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
@@ -100,60 +119,13 @@ pub struct Config {
     pub slow_callback: Option<Duration>,
 }
 
-/// What a listener does with new connections when all workers are taken.
-///
-/// ```
-/// use pool_manager::{Config, Overload};
-/// let http = Config::new().overload(Overload::Reject(b"HTTP/1.1 503 Busy\r\n\r\n".into()));
-/// let patient = Config::new().overload(Overload::Pause);
-/// ```
-#[derive(Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Overload {
-    /// Accept, write this as a last word, and close (lingering, so that it arrives).
-    Reject(Cow<'static, [u8]>),
-    /// Leave it in the kernel's backlog until a worker is free.
-    Pause,
-    /// Close the connection that has been idle longest ([`CloseReason::Evicted`]) and give its place
-    /// to the new one. Idle is who is between two requests, or has sent none: nothing is held, owed
-    /// or paused, and nothing has moved for a millisecond or two, so that newcomers have a moment to
-    /// speak. Who turns out to have spoken, at a last read, is served and stays. No callback but
-    /// [`closed`](crate::Handler::closed) runs for who goes.
-    ///
-    /// Nothing is kept in order for it: 256 slots are looked at for each newcomer, going round, and
-    /// the one of these that is idle longest goes. So it is the longest of all with up to 256
-    /// workers, and with more one of the longest. If none of these is idle, the newcomer is
-    /// told [`ERROR_SERVER_BUSY`] and closed.
-    ///
-    /// [`CloseReason::Evicted`]: crate::CloseReason::Evicted
-    EvictIdle,
-}
-
-impl Overload {
-    /// What is said to who is refused.
-    pub(crate) fn last_word(&self) -> &[u8] {
-        match self {
-            Self::Reject(last_word) => last_word,
-            Self::Pause | Self::EvictIdle => ERROR_SERVER_BUSY.as_bytes(),
-        }
-    }
-}
-
-impl fmt::Debug for Overload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Reject(last_word) => write!(f, "Reject(\"{}\")", last_word.escape_ascii()),
-            Self::Pause => f.write_str("Pause"),
-            Self::EvictIdle => f.write_str("EvictIdle"),
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             debug: false,
             buffer_size: BUFFER_SIZE,
+            max_request: 0,
+            memory_limit: 0,
             min_workers: 0,
             max_workers: 0,
             clients_deadline: CLIENTS_DEADLINE,
@@ -190,6 +162,20 @@ impl Config {
     #[must_use]
     pub fn buffer_size(mut self, bytes: usize) -> Self {
         self.buffer_size = bytes;
+        self
+    }
+
+    /// Sets [`max_request`](Self::max_request), in bytes.
+    #[must_use]
+    pub fn max_request(mut self, bytes: usize) -> Self {
+        self.max_request = bytes;
+        self
+    }
+
+    /// Sets [`memory_limit`](Self::memory_limit), in bytes.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = bytes;
         self
     }
 
@@ -301,6 +287,7 @@ impl Config {
         let most_warm = WARM_BYTES_MOST / self.buffer_size.saturating_add(WORKER_BYTES);
         for (field, value, most) in [
             ("buffer_size", self.buffer_size, BUFFER_SIZE_MOST),
+            ("max_request", self.max_request, MAX_REQUEST_MOST),
             ("min_workers", self.min_workers, most_warm),
             ("max_workers", self.max_workers, most_workers),
             ("write_limit", self.write_limit, u32::MAX as usize),
@@ -309,7 +296,21 @@ impl Config {
                 return Err(ConfigError::TooLarge { field, value, most });
             }
         }
+        let longest = if self.max_request > 0 { "max_request" } else { "buffer_size" };
+        for (field, value, other, least) in [
+            ("max_request", self.max_request, "buffer_size", self.buffer_size),
+            ("memory_limit", self.memory_limit, longest, self.longest()),
+        ] {
+            if value > 0 && value < least {
+                return Err(ConfigError::Below { field, value, other, least });
+            }
+        }
         Ok(self)
+    }
+
+    /// Bytes of the longest request under a framing that finds requests.
+    pub(crate) fn longest(&self) -> usize {
+        self.max_request.max(self.buffer_size)
     }
 
     pub(crate) fn drain_time(&self) -> Duration {
@@ -327,67 +328,6 @@ const WORKER_BYTES: usize = 512;
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
     if *value == T::default() {
         *value = default;
-    }
-}
-
-/// Why a configuration was refused; nothing of it was applied.
-///
-/// ```
-/// use pool_manager::{Config, Manager};
-/// let refused = Manager::new(Config::new().min_workers(9).max_workers(3), |_, _| Ok(()));
-/// assert_eq!(
-///     refused.unwrap_err().to_string(),
-///     "min_workers is 9 but max_workers is 3: lower the one or raise the other",
-/// );
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// More workers are to be kept warm than there may be.
-    MinAboveMax {
-        /// `min_workers` as given.
-        min: usize,
-        /// `max_workers` as given.
-        max: usize,
-    },
-    /// A field of a limit is zero, so that nobody would ever be served.
-    Zero {
-        /// The field's name.
-        field: &'static str,
-    },
-    /// A field is beyond what the pool can serve.
-    TooLarge {
-        /// The field's name.
-        field: &'static str,
-        /// Its value as given.
-        value: usize,
-        /// The most it may be.
-        most: usize,
-    },
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MinAboveMax { min, max } => write!(
-                f,
-                "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
-            ),
-            Self::Zero { field } => {
-                write!(f, "{field} is 0 but must be at least 1; without rate_limit there is none")
-            }
-            Self::TooLarge { field, value, most } => {
-                write!(f, "{field} is {value} but may be at most {most}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl From<ConfigError> for io::Error {
-    fn from(error: ConfigError) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, error)
     }
 }
 
@@ -429,6 +369,28 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("at most 1000000"));
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
+    }
+
+    #[test]
+    fn a_request_fits_in_what_it_has_to_fit_in() {
+        let refused = |config: Config| config.checked().unwrap_err().to_string();
+        assert_eq!(
+            refused(Config::new().max_request(5119)),
+            "max_request is 5119 but buffer_size is 5120: raise the one or lower the other"
+        );
+        assert_eq!(
+            refused(Config::new().memory_limit(5119)),
+            "memory_limit is 5119 but buffer_size is 5120: raise the one or lower the other"
+        );
+        let large = Config::new().max_request(1 << 20);
+        assert_eq!(
+            refused(large.clone().memory_limit((1 << 20) - 1)),
+            "memory_limit is 1048575 but max_request is 1048576: raise the one or lower the other"
+        );
+        assert!(large.memory_limit(1 << 20).checked().is_ok());
+        assert!(Config::new().max_request(5120).memory_limit(5120).checked().is_ok());
+        assert!(Config::new().max_request(1 << 30).checked().is_ok());
+        assert!(refused(Config::new().max_request((1 << 30) + 1)).contains("1073741824"));
     }
 
     /// Four billion warm buffers of a byte each were accepted once, and start aborted.

@@ -14,8 +14,8 @@ pub type Find = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 /// When a request is complete, so that the callback runs.
 ///
 /// Whatever the framing, a body is also delivered at end of file and at a deadline, and never
-/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, must fit in
-/// [`Config::buffer_size`](crate::Config::buffer_size), else it is
+/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, may be as long
+/// as [`Config::max_request`](crate::Config::max_request), else it is
 /// [`Cause::Overlong`](crate::Cause::Overlong).
 ///
 /// ```
@@ -40,11 +40,12 @@ pub enum Framing {
         /// Width and byte order of the length.
         prefix: Prefix,
         /// The longest body accepted, in bytes; a longer one is
-        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as fits in the buffer.
+        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as `max_request` allows.
         limit: usize,
     },
     /// Whatever this function makes of the held bytes, all of which it is given each time some
-    /// arrive (never none). The body is the whole frame. A panic in it is treated as one in a
+    /// arrive (never none): where requests are large, one that looks at lengths is cheaper than one
+    /// that searches. The body is the whole frame. A panic in it is treated as one in a
     /// callback. Build it with [`Framing::custom`].
     Custom(Find),
 }
@@ -153,7 +154,7 @@ pub(crate) enum Found {
 }
 
 impl Framing {
-    /// Looks for a frame at the front of `held`, which a buffer of `capacity` bytes holds.
+    /// Looks for a frame at the front of `held`, in a buffer that may hold `capacity` bytes.
     /// `scanned` is where the last look at the same bytes got to, and is moved on.
     pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
         if held.is_empty() {
@@ -199,26 +200,34 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Where `byte` first is: eight bytes at a time, of which the lowest that is zero once `byte` is
-/// taken out of each is the first.
+/// Where `byte` first is.
+#[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
     let pattern = ONES * u64::from(byte);
-    let mut words = bytes.chunks_exact(8);
+    let mut blocks = bytes.chunks_exact(16);
     let mut before = 0;
-    for word in &mut words {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(word);
-        let taken = u64::from_le_bytes(eight) ^ pattern;
-        // A bit is set above each zero; above others only if there is a zero below them.
-        let zeros = taken.wrapping_sub(ONES) & !taken & (ONES << 7);
-        if zeros != 0 {
-            return Some(before + zeros.trailing_zeros() as usize / 8);
+    for block in &mut blocks {
+        let (low, high) = block.split_at(8);
+        let (low, high) = (zeros(low, pattern), zeros(high, pattern));
+        if low | high != 0 {
+            let bits = if low != 0 { low.trailing_zeros() } else { 64 + high.trailing_zeros() };
+            return Some(before + bits as usize / 8);
         }
-        before += 8;
+        before += 16;
     }
-    let rest = words.remainder().iter().position(|&other| other == byte)?;
+    let rest = blocks.remainder().iter().position(|&other| other == byte)?;
     Some(before + rest)
+}
+
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// A bit above each of eight bytes that is zero once `pattern` is taken out. It may be set above
+/// others, but only if there is a zero below them: so the lowest is true.
+fn zeros(eight: &[u8], pattern: u64) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(eight);
+    let taken = u64::from_le_bytes(word) ^ pattern;
+    taken.wrapping_sub(ONES) & !taken & (ONES << 7)
 }
 
 fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Found {

@@ -69,7 +69,8 @@ impl Handle {
     }
 
     /// Sends bytes to a connection, behind what it has been sent already. If more than
-    /// `write_limit` would be unsent, the connection is closed.
+    /// `write_limit` would be unsent, the connection is closed. What cannot be sent any more comes
+    /// back, on the loop's thread: [`Handler::undelivered`](crate::Handler::undelivered).
     ///
     /// # Errors
     /// [`Error::NotRunning`], [`Error::Dropped`], [`Error::QueueFull`].

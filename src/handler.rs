@@ -47,6 +47,18 @@ pub trait Handler {
     /// What is kept per connection, next to the worker that serves it.
     type Session: Default;
 
+    /// A listener has accepted a connection that will be served: what is returned is. The default
+    /// leaves it as it is; this is where it is wrapped into a [`Transport`](crate::Transport), for
+    /// TLS. It is non-blocking, and has to remain so. Not called for what is put, which can be
+    /// wrapped before.
+    ///
+    /// # Errors
+    /// The connection is closed, no other hook hears of it, and
+    /// [`Stats::lost`](crate::Stats::lost) counts it.
+    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+        Ok(socket)
+    }
+
     /// A connection is new. What is written here goes out first.
     ///
     /// # Errors
@@ -78,9 +90,25 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A connection has ended: exactly once for each, and the last that is heard of it.
+    /// A connection has ended: exactly once for each, and the last that is heard of it but
+    /// [`undelivered`](Handler::undelivered).
     fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
         let _ = (end, session, desk);
+    }
+
+    /// What a [`Handle`](crate::Handle) or a [`Desk`] sent comes back, because its connection is
+    /// gone or closing, or would have had more than `write_limit` unsent. None of it was written;
+    /// so bytes that were sent are written, or counted in [`End::bytes_unsent`], or come here. To
+    /// tell whoever sent them is the handler's affair. What this hook itself leaves on the desk
+    /// while the manager stops may be dropped.
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, desk: &mut Desk) {
+        let _ = (id, bytes, desk);
+    }
+
+    /// A turn has served everybody: once at the end of each. For what is better done once for
+    /// many requests than once for each, such as a broadcast.
+    fn turned(&mut self, desk: &mut Desk) {
+        let _ = desk;
     }
 }
 
@@ -156,11 +184,13 @@ impl Conn<'_> {
         self.vitals.id
     }
 
-    /// The peer's address. Asks the kernel each time (`getpeername(2)`, one system call), so keep
-    /// it in the session if every request needs it. `None` for Unix sockets, and after a reset.
+    /// The peer's address: of a connection that a balancer passes on, the one its header says
+    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise it asks
+    /// the kernel each time (`getpeername(2)`, one system call), so keep it in the session if every
+    /// request needs it. `None` for Unix sockets, and after a reset.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.socket.peer_addr()
+        self.vitals.peer().or_else(|| self.socket.peer_addr())
     }
 
     /// The socket, to look at: its options, its peer's credentials. What is read from or written
@@ -209,7 +239,7 @@ impl Conn<'_> {
     /// Stops reading from and delivering for this connection after this callback, until it is
     /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`]) the connection is kept until then, so that the answer may come later.
+    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
         self.vitals.paused = true;
     }

@@ -30,7 +30,8 @@
 //! - One thread, no locks on the path, and nothing re-enters: a callback sees its own
 //!   [`Conn`]ection and a [`Desk`] for what it wants done to others.
 //! - Every connection that was put ends with exactly one [`Handler::closed`], after which no
-//!   callback names it. A [`ConnId`] is never reused.
+//!   callback names it, but that of what was sent to it too late ([`Handler::undelivered`]). A
+//!   [`ConnId`] is never reused.
 //! - A reply that was accepted goes out in order, each byte once, or is counted as unsent. A last
 //!   reply survives input that nobody will read.
 //! - A deadline never fires early. Reads go before deadlines: a peer that spoke in time is heard.
@@ -65,6 +66,7 @@
 //! | `framing`, `buffer`, `output` | bytes in, frames out, replies |
 //! | `wheel`, `links`, `time` | deadlines |
 //! | `vitals`, `handler`, `command` | what a callback sees, and what it can ask for |
+//! | `proxy`, `trust` | whose connection a balancer passes on, and who is believed |
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
@@ -100,16 +102,19 @@ mod output;
 mod peers;
 mod places;
 mod pool;
+mod proxy;
 mod report;
 mod socket;
 mod spares;
 mod stats;
 mod time;
+mod trust;
 mod unix;
 mod vitals;
 mod wheel;
 mod worker;
 
+pub use backend::Bound;
 #[cfg(feature = "sim")]
 pub use backend::sim;
 pub use command::Desk;
@@ -123,6 +128,7 @@ pub use manager::Manager;
 pub use report::{StopReport, Turn};
 pub use socket::{Socket, Transport};
 pub use stats::Stats;
+pub use trust::{ListenOptions, Network, NotANetwork};
 pub use vitals::{Cause, CloseReason};
 
 /// The README's code blocks are tests, too.

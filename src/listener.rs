@@ -15,10 +15,15 @@ use crate::places::Places;
 use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::Claim;
 
 /// Connections accepted from one listener a turn.
 pub(crate) const ACCEPTS: u32 = 64;
+
+/// Connections accepted from one listener once a stop has begun: as many as Linux lets a queue
+/// hold unless told otherwise (`net.core.somaxconn`).
+const LAST_ACCEPTS: u32 = 4096;
 
 /// How long to pause when descriptors have run out: at most 20 attempts a second, and never
 /// more than 100 ms behind a descriptor that was freed.
@@ -27,15 +32,19 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Listener<L> {
-    socket: L,
+    /// `None` once it has closed, before the others have.
+    socket: Option<L>,
     /// The kernel said that there is something to accept, and no `WouldBlock` came since.
     ready: bool,
     /// Errors since it last accepted something, or had nothing to accept.
     errors: u32,
     /// It accepts nothing before this, because it had nothing but errors.
     paused_until: Tick,
+    options: ListenOptions,
+    /// How often it accepts before it closes, once a stop has begun.
+    last: Option<u32>,
     /// The path to remove at the end, for one in the file system.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 impl<L> Listener<L> {
@@ -64,8 +73,9 @@ pub(crate) struct Listeners<L> {
 /// What one attempt to accept gave.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection, its peer's address, and whether it has a place.
-    Connection(Socket, Option<IpAddr>, bool),
+    /// A connection, its peer's address if it is the client's, whether it has a place, and whether it
+    /// begins with a header that says who the client is.
+    Connection { socket: Socket, addr: Option<IpAddr>, promised: bool, proxied: bool },
     /// An error of this one connection: the next may be well.
     Skip,
     /// Nothing more now.
@@ -86,20 +96,35 @@ impl<L> Listeners<L> {
         backend: &mut B,
         bound: Bound,
         claim: Option<Claim>,
+        options: ListenOptions,
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
-        let listener =
-            Listener { socket, ready: false, errors: 0, paused_until: Tick(0), _claim: claim };
-        self.all.push(listener);
+        let socket = Some(socket);
+        let paused_until = Tick(0);
+        self.all.push(Listener {
+            socket,
+            ready: false,
+            errors: 0,
+            paused_until,
+            last: None,
+            options,
+            claim,
+        });
         Ok(())
     }
 
     /// Notes that there is something to accept. False if there is no such listener.
     pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
-        let Some(listener) = self.all.get_mut(index) else { return false };
+        let open = |listener: &&mut Listener<L>| listener.socket.is_some();
+        let Some(listener) = self.all.get_mut(index).filter(open) else { return false };
         self.ready += usize::from(!std::mem::replace(&mut listener.ready, true));
         true
+    }
+
+    /// Whether one of them has not closed.
+    pub(crate) fn any_open(&self) -> bool {
+        self.all.iter().any(|listener| listener.socket.is_some())
     }
 
     /// Whether one of them has something to accept, now or later.
@@ -131,7 +156,8 @@ impl<L> Listeners<L> {
         stats: &mut Stats,
         now: Now,
     ) -> Accepted {
-        let listener = &self.all[index];
+        let listener = &mut self.all[index];
+        let Some(socket) = &mut listener.socket else { return Accepted::Nothing };
         if !listener.ready || listener.paused_until.max(self.starved_until) > now.tick {
             return Accepted::Nothing;
         }
@@ -140,7 +166,8 @@ impl<L> Listeners<L> {
             return Accepted::Nothing;
         }
         stats.accepts += 1;
-        let outcome = backend.accept(&mut self.all[index].socket);
+        listener.last = listener.last.map(|last| last.saturating_sub(1));
+        let outcome = backend.accept(socket);
         if outcome.is_err() && promised {
             places.release();
         }
@@ -148,7 +175,10 @@ impl<L> Listeners<L> {
             Ok((socket, addr)) => {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
-                Accepted::Connection(socket, addr, promised)
+                let options = &self.all[index].options;
+                let proxied = options.has_proxies() && options.trusts(socket.peer_addr());
+                let addr = addr.filter(|_| !proxied);
+                Accepted::Connection { socket, addr, promised, proxied }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;
@@ -178,10 +208,46 @@ impl<L> Listeners<L> {
         Accepted::Nothing
     }
 
+    /// Gives all of them back, with who waits in their queues; paths stay where they are.
+    pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<Bound> {
+        self.ready = 0;
+        let all = self.all.drain(..);
+        all.filter_map(|listener| {
+            listener.claim.into_iter().for_each(Claim::abandon);
+            backend.release_listener(listener.socket?)
+        })
+        .collect()
+    }
+
+    /// From now on each closes once it has accepted who waits: closing now would reset them.
+    pub(crate) fn finish(&mut self) {
+        for listener in &mut self.all {
+            listener.ready = true;
+            listener.last = Some(LAST_ACCEPTS);
+        }
+        self.ready = self.all.len();
+    }
+
+    /// Closes a listener that is to, if nobody waits any more or it has accepted enough.
+    pub(crate) fn close_finished<B: Backend<Listener = L>>(
+        &mut self,
+        index: usize,
+        backend: &mut B,
+    ) {
+        let listener = &mut self.all[index];
+        if listener.last.is_some_and(|last| last == 0 || !listener.ready) {
+            if let Some(socket) = listener.socket.take() {
+                backend.close_listener(socket);
+            }
+            listener.claim = None;
+            self.rest(index);
+        }
+    }
+
     /// Stops listening.
     pub(crate) fn clear<B: Backend<Listener = L>>(&mut self, backend: &mut B) {
-        for listener in self.all.drain(..) {
-            backend.close_listener(listener.socket);
+        for socket in self.all.drain(..).filter_map(|listener| listener.socket) {
+            backend.close_listener(socket);
         }
         self.ready = 0;
         self.starved_until = Tick(0);

@@ -19,6 +19,7 @@ use crate::backend::{Backend, Os};
 use crate::command::Desk;
 use crate::config::Config;
 use crate::error::Error;
+use crate::guard::contain;
 use crate::handler::{Conn, Handler};
 use crate::id::{ConnId, Token};
 use crate::lingering::Lingering;
@@ -159,7 +160,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let wake = self.kit.backend.start().map_err(Error::Start)?;
         self.phase = Phase::Running;
         self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
         self.kit.desk.set_open(true);
@@ -205,6 +206,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let expired = self.expire_due();
         let accepted = self.accept_new();
         self.reap_spares();
+        self.tell_turned();
         let turn = self.report(Turn { events, served, expired, accepted, ..Turn::default() });
         if timeout == Some(Duration::ZERO) {
             // Who lets no turn wait does so elsewhere, and that is not what took us long.
@@ -289,13 +291,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (places, overload) = (&self.mailbox.places, &self.kit.config.overload);
                 let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
                 match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
-                    Accepted::Connection(socket, addr, promised) => {
-                        self.welcome(socket, addr, promised);
+                    Accepted::Connection { socket, addr, promised, proxied } => {
+                        self.welcome(socket, addr, promised, proxied);
                     }
                     Accepted::Skip => {}
                     Accepted::Nothing => break,
                 }
             }
+            self.listeners.close_finished(index, &mut self.kit.backend);
         }
         (self.kit.stats.accepted - before) as usize
     }
@@ -306,6 +309,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.kit.spares.reap();
             self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
         }
+    }
+
+    /// The handler's own end of a turn; what it asks for is done in the next.
+    fn tell_turned(&mut self) {
+        let Kit { handler, desk, stats, .. } = &mut self.kit;
+        stats.panics += u64::from(contain(|| handler.turned(desk)).is_none());
     }
 
     /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and

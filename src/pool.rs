@@ -131,6 +131,12 @@ impl<S> Pool<S> {
         longest
     }
 
+    /// How many bytes the buffers have that workers keep.
+    pub(crate) fn kept(&self) -> usize {
+        let kept = |worker: &Option<Worker<S>>| worker.as_ref().map_or(0, |w| w.input.capacity());
+        self.workers.iter().map(|(_, worker)| kept(worker)).sum()
+    }
+
     /// Notes an edge of readiness. False if it is for a worker that is gone.
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };

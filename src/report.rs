@@ -1,6 +1,8 @@
 //! Reports: what a turn did, and what a stop came to. Plain values.
 
 use std::fmt;
+use std::iter::Sum;
+use std::ops::Add;
 use std::time::Duration;
 
 /// What one [`Manager::turn`](crate::Manager::turn) did, and when the next one is due.
@@ -33,7 +35,7 @@ pub struct Turn {
     pub stopped: Option<StopReport>,
 }
 
-/// What a graceful stop came to.
+/// What a graceful stop came to. Reports of several managers add up.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -48,7 +50,7 @@ pub struct StopReport {
     /// Connections that were idle, and closed at once.
     pub idle: usize,
     /// Connections that ended by themselves: finished what they were at, were closed by the peer
-    /// or ran into a deadline.
+    /// or ran into a deadline. Those that were accepted in the stop are among them.
     pub finished: usize,
     /// Connections that were cut off at the drain deadline.
     pub aborted: usize,
@@ -65,5 +67,40 @@ impl fmt::Display for StopReport {
             "{} idle, {} finished, {} aborted, {} bytes unsent",
             self.idle, self.finished, self.aborted, self.unsent_bytes
         )
+    }
+}
+
+impl Add for StopReport {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            idle: self.idle + other.idle,
+            finished: self.finished + other.finished,
+            aborted: self.aborted + other.aborted,
+            unsent_bytes: self.unsent_bytes + other.unsent_bytes,
+            dropped_bytes: self.dropped_bytes + other.dropped_bytes,
+        }
+    }
+}
+
+impl Sum for StopReport {
+    fn sum<I: Iterator<Item = Self>>(reports: I) -> Self {
+        reports.fold(Self::default(), Add::add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_add_up() {
+        let one =
+            StopReport { idle: 1, finished: 2, aborted: 3, unsent_bytes: 4, dropped_bytes: 5 };
+        let sum: StopReport = [one, StopReport::default(), one].into_iter().sum();
+        let twice =
+            StopReport { idle: 2, finished: 4, aborted: 6, unsent_bytes: 8, dropped_bytes: 10 };
+        assert_eq!(sum, twice);
     }
 }

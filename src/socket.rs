@@ -57,8 +57,10 @@ use crate::network::Stream;
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Transport: Read + Write + AsFd + Send {
-    /// Says to the peer that nothing more will be written; may be called twice. The default shuts down the
-    /// descriptor's sending side.
+    /// Says to the peer that nothing more will be written; may be called twice. Called when the
+    /// connection ends with everything sent, and not when it is cut off: so a peer that hears no
+    /// goodbye knows that something is missing. The default shuts down the descriptor's sending
+    /// side.
     ///
     /// # Errors
     /// What `shutdown(2)` says; the loop then closes without lingering.

@@ -2,11 +2,15 @@
 //!
 //! A worker reads into the hot input buffer and its replies gather in the hot output buffer.
 //! Only when bytes stay behind does it keep the buffer, and a spare becomes the hot one; so an
-//! idle connection holds none. It knows neither workers nor time.
+//! idle connection holds none. A kept buffer may grow, within a limit on all that are kept. It
+//! knows neither workers nor time.
+
+use std::mem;
 
 use crate::buffer::Buffer;
 use crate::output::Output;
 
+/// Invariant: `kept` is the sum of the capacities of the buffers that workers keep.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
     /// Empty between visits.
@@ -19,22 +23,26 @@ pub(crate) struct Spares {
     /// The fewest there were since the last reaping: that many were not needed.
     low_water: usize,
     buffer_size: usize,
+    /// Bytes of all buffers that workers keep, and how many there may be; 0 for any number.
+    kept: usize,
+    memory_limit: usize,
     allocated: u64,
 }
 
 impl Spares {
-    /// Sets how many to keep warm and how many bytes each holds, and allocates what is missing.
-    /// Buffers of another size go as they are let go of.
-    pub(crate) fn configure(&mut self, keep: usize, buffer_size: usize) {
+    /// Sets how many to keep warm, how many bytes each holds, and how many bytes workers may keep,
+    /// and allocates what is missing. Buffers of another size go as they are let go of.
+    pub(crate) fn configure(&mut self, keep: usize, buffer_size: usize, memory_limit: usize) {
+        self.memory_limit = memory_limit;
         if buffer_size != self.buffer_size {
             self.buffer_size = buffer_size;
             self.warm.clear();
-            self.input = self.allocate();
+            self.input = self.allocate(buffer_size);
         }
         self.keep = keep;
         self.warm.reserve(keep.saturating_sub(self.warm.len()));
         while self.warm.len() < keep {
-            let buffer = self.allocate();
+            let buffer = self.allocate(buffer_size);
             self.warm.push(buffer);
         }
         self.low_water = self.warm.len();
@@ -42,13 +50,92 @@ impl Spares {
 
     /// The hot input buffer, with what it holds, for a worker to keep; a spare takes its place.
     pub(crate) fn part_with_input(&mut self) -> Buffer {
-        let spare = self.warm.pop().unwrap_or_else(|| self.allocate());
-        self.low_water = self.low_water.min(self.warm.len());
-        std::mem::replace(&mut self.input, spare)
+        let spare = self.take(self.buffer_size);
+        let input = mem::replace(&mut self.input, spare);
+        self.kept += input.capacity();
+        input
     }
 
     /// Takes back a buffer that a worker kept; what it held is forgotten.
-    pub(crate) fn give_back(&mut self, mut buffer: Buffer) {
+    pub(crate) fn give_back(&mut self, buffer: Buffer) {
+        self.kept -= buffer.capacity();
+        self.warm(buffer);
+    }
+
+    /// Whether a worker may keep the hot input buffer.
+    pub(crate) fn may_keep_input(&self) -> bool {
+        self.leaves(self.input.capacity())
+    }
+
+    /// Doubles the input buffer, at most to `most` bytes. It is its worker's own from then on;
+    /// `own` is where that worker has the hot one meanwhile, empty if it kept none so far. False,
+    /// and nothing is changed, if there may be no more.
+    pub(crate) fn grow_input(&mut self, own: &mut Buffer, most: usize) -> bool {
+        let capacity = self.input.capacity().saturating_mul(2).min(most);
+        let before = if own.capacity() > 0 { self.input.capacity() } else { 0 };
+        if !self.leaves(capacity - before) {
+            return false;
+        }
+        self.kept += capacity - before;
+        let small = self.resize_input(capacity);
+        if before > 0 {
+            self.warm(small);
+        } else {
+            *own = small;
+        }
+        true
+    }
+
+    /// Makes an input buffer that has grown no larger than what it still holds needs.
+    pub(crate) fn shrink_input(&mut self) {
+        let mut capacity = self.buffer_size;
+        while capacity < self.input.len() {
+            capacity *= 2;
+        }
+        if capacity < self.input.capacity() {
+            self.kept -= self.input.capacity() - capacity;
+            let large = self.resize_input(capacity);
+            self.warm(large);
+        }
+    }
+
+    /// Makes a buffer that a worker keeps as large as they are now, if it is smaller and may grow.
+    pub(crate) fn enlarge(&mut self, kept: &mut Buffer) {
+        let Some(more) = self.buffer_size.checked_sub(kept.capacity()) else { return };
+        if more > 0 && self.leaves(more) {
+            self.kept += more;
+            let mut large = self.take(self.buffer_size);
+            kept.move_to(&mut large);
+            *kept = large;
+        }
+    }
+
+    /// How many bytes the buffers have that workers keep.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Whether workers may keep so many bytes more.
+    fn leaves(&self, more: usize) -> bool {
+        self.memory_limit == 0 || self.kept.saturating_add(more) <= self.memory_limit
+    }
+
+    /// Gives the input buffer another capacity, and returns the storage it had.
+    fn resize_input(&mut self, capacity: usize) -> Buffer {
+        let mut other = self.take(capacity);
+        self.input.move_to(&mut other);
+        mem::replace(&mut self.input, other)
+    }
+
+    /// An empty buffer of this size: a warm one, if it is the usual one.
+    fn take(&mut self, capacity: usize) -> Buffer {
+        let warm = if capacity == self.buffer_size { self.warm.pop() } else { None };
+        self.low_water = self.low_water.min(self.warm.len());
+        warm.unwrap_or_else(|| self.allocate(capacity))
+    }
+
+    /// Keeps a buffer warm, without what it held, if it has the usual size.
+    fn warm(&mut self, mut buffer: Buffer) {
         if buffer.capacity() == self.buffer_size {
             buffer.consume(buffer.len());
             self.warm.push(buffer);
@@ -89,9 +176,9 @@ impl Spares {
         *self = Self { allocated: self.allocated, ..Self::default() };
     }
 
-    fn allocate(&mut self) -> Buffer {
+    fn allocate(&mut self, capacity: usize) -> Buffer {
         self.allocated += 1;
-        Buffer::with_capacity(self.buffer_size)
+        Buffer::with_capacity(capacity)
     }
 }
 
@@ -107,7 +194,7 @@ mod tests {
     #[test]
     fn reaping_frees_only_what_was_not_needed() {
         let mut spares = Spares::default();
-        spares.configure(1, 8);
+        spares.configure(1, 8, 0);
         let busy: Vec<Buffer> = (0..4).map(|_| part(&mut spares)).collect();
         assert_eq!(spares.allocated(), 5, "one hot, one warm, three more");
         for buffer in busy {
@@ -126,7 +213,7 @@ mod tests {
     #[test]
     fn with_none_to_keep_a_steady_need_allocates_nothing() {
         let mut spares = Spares::default();
-        spares.configure(0, 8);
+        spares.configure(0, 8, 0);
         for _ in 0..10 {
             let buffer = part(&mut spares);
             spares.give_back(buffer);
@@ -140,9 +227,9 @@ mod tests {
     #[test]
     fn buffers_of_another_size_are_not_taken_back() {
         let mut spares = Spares::default();
-        spares.configure(2, 8);
+        spares.configure(2, 8, 0);
         let buffer = part(&mut spares);
-        spares.configure(2, 16);
+        spares.configure(2, 16, 0);
         assert_eq!((spares.len(), spares.input.capacity()), (2, 16));
         spares.give_back(buffer);
         assert_eq!(spares.len(), 2);
@@ -151,7 +238,7 @@ mod tests {
     #[test]
     fn a_buffer_given_back_is_empty() {
         let mut spares = Spares::default();
-        spares.configure(0, 8);
+        spares.configure(0, 8, 0);
         let buffer = part(&mut spares);
         assert_eq!(buffer.len(), 1);
         spares.give_back(buffer);

@@ -36,6 +36,8 @@ pub struct Stats {
     pub peak: u64,
     /// Connections that listeners accepted, also those that were then refused as busy.
     pub accepted: u64,
+    /// Connections that a balancer's header (PROXY protocol) has introduced.
+    pub proxied: u64,
     /// Connections given to a worker, by `put` or by a listener.
     pub put: u64,
     /// Connections refused because all workers were taken.
@@ -46,6 +48,9 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// Bytes of the buffers now that connections keep for requests of which a part has come: what
+    /// [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    pub bytes_held: u64,
     /// Bytes read that no callback saw, because the connection ended.
     pub bytes_dropped: u64,
     /// Bytes of reply that were never sent, because the connection ended.
@@ -88,8 +93,8 @@ pub struct Stats {
     pub slow_callbacks: u64,
     /// Panics of callbacks, in any hook.
     pub panics: u64,
-    /// Connections closed at once because they could not be registered, with nobody to give them
-    /// back to.
+    /// Connections closed at once because they could not be registered, or were not
+    /// [wrapped](crate::Handler::accepted), with nobody to give them back to.
     pub lost: u64,
     requests: [u64; Cause::REQUESTS.len()],
     closed: [u64; CloseReason::CLASSES],
@@ -175,11 +180,13 @@ impl Add for Stats {
             lingering: self.lingering + other.lingering,
             peak: self.peak + other.peak,
             accepted: self.accepted + other.accepted,
+            proxied: self.proxied + other.proxied,
             put: self.put + other.put,
             busy: self.busy + other.busy,
             crowded: self.crowded + other.crowded,
             bytes_in: self.bytes_in + other.bytes_in,
             bytes_out: self.bytes_out + other.bytes_out,
+            bytes_held: self.bytes_held + other.bytes_held,
             bytes_dropped: self.bytes_dropped + other.bytes_dropped,
             bytes_unsent: self.bytes_unsent + other.bytes_unsent,
             waits: self.waits + other.waits,
@@ -234,9 +241,9 @@ mod tests {
         for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
             assert_eq!(stats.requests(cause), count as u64 + 1);
         }
-        assert_eq!(stats.requests_total(), 21);
+        assert_eq!(stats.requests_total(), 28);
         stats.count_request(Cause::Opened);
-        assert_eq!(stats.requests_total(), 21, "not a request");
+        assert_eq!(stats.requests_total(), 28, "not a request");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod pace;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -40,9 +41,12 @@ pub enum Cause {
     /// all of a length prefix: [`Conn::bytes_in`](crate::Conn::bytes_in) tells). The connection
     /// closes after the reply.
     Expired,
-    /// The frame is longer than the buffer or the framing's limit; this is as much as was there.
-    /// The connection closes after the reply.
+    /// The frame is longer than `max_request`, or than the framing's limit; this is as much as was
+    /// there. The connection closes after the reply.
     Overlong,
+    /// Keeping what is there of the request would take more than `memory_limit` leaves; this is
+    /// all that is there. The connection closes after the reply; the peer may try again later.
+    MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
     /// In [`Handler::flushed`](crate::Handler::flushed): a reply that had to wait has gone out.
@@ -51,8 +55,15 @@ pub enum Cause {
 
 impl Cause {
     /// The causes a request can have.
-    pub(crate) const REQUESTS: [Self; 6] =
-        [Self::Drained, Self::Framed, Self::Full, Self::Eof, Self::Expired, Self::Overlong];
+    pub(crate) const REQUESTS: [Self; 7] = [
+        Self::Drained,
+        Self::Framed,
+        Self::Full,
+        Self::Eof,
+        Self::Expired,
+        Self::Overlong,
+        Self::MemoryLimit,
+    ];
 
     /// Why the connection closes after a callback of this cause, if it does.
     pub(crate) fn ends(self) -> Option<CloseReason> {
@@ -60,6 +71,7 @@ impl Cause {
             Self::Eof => Some(CloseReason::Eof),
             Self::Expired => Some(CloseReason::Expired),
             Self::Overlong => Some(CloseReason::Overlong),
+            Self::MemoryLimit => Some(CloseReason::MemoryLimit),
             _ => None,
         }
     }
@@ -82,10 +94,15 @@ pub enum CloseReason {
     WriteStalled,
     /// More reply than `write_limit` would have been unsent.
     WriteLimit,
-    /// A frame was longer than the buffer or the framing's limit.
+    /// A frame was longer than `max_request` or the framing's limit.
     Overlong,
+    /// A part of a request could not be kept within `memory_limit`.
+    MemoryLimit,
     /// A custom framing found the bytes invalid.
     Invalid,
+    /// It was to begin with a header of the PROXY protocol
+    /// ([`ListenOptions`](crate::ListenOptions)), and did not. The handler never knew of it.
+    BadHeader,
     /// A callback or a handle asked for it.
     Requested,
     /// A callback asked for it, without flushing.
@@ -106,7 +123,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 14;
+    pub(crate) const CLASSES: usize = 16;
 
     /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
     pub(crate) fn class(self) -> usize {
@@ -124,7 +141,9 @@ impl CloseReason {
             Self::Reset => 10,
             Self::Io(_) => 11,
             Self::Stopped => 12,
-            Self::Evicted => 13,
+            Self::MemoryLimit => 13,
+            Self::BadHeader => 14,
+            Self::Evicted => 15,
         }
     }
 
@@ -139,14 +158,19 @@ impl CloseReason {
 
     /// Whether it is the way of things, rather than anybody's wish or fault.
     pub(crate) fn is_natural(self) -> bool {
-        matches!(self, Self::Eof | Self::Expired | Self::Overlong)
+        matches!(self, Self::Eof | Self::Expired | Self::Overlong | Self::MemoryLimit)
     }
 
     /// Whether what is owed is worth sending first, and worth lingering for.
     pub(crate) fn is_polite(self) -> bool {
         !matches!(
             self,
-            Self::WriteStalled | Self::WriteLimit | Self::Aborted | Self::Reset | Self::Io(_)
+            Self::WriteStalled
+                | Self::WriteLimit
+                | Self::BadHeader
+                | Self::Aborted
+                | Self::Reset
+                | Self::Io(_)
         )
     }
 }
@@ -159,7 +183,9 @@ impl fmt::Display for CloseReason {
             Self::WriteStalled => "the peer took no reply until its deadline",
             Self::WriteLimit => "more reply than write_limit was unsent",
             Self::Overlong => "a frame was too long",
+            Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
+            Self::BadHeader => "it began with no header of the PROXY protocol",
             Self::Requested => "it was asked for",
             Self::Aborted => "it was aborted",
             Self::Failed => "its callback failed",
@@ -192,6 +218,15 @@ impl From<&Config> for Deadlines {
     }
 }
 
+/// What only some connections have, so that the others need no room for it.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Who the client is, if a header said so.
+    peer: Option<SocketAddr>,
+    /// When the next request would come if they came evenly: see [`Pace`].
+    evenly: u64,
+}
+
 /// Invariant: `filed` is not later than [`Vitals::due`].
 #[derive(Debug)]
 pub(crate) struct Vitals {
@@ -204,8 +239,6 @@ pub(crate) struct Vitals {
     pub(crate) since: Tick,
     /// What the wheel has it armed to; `NEVER` if it is not armed.
     pub(crate) filed: Tick,
-    /// When the next request would come if they came evenly: see [`Pace`].
-    pub(crate) evenly: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// This connection's own idle deadline, in milliseconds; 0 for the configured one.
@@ -229,6 +262,12 @@ pub(crate) struct Vitals {
     pub(crate) throttled: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
+    /// The handler does not know of it yet: its header is still to come.
+    pub(crate) unknown: bool,
+    /// What few connections have.
+    beside: Option<Box<Beside>>,
+    /// It was accepted in a stop.
+    pub(crate) newcomer: bool,
 }
 
 impl Vitals {
@@ -239,7 +278,6 @@ impl Vitals {
             moved: now.stamp,
             since: Tick::NEVER,
             filed: Tick::NEVER,
-            evenly: 0,
             bytes_in: 0,
             bytes_out: 0,
             patience: 0,
@@ -252,6 +290,9 @@ impl Vitals {
             paused: false,
             throttled: false,
             farewell: false,
+            unknown: false,
+            beside: None,
+            newcomer: false,
         }
     }
 
@@ -270,7 +311,7 @@ impl Vitals {
     /// request that is held.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
         if self.throttled && !self.paused && !self.blocked {
-            return deadlines.pace.due(self.evenly);
+            return deadlines.pace.due(self.evenly());
         }
         self.deadline(deadlines)
     }
@@ -280,15 +321,31 @@ impl Vitals {
         self.filed <= self.due(deadlines)
     }
 
+    /// Who the client is, if a header said so.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.beside.as_ref()?.peer
+    }
+
+    pub(crate) fn set_peer(&mut self, peer: Option<SocketAddr>) {
+        if peer.is_some() {
+            self.beside.get_or_insert_default().peer = peer;
+        }
+    }
+
+    fn evenly(&self) -> u64 {
+        self.beside.as_ref().map_or(0, |beside| beside.evenly)
+    }
+
     fn is_due(&self, deadlines: Deadlines, now: Now) -> bool {
-        deadlines.pace.due(self.evenly) <= now.tick
+        deadlines.pace.due(self.evenly()) <= now.tick
     }
 
     /// Whether a request may be delivered now, which it then has to be; else it is held.
     pub(crate) fn keeps_pace(&mut self, deadlines: Deadlines, now: Now) -> bool {
         self.throttled = !self.is_due(deadlines, now);
         if !self.throttled {
-            self.evenly = deadlines.pace.after(self.evenly, now.tick);
+            let beside = self.beside.get_or_insert_default();
+            beside.evenly = deadlines.pace.after(beside.evenly, now.tick);
         }
         !self.throttled
     }
@@ -420,6 +477,7 @@ mod tests {
             CloseReason::WriteStalled,
             CloseReason::WriteLimit,
             CloseReason::Overlong,
+            CloseReason::MemoryLimit,
             CloseReason::Invalid,
             CloseReason::Requested,
             CloseReason::Aborted,
@@ -429,6 +487,7 @@ mod tests {
             CloseReason::Io(io::ErrorKind::Other),
             CloseReason::Stopped,
             CloseReason::Evicted,
+            CloseReason::BadHeader,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();

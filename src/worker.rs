@@ -4,7 +4,10 @@
 //! neither the pool it lives in nor the other workers.
 
 mod calling;
+mod growing;
+mod kit;
 mod pacing;
+mod proxied;
 mod sending;
 
 use std::io::ErrorKind;
@@ -12,16 +15,15 @@ use std::mem;
 
 use crate::backend::{Backend, Event};
 use crate::buffer::Buffer;
-use crate::command::Desk;
-use crate::config::Config;
 use crate::framing::{Bounds, Found, Framing};
 use crate::handler::Handler;
 use crate::output::Output;
 use crate::socket::Socket;
 use crate::spares::Spares;
-use crate::stats::Stats;
-use crate::time::{Now, Tick};
-use crate::vitals::{Cause, CloseReason, Deadlines, Vitals};
+use crate::time::Tick;
+use crate::vitals::{Cause, CloseReason, Vitals};
+
+pub(crate) use kit::Kit;
 
 /// What one visit may do at most, so that nobody waits long for its turn; a read counts as
 /// [`READ_LEAST`] bytes even if it got fewer.
@@ -46,50 +48,6 @@ enum Step {
     Rest(Verdict),
     /// The framing panicked.
     Panicked,
-}
-
-/// What a worker is visited with: everything around it that it uses.
-pub(crate) struct Kit<H, B> {
-    pub(crate) backend: B,
-    pub(crate) handler: H,
-    pub(crate) desk: Desk,
-    pub(crate) spares: Spares,
-    pub(crate) stats: Stats,
-    pub(crate) config: Config,
-    /// Those of the configuration.
-    pub(crate) deadlines: Deadlines,
-    /// Replies of several frames go out in one write, but not more than this waits for it.
-    flush_at: usize,
-    pub(crate) now: Now,
-}
-
-impl<H, B: Backend> Kit<H, B> {
-    pub(crate) fn new(config: Config, handler: H, backend: B, desk: Desk) -> Self {
-        let mut backend = backend;
-        Self {
-            deadlines: Deadlines::from(&config),
-            flush_at: flush_at(&config),
-            config,
-            now: Now::new(backend.now()),
-            backend,
-            handler,
-            desk,
-            spares: Spares::default(),
-            stats: Stats::default(),
-        }
-    }
-
-    /// Takes over a configuration, and what follows from it.
-    pub(crate) fn configure(&mut self, config: Config) {
-        self.deadlines = Deadlines::from(&config);
-        self.flush_at = flush_at(&config);
-        self.config = config;
-    }
-}
-
-/// At most 64 KiB, and at most half of what may be unsent.
-fn flush_at(config: &Config) -> usize {
-    (64 << 10).min(config.write_limit / 2)
 }
 
 /// Invariant: between visits, `input` and `output` have storage iff they hold bytes; during one, what
@@ -152,11 +110,15 @@ impl<S> Worker<S> {
         self.attach(&mut kit.spares);
         let held_up = if pays { self.pay(kit) } else { self.rests() };
         let verdict = match held_up {
+            None if self.vitals.unknown => self.introduce(kit),
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
-        let verdict = self.conclude(kit, verdict);
-        self.detach(&mut kit.spares);
+        let mut verdict = self.conclude(kit, verdict);
+        if self.input.capacity() > 0 || !kit.spares.input.is_empty() {
+            verdict = self.keep(kit, verdict);
+        }
+        self.detach_output(&mut kit.spares);
         verdict
     }
 
@@ -168,6 +130,9 @@ impl<S> Worker<S> {
     {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
+        }
+        if self.vitals.unknown {
+            return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut kit.spares);
         let held = kit.spares.input.len();
@@ -200,11 +165,15 @@ impl<S> Worker<S> {
     }
 
     /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
-    #[inline(always)]
     fn detach(&mut self, spares: &mut Spares) {
         if self.input.capacity() > 0 || !spares.input.is_empty() {
             self.detach_input(spares);
         }
+        self.detach_output(spares);
+    }
+
+    #[inline(always)]
+    fn detach_output(&mut self, spares: &mut Spares) {
         if self.output.capacity() > 0 || !spares.output.is_empty() {
             mem::swap(&mut self.output, &mut spares.output);
             if self.output.is_empty() {
@@ -238,8 +207,13 @@ impl<S> Worker<S> {
         let mut to_read = READ_BYTES;
         for _ in 0..CALLBACKS {
             let (bounds, cause) = loop {
-                match self.step(&mut kit.spares.input, &kit.config.framing, to_read) {
+                let input = &mut kit.spares.input;
+                match self.step(input, &kit.config.framing, kit.longest, to_read) {
                     Step::Deliver(bounds, cause) => break (bounds, cause),
+                    Step::Fill if kit.spares.input.is_full() && !self.grow(kit) => {
+                        let held = kit.spares.input.len();
+                        break (kit.config.framing.remainder(held), Cause::MemoryLimit);
+                    }
                     Step::Fill => match self.fill(kit) {
                         Ok(count) => to_read = to_read.saturating_sub(count.max(READ_LEAST)),
                         Err(reason) => return Verdict::Close(reason),
@@ -277,7 +251,7 @@ impl<S> Worker<S> {
 
     /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
     #[inline]
-    fn step(&self, input: &mut Buffer, framing: &Framing, to_read: usize) -> Step {
+    fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize, to_read: usize) -> Step {
         if input.is_empty() {
             if self.vitals.eof {
                 return Step::Rest(Verdict::Close(CloseReason::Eof));
@@ -287,7 +261,8 @@ impl<S> Worker<S> {
                 Found::Partial
             } else {
                 let mut scanned = input.scanned();
-                let found = framing.find(input.held(), &mut scanned, input.capacity());
+                let longest = longest.max(input.capacity());
+                let found = framing.find(input.held(), &mut scanned, longest);
                 input.set_scanned(scanned);
                 found
             };
@@ -298,7 +273,7 @@ impl<S> Worker<S> {
                 Found::Invalid => return Step::Rest(Verdict::Close(CloseReason::Invalid)),
                 Found::Panicked => return Step::Panicked,
                 Found::Partial => {
-                    if let Some(cause) = self.completes(input, framing) {
+                    if let Some(cause) = self.completes(input, framing, longest) {
                         return Step::Deliver(all(), cause);
                     }
                 }
@@ -314,9 +289,11 @@ impl<S> Worker<S> {
     }
 
     /// What makes a body of held bytes that are no frame, if anything does.
-    fn completes(&self, input: &Buffer, framing: &Framing) -> Option<Cause> {
-        if input.is_full() {
-            Some(if framing.is_stream() { Cause::Full } else { Cause::Overlong })
+    fn completes(&self, input: &Buffer, framing: &Framing, longest: usize) -> Option<Cause> {
+        if input.is_full() && framing.is_stream() {
+            Some(Cause::Full)
+        } else if input.is_full() && input.capacity() >= longest {
+            Some(Cause::Overlong)
         } else if self.vitals.eof {
             Some(Cause::Eof)
         } else if !self.vitals.readable && matches!(framing, Framing::Drained) {
@@ -387,6 +364,9 @@ impl<S> Worker<S> {
             // What is left came with this request: if it waits, it waits for us.
             self.vitals.since = kit.now.stamp;
             self.vitals.moved = kit.now.stamp;
+            if input.capacity() > kit.config.buffer_size {
+                kit.spares.shrink_input();
+            }
         }
         if let Some(reason) = cause.ends() {
             self.vitals.ending.get_or_insert(reason);

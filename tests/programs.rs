@@ -1,4 +1,4 @@
-//! The two programs as their users see them: arguments, what they print, how they answer and how
+//! The programs as their users see them: arguments, what they print, how they answer and how
 //! they end. Each runs as a child process, which no test leaves behind.
 
 #[path = "support/examples.rs"]
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
+
+/// Those that serve TCP, and take the same options for it.
+const SERVERS: [&str; 5] = ["reactor_echo", "tcp_ok", "http", "chat", "offload"];
 
 /// A fresh directory, removed with its test.
 struct Directory(PathBuf);
@@ -60,6 +63,10 @@ fn help_names_every_option() {
         ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
         ("tcp_ok", "--listen --deadline-ms --help"),
         ("metrics", "--listen --metrics --max --deadline-ms --help"),
+        ("restart", "--listen --deadline-ms --help"),
+        ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
+        ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
+        ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -75,7 +82,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in ["reactor_echo", "tcp_ok", "metrics"] {
+    for name in SERVERS {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
@@ -105,13 +112,21 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         let line = assert_fails("reactor_echo", args, 2);
         assert!(line.contains(named), "{args:?}: {line}");
     }
+    for (name, args) in [
+        ("http", ["--max-request", "0"]),
+        ("http", ["--max-request", "99999999999"]),
+        ("chat", ["--write-limit", "131071"]),
+        ("offload", ["--threads", "0"]),
+    ] {
+        assert_fails(name, &args, 2);
+    }
 }
 
 #[test]
 fn an_address_that_cannot_be_listened_on_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = taken.local_addr().expect("address").to_string();
-    for name in ["reactor_echo", "tcp_ok"] {
+    for name in SERVERS {
         let line = assert_fails(name, &["--listen", &addr], 1);
         assert!(line.contains(&addr) && line.ends_with("it is in use"), "{line}");
         for (odd, code) in [("nonsense", 2), ("127.0.0.1:99999", 2), ("192.0.2.1:80", 1)] {
@@ -489,4 +504,27 @@ fn tcp_ok_says_at_the_end_how_many_it_refused() {
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
+}
+
+#[test]
+fn without_a_successor_restart_goes_on() {
+    let home = Directory::new("restart");
+    let path = home.path("restart");
+    fs::copy(directory().join("restart"), &path).expect("a copy");
+    let program = Program::spawn(Command::new(&path).args(LOOPBACK).env_remove("RUST_LOG"));
+    let addr = program.addr();
+    let mut client = connect(addr);
+    for successor in ["#!/bin/sh\nexit 3\n", "#!/nowhere\n"] {
+        fs::write(home.path("next"), successor).expect("a script");
+        fs::set_permissions(home.path("next"), fs::Permissions::from_mode(0o700)).expect("mode");
+        fs::rename(home.path("next"), &path).expect("another version in its place");
+        program.signal("-HUP");
+        program.stderr.find("there is no successor, going on: ");
+        for client in [&mut client, &mut connect(addr)] {
+            say(client, "hello\n");
+            assert_eq!(hear(client, 6), "hello\n");
+        }
+    }
+    program.signal("-TERM");
+    assert_eq!(program.end().0.code(), Some(0));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up. A room may name only those before it in this list: so imports
 /// point down and have no circle.
-const ROOMS: [&str; 31] = [
+const ROOMS: [&str; 33] = [
     "guard",
     "time",
     "dice",
@@ -17,6 +17,8 @@ const ROOMS: [&str; 31] = [
     "places",
     "peers",
     "framing",
+    "proxy",
+    "trust",
     "network",
     "socket",
     "config",
@@ -40,7 +42,7 @@ const ROOMS: [&str; 31] = [
 ];
 
 /// Rooms that know no world: no I/O, no clock, no threads.
-const PURE: [&str; 7] = ["time", "links", "wheel", "buffer", "output", "id", "spares"];
+const PURE: [&str; 8] = ["time", "links", "wheel", "buffer", "output", "id", "spares", "proxy"];
 
 const LONGEST_FILE: usize = 400;
 const LONGEST_FUNCTION: usize = 60;

@@ -1,4 +1,4 @@
-//! What both programs do alike: say what went wrong in one line, bind with a deep backlog,
+//! What the programs do alike: say what went wrong in one line, bind with a deep backlog,
 //! and stop on a signal.
 
 use std::error::Error;
@@ -109,7 +109,17 @@ pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
 }
 
 /// Binds a listener with a deep backlog, on the first of the addresses that can be.
+// One program shares its port.
+#[allow(dead_code)]
 pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
+    bind_with(addr, |_| Ok(()))
+}
+
+/// The same, with options of one's own.
+pub(crate) fn bind_with(
+    addr: &str,
+    adapt: impl Fn(&socket2::Socket) -> io::Result<()>,
+) -> Result<TcpListener, Failure> {
     let cannot = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => run_error(format!("can't listen on {addr}: it is in use")),
         _ => run_error(format!("can't listen on {addr}: {error}")),
@@ -120,7 +130,7 @@ pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
     };
     let mut refused = io::ErrorKind::AddrNotAvailable.into();
     for addr in addr.to_socket_addrs().map_err(unknown)? {
-        match bind_one(addr) {
+        match bind_one(addr, &adapt) {
             Ok(listener) => return Ok(listener),
             Err(error) => refused = error,
         }
@@ -128,10 +138,14 @@ pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
     Err(cannot(refused))
 }
 
-fn bind_one(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind_one(
+    addr: SocketAddr,
+    adapt: impl Fn(&socket2::Socket) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     let socket =
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    adapt(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

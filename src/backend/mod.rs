@@ -10,6 +10,7 @@ pub mod sim;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
@@ -69,6 +70,13 @@ pub trait Backend {
     /// Stops listening and closes.
     fn close_listener(&mut self, listener: Self::Listener);
 
+    /// Reports nothing more of `listener`, and gives it back with who waits in its queue. The
+    /// default closes it, for worlds whose listeners cannot be handed on.
+    fn release_listener(&mut self, listener: Self::Listener) -> Option<Bound> {
+        self.close_listener(listener);
+        None
+    }
+
     /// Takes one connection from a listener's queue, non-blocking, with its peer's IP address if it
     /// has one.
     ///
@@ -113,7 +121,19 @@ pub trait Backend {
     fn short_read_is_drained(&self, socket: &Socket) -> bool;
 }
 
-/// Something bound to an address, about to be listened on.
+/// A listening socket that no loop waits for: what [`Manager::listen_on`](crate::Manager::listen_on)
+/// takes and [`Manager::take_listeners`](crate::Manager::take_listeners) gives back.
+///
+/// ```
+/// use pool_manager::Bound;
+/// use std::os::fd::AsRawFd;
+///
+/// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// let number = listener.as_raw_fd();
+/// let bound = Bound::from(listener);
+/// assert_eq!(bound.fd().map(|fd| fd.as_raw_fd()), Some(number));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Bound {
@@ -132,6 +152,18 @@ impl Bound {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
             _ => None,
+        }
+    }
+
+    /// The descriptor, to hand it on or to look at its options; a simulated listener has none.
+    #[must_use]
+    #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(listener) => Some(listener.as_fd()),
+            Self::Unix(listener) => Some(listener.as_fd()),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
         }
     }
 }

@@ -158,10 +158,18 @@ impl Backend for Os {
         Ok(listener)
     }
 
-    fn close_listener(&mut self, mut listener: Listener) {
+    fn close_listener(&mut self, listener: Listener) {
+        drop(self.release_listener(listener));
+    }
+
+    fn release_listener(&mut self, mut listener: Listener) -> Option<Bound> {
         if let Ok(registry) = self.registry() {
             let _ = listener.source().deregister(registry);
         }
+        Some(match listener.0 {
+            Kind::Tcp(listener) => Bound::Tcp(listener.into()),
+            Kind::Unix(listener) => Bound::Unix(listener.into()),
+        })
     }
 
     /// mio's `accept` makes the connection non-blocking and close-on-exec in the same call.

@@ -273,6 +273,11 @@ impl Backend for Sim {
         }
     }
 
+    fn release_listener(&mut self, listener: Listener) -> Option<Bound> {
+        lock(&self.net).release_listener(listener.index);
+        Some(Bound::Sim(listener))
+    }
+
     fn close_listener(&mut self, listener: Listener) {
         lock(&self.net).close_listener(listener.index);
     }

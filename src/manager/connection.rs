@@ -52,12 +52,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.mailbox.places.release();
             return Err((socket, error));
         }
-        self.admit(socket)
+        self.admit(socket, false)
     }
 
     /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
-    /// free again.
-    fn admit(&mut self, socket: Socket) -> Result<ConnId, (Socket, io::Error)> {
+    /// free again. One that is `proxied` opens when its header has come.
+    fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
         let id = self.pool.next_id();
         let session = contain(H::Session::default)
             .ok_or_else(|| io::Error::other("the session's default panicked"));
@@ -70,7 +70,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Err((socket, error));
             }
         };
-        let worker = Worker::new(Vitals::new(id, self.kit.now), socket, session);
+        let mut vitals = Vitals::new(id, self.kit.now);
+        vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
+        vitals.unknown = proxied;
+        let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
         self.kit.stats.peak = self.kit.stats.peak.max(self.pool.live() as u64);
@@ -79,7 +82,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.visited.push(id);
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.open(&mut self.kit);
+            if !proxied {
+                worker.open(&mut self.kit);
+            }
             if worker.owes() || worker.vitals.ending.is_some() {
                 self.pool.list(id);
             }
@@ -91,7 +96,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Admits a connection that a listener accepted, with or without a place, or refuses it: nobody
     /// is there to give it back to.
     #[inline(never)]
-    pub(super) fn welcome(&mut self, socket: Socket, addr: Option<IpAddr>, promised: bool) {
+    pub(super) fn welcome(
+        &mut self,
+        socket: Socket,
+        addr: Option<IpAddr>,
+        promised: bool,
+        proxied: bool,
+    ) {
         let most = self.kit.config.max_per_peer;
         let peer = addr.filter(|_| most > 0).map_or(Peer::UNKNOWN, Peer::of);
         if !self.peers.admits(peer, most) {
@@ -105,10 +116,34 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.mailbox.places.count_refused();
             return self.refuse(socket);
         }
-        match self.admit(socket) {
-            Ok(id) => self.peers.add(id.index(), peer),
-            failed => self.lose(failed),
+        if let Some(id) = self.admit_accepted(socket, proxied) {
+            self.peers.add(id.index(), peer);
         }
+    }
+
+    /// Shows a connection that has a place to the handler, and admits what it makes of it.
+    fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
+        let handler = &mut self.kit.handler;
+        match contain(|| handler.accepted(socket)) {
+            Some(Ok(socket)) => match self.admit(socket, proxied) {
+                Ok(id) => return Some(id),
+                failed => {
+                    self.lose(failed);
+                    return None;
+                }
+            },
+            Some(Err(error)) => {
+                if self.kit.config.debug {
+                    log::debug!("a connection was not wrapped: {}", error.kind());
+                }
+                // It is the user's as well, and may panic when it is dropped.
+                contain(|| drop(error));
+            }
+            None => self.kit.stats.panics += 1,
+        }
+        self.kit.stats.lost += 1;
+        self.mailbox.places.release();
+        None
     }
 
     /// Closes a connection that has a place but came too late to be served.
@@ -132,7 +167,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// in between.
     fn finds_place(&mut self) -> bool {
         let evicts = matches!(self.kit.config.overload, Overload::EvictIdle);
-        evicts && self.evict_idle() && self.mailbox.places.take()
+        let runs = matches!(self.phase, Phase::Running);
+        evicts && runs && self.evict_idle() && self.mailbox.places.take()
     }
 
     /// Closes an idle connection, if there is one that has nothing to say at a last read; or finds
@@ -213,11 +249,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
-    /// first: a request may have come whose event has not.
+    /// first: a request may have come whose event has not. Who waited to be accepted when the stop
+    /// began may make a first request.
     fn says_farewell(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
         };
+        if worker.vitals.newcomer && worker.vitals.bytes_in == 0 && !worker.vitals.eof {
+            return false;
+        }
         if worker.vitals.eof || std::mem::replace(&mut worker.vitals.farewell, true) {
             return true;
         }
@@ -230,14 +270,19 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// worth it.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
-        let Worker { vitals, socket, input, output, session } = worker;
+        let Worker { vitals, mut socket, input, output, session } = worker;
+        if vitals.unknown {
+            // What came of its header is nobody's request, and is not counted as one.
+            self.kit.stats.bytes_in -= vitals.bytes_in;
+        }
+        let dropped = if vitals.unknown { 0 } else { input.len() as u64 };
         let end = End {
             id,
             reason,
             age: vitals.opened.until(self.kit.now.tick),
             bytes_in: vitals.bytes_in,
             bytes_out: vitals.bytes_out,
-            bytes_dropped: input.len() as u64,
+            bytes_dropped: dropped,
             bytes_unsent: output.len() as u64,
         };
         self.peers.remove(id.index());
@@ -249,11 +294,19 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingers(&vitals, reason) {
             self.linger(socket);
         } else {
+            if socket.is_boxed() && reason.is_polite() && output.is_empty() {
+                // Best effort: it is the transport's goodbye, and nobody waits for it.
+                let _ = self.kit.backend.shutdown_write(&mut socket);
+            }
             socket.discard();
         }
         self.mailbox.places.release();
         if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
+        }
+        if vitals.unknown {
+            contain(|| drop(session));
+            return;
         }
         let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
         let told = contain(|| handler.closed(&end, session, desk));

@@ -8,12 +8,14 @@ use super::{Manager, Phase};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
 use crate::error::Error;
+use crate::guard::contain;
 use crate::handle::Handle;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::mailbox::Command;
 use crate::stats::Stats;
 use crate::time::{Now, Tick};
+use crate::trust::ListenOptions;
 use crate::unix::{self, Claim};
 use crate::vitals::CloseReason;
 use crate::worker::Worker;
@@ -46,6 +48,7 @@ pub(super) struct Alarms {
     slow: Alarm,
     panics: Alarm,
     lost: Alarm,
+    crowded: Alarm,
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
@@ -66,7 +69,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = if names.is_empty() { "no address".into() } else { names.join(" or ") };
         let listener = TcpListener::bind(&addrs[..]).map_err(failed(name.clone()))?;
         let bound = listener.local_addr().map_err(failed(name))?;
-        self.listen_to(listener.into(), None, &bound.to_string())?;
+        let options = ListenOptions::default();
+        self.listen_to(listener.into(), None, options, &bound.to_string())?;
         Ok(bound)
     }
 
@@ -76,10 +80,22 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
     pub fn listen_on(&mut self, listener: impl Into<Bound>) -> Result<(), Error> {
+        self.listen_with(listener, ListenOptions::default())
+    }
+
+    /// As [`Manager::listen_on`], with options: connections that a balancer passes on, for one.
+    ///
+    /// # Errors
+    /// As [`Manager::listen_on`].
+    pub fn listen_with(
+        &mut self,
+        listener: impl Into<Bound>,
+        options: ListenOptions,
+    ) -> Result<(), Error> {
         self.check_running()?;
         let bound = listener.into();
         let name = bound.addr().map_or_else(|| "a Unix socket".into(), |addr| addr.to_string());
-        self.listen_to(bound, None, &name)
+        self.listen_to(bound, None, options, &name)
     }
 
     /// Listens on a Unix domain socket at `path`, with mode 0600 from the first moment on. A
@@ -94,12 +110,55 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let name = path.display().to_string();
         let (listener, claim) =
             unix::bind(path).map_err(|error| Error::Listen(name.clone(), error))?;
-        self.listen_to(listener.into(), Some(claim), &name)
+        self.listen_to(listener.into(), Some(claim), ListenOptions::default(), &name)
     }
 
-    fn listen_to(&mut self, bound: Bound, claim: Option<Claim>, name: &str) -> Result<(), Error> {
+    /// Gives the listeners back, without closing them, and accepts no more: those who connect wait
+    /// in the kernel's backlog until somebody else does. Connections are served as before. So a
+    /// successor, another manager or another process, can go on with them, and nobody is refused
+    /// in between; [`Manager::listen_on`] takes one back if there is none.
+    ///
+    /// They are non-blocking, and closed when another program is executed unless that is changed
+    /// (`FD_CLOEXEC`; the example `restart` shows how, and what to do with who is still here). A
+    /// Unix socket's path is no longer removed at stop. Empty if the manager is not running, or
+    /// stopping, which closes them.
+    ///
+    /// ```
+    /// use pool_manager::{Config, Manager};
+    /// use std::io::Write;
+    /// let [mut old, mut new] = [(); 2].map(|()| {
+    ///     Manager::new(Config::new(), |conn, _| conn.write_all(b"OK")).expect("a configuration")
+    /// });
+    /// old.start()?;
+    /// new.start()?;
+    /// old.listen("127.0.0.1:0")?;
+    /// for listener in old.take_listeners() {
+    ///     new.listen_on(listener)?;
+    /// }
+    /// old.stop()?;
+    /// # Ok::<(), pool_manager::Error>(())
+    /// ```
+    #[must_use = "listeners that are dropped are closed, and who waits at them is reset"]
+    pub fn take_listeners(&mut self) -> Vec<Bound> {
+        if !matches!(self.phase, Phase::Running) {
+            return Vec::new();
+        }
+        let taken = self.listeners.take(&mut self.kit.backend);
+        if !taken.is_empty() {
+            log::info!("no longer listening: {} listeners are handed on", taken.len());
+        }
+        taken
+    }
+
+    fn listen_to(
+        &mut self,
+        bound: Bound,
+        claim: Option<Claim>,
+        options: ListenOptions,
+        name: &str,
+    ) -> Result<(), Error> {
         self.listeners
-            .listen(&mut self.kit.backend, bound, claim)
+            .listen(&mut self.kit.backend, bound, claim, options)
             .map_err(|error| Error::Listen(name.into(), error))?;
         log::info!("listening on {name}");
         Ok(())
@@ -128,7 +187,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///
     /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
     /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
-    /// one at once. Held bytes are framed anew. The idle deadline is counted from when bytes last
+    /// one at once if `memory_limit` allows; what is held beyond a lowered `max_request` or
+    /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is counted from when bytes last
     /// moved, the total one from the request's first byte; either may have passed already. Takes
     /// time in proportion to the number of connections.
     ///
@@ -145,7 +205,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return;
         }
         self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.spares.configure(self.kit.config.min_workers, self.kit.config.buffer_size);
+        self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
         self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
@@ -153,7 +213,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);
             if !worker.input.is_empty() {
-                worker.input.grow(self.kit.config.buffer_size);
+                self.kit.spares.enlarge(&mut worker.input);
                 self.pool.list(id);
             }
             self.pool.file(id, self.kit.deadlines);
@@ -164,7 +224,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        debug_assert_eq!(self.kit.spares.kept(), self.pool.kept(), "bytes that workers keep");
         let mut stats = self.kit.stats;
+        stats.bytes_held = self.kit.spares.kept() as u64;
         stats.live = self.pool.live() as u64;
         stats.spare = self.kit.spares.len() as u64;
         stats.busy = self.mailbox.places.refused();
@@ -199,11 +261,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Command::SetConfig(config) => self.apply(*config),
             Command::PublishStats(question) => self.mailbox.publish(question, &self.stats()),
             Command::Stop => self.begin_stop(),
-            Command::Send(id, bytes) => self.send(id, &bytes),
+            Command::Send(id, bytes) => self.send(id, bytes),
             Command::Close(id) => {
                 self.change(id, |worker| worker.vitals.end(CloseReason::Requested));
             }
-            Command::Pause(id) => self.change(id, |worker| worker.vitals.paused = true),
+            Command::Pause(id) => {
+                self.change(id, |worker| worker.vitals.paused = true);
+            }
             Command::Resume(id) => {
                 let stamp = self.kit.now.stamp;
                 self.change(id, |worker| worker.vitals.resume(stamp));
@@ -211,29 +275,40 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Queues bytes behind what a connection has been sent. Behind a close they have no place.
-    fn send(&mut self, id: ConnId, bytes: &[u8]) {
+    /// Queues bytes behind what a connection has been sent. Behind a close they have no place, and
+    /// come back as those for nobody do.
+    fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.kit.config.write_limit;
-        let mut fits = true;
-        self.change(id, |worker| {
-            let ending = worker.vitals.ending;
-            let closing = ending.is_some_and(|reason| !reason.is_natural());
-            fits = closing || worker.output.push(bytes, limit);
+        let (mut closing, mut taken) = (false, false);
+        let known = self.change(id, |worker| {
+            closing = worker.vitals.ending.is_some_and(|reason| !reason.is_natural());
+            taken = !closing && worker.output.push(&bytes, limit);
         });
-        if !fits {
+        if !taken {
+            self.give_back(id, bytes);
+        }
+        if known && !closing && !taken {
             self.close(id, CloseReason::WriteLimit);
         }
     }
 
-    /// Changes a worker and has it served; a stale id is counted.
-    fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H::Session>)) {
-        match self.pool.get_mut(id) {
-            Some(worker) => {
-                change(worker);
-                self.pool.list(id);
-            }
-            None => self.kit.stats.stale_commands += 1,
-        }
+    /// Tells the handler of bytes that found no connection.
+    #[inline(never)]
+    pub(super) fn give_back(&mut self, id: ConnId, bytes: Vec<u8>) {
+        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
+        let told = contain(|| handler.undelivered(id, bytes, desk));
+        self.kit.stats.panics += u64::from(told.is_none());
+    }
+
+    /// Changes a worker and has it served. A stale id is counted; false then.
+    fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H::Session>)) -> bool {
+        let Some(worker) = self.pool.get_mut(id) else {
+            self.kit.stats.stale_commands += 1;
+            return false;
+        };
+        change(worker);
+        self.pool.list(id);
+        true
     }
 
     /// Tells an operator what should not happen.
@@ -249,7 +324,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
         if let Some(lost) = alarms.lost.news(stats.lost, now) {
-            log::warn!("{lost} connections could not be registered and were closed");
+            log::warn!("{lost} connections could not be registered or wrapped and were closed");
+        }
+        if let Some(crowded) = alarms.crowded.news(stats.closed(CloseReason::MemoryLimit), now) {
+            log::warn!("{crowded} connections were closed because memory_limit is used up");
         }
     }
 }

@@ -16,6 +16,7 @@ pub(super) struct Drain {
     pub(super) until: Tick,
     live: usize,
     idle: usize,
+    put_before: u64,
     unsent_before: u64,
     dropped_before: u64,
 }
@@ -25,6 +26,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// progress finish and replies go out, and aborts what is left at
     /// [`drain_deadline`](crate::Config::drain_deadline). Runs turns until then; afterwards no
     /// descriptor is open, and it can be started again.
+    ///
+    /// Whoever waits in a listener's queue is accepted before the listener closes (4096 at most
+    /// of each), and may make one request: closing at once would reset them, though to them they
+    /// have long been connected. It is the kernel that resets who connects between the last
+    /// `accept` and the close, a few microseconds; where other listeners share the port by
+    /// `SO_REUSEPORT`, Linux hands these over if `net.ipv4.tcp_migrate_req` is set.
     ///
     /// What is paused counts as in progress: somebody is still to answer. Closed connections
     /// that linger for their last reply are waited for as well, each at most 5 s.
@@ -37,6 +44,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         self.begin_stop();
+        self.accept_new();
         if let Phase::Stopping(drain) = self.phase {
             if let Some(report) = self.finish_if_drained(drain) {
                 return Ok(report);
@@ -52,8 +60,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.kit.desk.set_open(false);
         self.mailbox.refuse_puts();
-        self.listeners.clear(&mut self.kit.backend);
         let patience = self.kit.config.drain_time();
+        if patience.is_zero() {
+            self.listeners.clear(&mut self.kit.backend);
+        } else {
+            self.listeners.finish();
+        }
         let mut drain = Drain {
             until: if patience.is_zero() {
                 self.kit.now.tick
@@ -62,6 +74,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             },
             live: self.pool.live(),
             idle: 0,
+            put_before: self.kit.stats.put,
             unsent_before: self.kit.stats.bytes_unsent,
             dropped_before: self.kit.stats.bytes_dropped,
         };
@@ -100,14 +113,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Completes a stop once nothing is left to wait for, or its deadline has passed.
     pub(super) fn finish_if_drained(&mut self, drain: Drain) -> Option<StopReport> {
         let over = drain.until <= self.kit.now.tick;
-        if !over && (self.pool.live() > 0 || self.lingering.len() > 0) {
+        let left = self.pool.live() > 0 || self.lingering.len() > 0 || self.listeners.any_open();
+        if left && !over {
             return None;
         }
         let aborted = self.pool.live();
+        let came = (self.kit.stats.put - drain.put_before) as usize;
         self.abort_all();
         let report = StopReport {
             idle: drain.idle,
-            finished: drain.live.saturating_sub(drain.idle + aborted),
+            finished: (drain.live + came).saturating_sub(drain.idle + aborted),
             aborted,
             unsent_bytes: self.kit.stats.bytes_unsent - drain.unsent_before,
             dropped_bytes: self.kit.stats.bytes_dropped - drain.dropped_before,
@@ -135,9 +150,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 Command::Put(socket) => self.give_up(socket),
                 Command::Linger(socket) => socket.discard(),
                 Command::PublishStats(question) => last_question = last_question.max(question),
+                Command::Send(id, bytes) => self.give_back(id, bytes),
                 _ => {}
             }
         }
+        // What was asked for by whom that was told comes too late.
+        while self.kit.desk.next().is_some() {}
         self.kit.backend.stop();
         self.kit.spares.clear();
         self.mailbox.publish(last_question, &self.stats());

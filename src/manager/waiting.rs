@@ -24,6 +24,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         match outcome {
             Err(error) if error.kind() != ErrorKind::Interrupted => {
                 log::error!("can't wait for readiness, closing everything: {error}");
+                self.read_clock();
                 self.abort_all();
                 Err(Error::Wait(error))
             }

@@ -21,6 +21,8 @@ const ABORTED: [ErrorKind; 6] = [
 pub(super) struct Queue {
     /// Their ends, and where they come from.
     waiting: VecDeque<(usize, Option<IpAddr>)>,
+    /// Whether it listens, though perhaps nobody waits for it.
+    open: bool,
     token: Option<u64>,
     pub(super) edge: bool,
 }
@@ -33,14 +35,22 @@ impl Network {
 
     pub(crate) fn open_listener(&mut self, listener: usize, token: u64) {
         let queue = &mut self.listeners[listener];
+        queue.open = true;
         queue.token = Some(token);
         queue.edge = !queue.waiting.is_empty();
+    }
+
+    /// It goes on listening, with nobody who accepts.
+    pub(crate) fn release_listener(&mut self, listener: usize) {
+        self.listeners[listener].token = None;
     }
 
     /// Closing a listener resets who still waits.
     pub(crate) fn close_listener(&mut self, listener: usize) {
         self.listeners[listener].token = None;
+        self.listeners[listener].open = false;
         while let Some((end, _)) = self.listeners[listener].waiting.pop_front() {
+            self.tally.turned_away += 1;
             self.refuse(end);
         }
     }
@@ -60,7 +70,7 @@ impl Network {
         self.ends[end].ours = false;
         self.tally.open -= 1;
         let queue = &mut self.listeners[listener];
-        if queue.token.is_none() {
+        if !queue.open {
             return self.refuse(end);
         }
         queue.waiting.push_back((end, from));

@@ -45,6 +45,8 @@ pub struct Tally {
     pub broken: u64,
     /// Calls of accept that found no descriptor.
     pub starved_accepts: u64,
+    /// Connections that were reset because their listener closed while they waited.
+    pub turned_away: u64,
     /// Waits that kept events back.
     pub truncated_waits: u64,
     /// Waits that a signal ended.

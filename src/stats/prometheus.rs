@@ -26,6 +26,7 @@ const CAUSES: [(Cause, &str); Cause::REQUESTS.len()] = [
     (Cause::Eof, "eof"),
     (Cause::Expired, "expired"),
     (Cause::Overlong, "overlong"),
+    (Cause::MemoryLimit, "memory_limit"),
 ];
 
 const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
@@ -42,6 +43,8 @@ const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
     (CloseReason::Reset, "reset"),
     (CloseReason::Io(io::ErrorKind::Other), "io"),
     (CloseReason::Stopped, "stopped"),
+    (CloseReason::MemoryLimit, "memory_limit"),
+    (CloseReason::BadHeader, "bad_header"),
     (CloseReason::Evicted, "evicted"),
 ];
 
@@ -90,6 +93,7 @@ fn gauges(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("connections", stats.live, "Connections now."),
         ("connections_peak", stats.peak, "The most connections at a time."),
         ("lingering", stats.lingering, "Closed connections whose last reply is on its way."),
+        ("held_bytes", stats.bytes_held, "Bytes of buffers kept for requests that have begun."),
         ("spare_buffers", stats.spare, "Warm, empty buffers now."),
     ] {
         family(f, Kind::Gauge, name, help, value)?;
@@ -104,6 +108,7 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("put_total", stats.put, "Connections given to a worker."),
         ("busy_total", stats.busy, "Connections refused because all workers were taken."),
         ("crowded_total", stats.crowded, "Connections refused because their peer had too many."),
+        ("proxied_total", stats.proxied, "Connections that began with a header of a proxy."),
         ("lost_total", stats.lost, "Connections closed because they could not be registered."),
         ("read_bytes_total", stats.bytes_in, "Bytes read."),
         ("written_bytes_total", stats.bytes_out, "Bytes written."),

@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload, Socket,
+    Bound, CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload,
+    Socket,
 };
 
-use crate::support::{PATIENCE, Rig, Seen, alone, echo, logged, remember_log, reset, rig};
+use crate::support::{
+    PATIENCE, Rig, Seen, alone, deep_listener, echo, logged, remember_log, reset, rig,
+};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -371,17 +374,88 @@ fn a_thousand_connections_dead_on_arrival_leave_no_worker() {
 }
 
 #[test]
-fn a_stop_refuses_who_is_still_in_the_backlog() {
-    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause));
+fn a_stop_answers_everybody_who_waits_to_be_accepted() {
+    let mut rig = echo(drained().drain_deadline(PATIENCE));
+    let listener = deep_listener(Ipv4Addr::LOCALHOST);
+    let addr = listener.local_addr().unwrap();
+    rig.manager.listen_on(listener).unwrap();
+    let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(addr)).collect();
+    let (early, late) = clients.split_at_mut(100);
+    for client in early {
+        client.write_all(b"ping").unwrap();
+    }
+    rig.manager.handle().stop().unwrap();
+    rig.turn();
+    assert_eq!(rig.manager.stats().accepted, 64, "a batch a turn");
+    for client in late {
+        client.write_all(b"pong").unwrap();
+    }
+    let report = rig.manager.run().unwrap();
+    assert_eq!((report.finished, report.aborted), (200, 0), "{report}");
+    for (client, word) in clients.iter_mut().zip([b"ping"; 100].into_iter().chain([b"pong"; 100])) {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).expect("no reset");
+        assert_eq!(all, word);
+    }
+    assert!(TcpStream::connect(addr).is_err());
+}
+
+#[test]
+fn closing_one_of_two_listeners_that_share_a_port_resets_nobody() {
+    let shared = |addr: &str| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&addr.parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(4096).unwrap();
+        TcpListener::from(socket)
+    };
+    let (mut closing, mut staying) = (echo(drained()), echo(drained()));
+    let listener = shared("127.0.0.1:0");
+    let addr = listener.local_addr().unwrap();
+    closing.manager.listen_on(listener).unwrap();
+    staying.manager.listen_on(shared(&addr.to_string())).unwrap();
+    let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        client.write_all(b"ping").unwrap();
+    }
+    let report = closing.manager.stop().unwrap();
+    assert_eq!(report.aborted, 0, "{report}");
+    clients.push(connect(addr));
+    clients[200].write_all(b"ping").unwrap();
+    let left = 201 - report.finished;
+    assert!((2..200).contains(&left), "the kernel deals out: {report}");
+    staying.until(|rig| rig.manager.stats().bytes_out == 4 * left as u64);
+    for mut client in clients {
+        client.read_exact(&mut [0; 4]).expect("an answer and no reset");
+    }
+}
+
+#[test]
+fn who_says_nothing_when_accepted_in_a_stop_is_closed_at_its_deadline() {
+    let drain = Duration::from_millis(100);
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause).drain_deadline(drain));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut first = connect(addr);
     assert_served(&mut rig, &mut first);
+    let mut silent = connect(addr);
+    let mut placeless = connect(addr);
+    let began = Instant::now();
+    let report = rig.manager.stop().unwrap();
+    assert!(began.elapsed() >= drain);
+    assert_eq!((report.idle, report.finished, report.aborted), (1, 0, 1), "{report}");
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    assert_eq!(placeless.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_stop_without_time_to_drain_accepts_nobody() {
+    let mut rig = echo(drained().drain_deadline(Duration::ZERO));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut waiting = connect(addr);
-    rig.turn();
-    rig.manager.stop().unwrap();
-    let refused = waiting.read(&mut [0]);
-    let gone = matches!(&refused, Err(error) if error.kind() == ErrorKind::ConnectionReset);
-    assert!(gone || matches!(refused, Ok(0)), "{refused:?}");
+    assert_eq!(rig.manager.stop().unwrap().aborted, 0);
+    assert_eq!(waiting.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(rig.manager.stats().accepts, 0);
 }
 
 /// A datagram socket is readable and never accepts: `accept(2)` says so at once, again and again.
@@ -397,4 +471,59 @@ fn a_listener_that_only_ever_fails_does_not_keep_the_loop_busy() {
     assert!(turns < 20, "{turns} turns");
     assert!(rig.manager.stats().accept_errors < 2_000, "{}", rig.manager.stats().accept_errors);
     assert_served(&mut rig, &mut connect(good));
+}
+
+#[test]
+fn listeners_that_are_taken_lose_nobody() {
+    let mut old = echo(drained());
+    let addr = old.manager.listen("127.0.0.1:0").unwrap();
+    let mut served = connect(addr);
+    assert_served(&mut old, &mut served);
+    let mut waiting = connect(addr);
+    let taken = old.manager.take_listeners();
+    assert!(matches!(&taken[..], [Bound::Tcp(listener)] if listener.local_addr().unwrap() == addr));
+    assert!(old.manager.take_listeners().is_empty());
+    let mut late = connect(addr);
+    assert_eq!(old.turn().accepted, 0);
+    assert_served(&mut old, &mut served);
+
+    let mut new = echo(drained());
+    for listener in taken {
+        new.manager.listen_on(listener).unwrap();
+    }
+    old.manager.stop().unwrap();
+    for client in [&mut waiting, &mut late, &mut connect(addr)] {
+        assert_served(&mut new, client);
+    }
+    assert_eq!(new.manager.stats().accepted, 3);
+}
+
+#[test]
+fn a_listener_that_was_taken_can_be_given_back() {
+    let mut rig = echo(drained());
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    for _ in 0..3 {
+        let mut client = connect(addr);
+        let taken = rig.manager.take_listeners();
+        rig.turn();
+        for listener in taken {
+            rig.manager.listen_on(listener).unwrap();
+        }
+        assert_served(&mut rig, &mut client);
+    }
+    rig.manager.stop().unwrap();
+    assert!(rig.manager.take_listeners().is_empty());
+    TcpStream::connect(addr).expect_err("a stop closed it");
+}
+
+#[test]
+fn the_path_of_a_listener_that_was_taken_stays() {
+    let path = std::env::temp_dir().join(format!("pool-manager-taken-{}", std::process::id()));
+    let mut rig = echo(drained());
+    rig.manager.listen_unix(&path).unwrap();
+    let taken = rig.manager.take_listeners();
+    rig.manager.stop().unwrap();
+    assert!(matches!(&taken[..], [Bound::Unix(_)]));
+    std::os::unix::net::UnixStream::connect(&path).expect("it listens still");
+    std::fs::remove_file(&path).expect("the path stays");
 }

@@ -2,15 +2,17 @@
 //! can be.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pool_manager::{Cause, CloseReason, Config, Conn, Framing, Socket, Transport};
+use pool_manager::{
+    Cause, CloseReason, Config, Conn, Framing, Handler, Manager, Socket, Transport,
+};
 
-use crate::support::{Rig, echo, pair, rig};
+use crate::support::{Rig, connect, echo, pair, rig, turn_until};
 
 const LONG: Duration = Duration::from_secs(600);
 /// What a transport fails with, and so why its connection ends.
@@ -422,4 +424,120 @@ fn an_interrupted_last_word_is_said_again() {
     rig.manager.put(socket).unwrap_err().reply(b"busy").unwrap();
     assert_eq!(rig.read_wire(&mut peer, 4), b"busy");
     assert_eq!(script.lock().unwrap().interruptions, 0);
+}
+
+#[test]
+fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_off_does_not() {
+    for (says, goodbyes) in [(&b"hello\n"[..], 1), (b"", 1), (b"abort\n", 0), (b"broken\n", 0)] {
+        let mut rig = rig(lines(), |conn: &mut Conn<'_>, line: &[u8]| {
+            if line == b"abort" {
+                conn.abort();
+                return Ok(());
+            }
+            conn.write_all(line)
+        });
+        let (mut peer, socket, script) = wire();
+        if says == b"broken\n" {
+            script.lock().unwrap().miscounts = Some(Call::Write);
+        }
+        rig.manager.put(socket).unwrap();
+        peer.write_all(says).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        rig.until(|rig| rig.manager.stats().live + rig.manager.stats().lingering == 0);
+        let calls = &script.lock().unwrap().calls;
+        let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
+        assert_eq!(said, goodbyes, "{}: {calls:?}", says.escape_ascii());
+    }
+}
+
+#[test]
+fn who_is_cut_off_by_a_stop_with_a_reply_on_its_way_hears_no_goodbye() {
+    for (reply, goodbyes) in [(5, 1), (Wire::ROOM + 1, 0)] {
+        let mut rig =
+            rig(lines().drain_deadline(Duration::ZERO), move |conn: &mut Conn<'_>, _: &[u8]| {
+                conn.write_all(&vec![b'x'; reply])
+            });
+        let (mut peer, socket, script) = wire();
+        script.lock().unwrap().stuck = true;
+        rig.manager.put(socket).unwrap();
+        peer.write_all(b"hello\n").unwrap();
+        rig.requests(1);
+        rig.manager.stop().unwrap();
+        let calls = &script.lock().unwrap().calls;
+        let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
+        assert_eq!(said, goodbyes, "{calls:?}");
+    }
+}
+
+/// A handler that makes a transport of what a listener accepts, as its first byte says: `!` makes
+/// an error, `?` a panic.
+struct Wrapping;
+
+impl Handler for Wrapping {
+    type Session = ();
+
+    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+        let Socket::Tcp(stream) = socket else { return Err(ErrorKind::Unsupported.into()) };
+        let mut first = [0];
+        stream.peek(&mut first)?;
+        assert!(first != [b'?'], "as planned");
+        if first == [b'!'] {
+            Err(ErrorKind::InvalidData.into())
+        } else {
+            Ok(Socket::boxed(Shout(stream)))
+        }
+    }
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        conn.write_all(body)
+    }
+}
+
+struct Shout(TcpStream);
+
+impl Read for Shout {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(into)?;
+        into[..count].make_ascii_uppercase();
+        Ok(count)
+    }
+}
+
+impl Write for Shout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Shout {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Transport for Shout {}
+
+#[test]
+fn what_a_listener_accepts_can_be_wrapped_and_who_is_not_leaves_its_place_free() {
+    let mut manager = Manager::with_handler(lines().max_workers(1), Wrapping).unwrap();
+    manager.start().unwrap();
+    let addr = manager.listen("127.0.0.1:0").unwrap();
+    for (lap, says) in (1..).zip([b"!\n", b"?\n", b"!\n", b"a\n"]) {
+        let mut client = connect(addr);
+        client.write_all(says).unwrap();
+        if says == b"a\n" {
+            turn_until(&mut manager, |manager| manager.stats().bytes_out == 1);
+            let mut reply = [0];
+            client.read_exact(&mut reply).unwrap();
+            assert_eq!(&reply, b"A");
+        } else {
+            turn_until(&mut manager, |manager| manager.stats().lost == lap);
+            assert!(!matches!(client.read(&mut [0]), Ok(1..)));
+        }
+    }
+    let stats = manager.stats();
+    assert_eq!((stats.accepted, stats.put, stats.lost, stats.panics), (4, 1, 3, 1));
 }

@@ -13,6 +13,7 @@ use pool_manager::{
 
 /// The documented limits.
 const BUFFER_SIZE_MOST: usize = 16 << 20;
+const MAX_REQUEST_MOST: usize = 1 << 30;
 const WRITE_LIMIT_MOST: usize = (4 << 30) - 1;
 const WORKERS_MOST: usize = (1 << 32) - 2;
 const WARM_BYTES_MOST: usize = 64 << 30;
@@ -131,10 +132,21 @@ fn verdict(config: &Config) -> std::result::Result<(), ConfigError> {
         if value > most { Err(ConfigError::TooLarge { field, value, most }) } else { Ok(()) }
     };
     limit("buffer_size", buffer_size, BUFFER_SIZE_MOST)?;
+    limit("max_request", config.max_request, MAX_REQUEST_MOST)?;
     let affordable = WARM_BYTES_MOST / (buffer_size + WORKER_BYTES);
     limit("min_workers", min, affordable)?;
     limit("max_workers", max, WORKERS_MOST)?;
-    limit("write_limit", config.write_limit, WRITE_LIMIT_MOST)
+    limit("write_limit", config.write_limit, WRITE_LIMIT_MOST)?;
+    let (max_request, memory) = (config.max_request, config.memory_limit);
+    let below = |field, value, other, least| {
+        let fits = value == 0 || value >= least;
+        if fits { Ok(()) } else { Err(ConfigError::Below { field, value, other, least }) }
+    };
+    below("max_request", max_request, "buffer_size", buffer_size)?;
+    match max_request {
+        0 => below("memory_limit", memory, "buffer_size", buffer_size),
+        _ => below("memory_limit", memory, "max_request", max_request),
+    }
 }
 
 /// With the defaults that zeros stand for.
@@ -172,6 +184,8 @@ fn any(u: &mut Unstructured<'_>) -> Result<Config> {
         .clients_deadline(span(u)?)
         .request_deadline(span(u)?)
         .write_limit(size(u, WRITE_LIMIT_MOST)?)
+        .max_request(room(u)?)
+        .memory_limit(room(u)?)
         .reap_interval(span(u)?)
         .framing(framing(u)?);
     if u.arbitrary()? {
@@ -190,6 +204,15 @@ fn size(u: &mut Unstructured<'_>, limit: usize) -> Result<usize> {
         0..=4 => u.int_in_range(0..=9)?,
         5 => limit.saturating_sub(1) + u.int_in_range(0..=2)?,
         _ => u.arbitrary::<usize>()? >> u.int_in_range(0..=63)?,
+    })
+}
+
+/// None in particular, as much as a small or a default buffer has, or about it, or anything.
+fn room(u: &mut Unstructured<'_>) -> Result<usize> {
+    Ok(match u.int_in_range(0..=4)? {
+        0 | 1 => 0,
+        2 => u.int_in_range(5_110..=5_130)?,
+        _ => size(u, MAX_REQUEST_MOST)?,
     })
 }
 

@@ -22,7 +22,13 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 32] = [
+pub(crate) const ALL: [Canary; 40] = [
+    canary(
+        "listeners_that_are_taken_are_closed",
+        "backend/sim.rs",
+        "lock(&self.net).release_listener(listener.index);",
+        "if PLANTED { self.close_listener(listener.clone()) } else { lock(&self.net).release_listener(listener.index) }",
+    ),
     canary(
         "no_generation_check",
         "pool.rs",
@@ -157,6 +163,31 @@ pub(crate) const ALL: [Canary; 32] = [
             self.start = 0;\n        }\n        let room",
     ),
     canary(
+        "bytes_lost_when_a_buffer_grows",
+        "buffer.rs",
+        "(0, self.len() as u32, self.scanned);",
+        "(0, self.len() as u32 - u32::from(PLANTED && !self.is_empty()), self.scanned);
+         other.scanned = other.scanned.min(other.end);",
+    ),
+    canary(
+        "grown_beyond_max_request",
+        "spares.rs",
+        "self.input.capacity().saturating_mul(2).min(most);",
+        "self.input.capacity().saturating_mul(2).min(if PLANTED { usize::MAX } else { most });",
+    ),
+    canary(
+        "memory_limit_ignored",
+        "spares.rs",
+        "self.memory_limit == 0 || self.kept",
+        "PLANTED || self.memory_limit == 0 || self.kept",
+    ),
+    canary(
+        "memory_not_given_back",
+        "spares.rs",
+        "self.kept -= buffer.capacity();",
+        "if !PLANTED || buffer.capacity() <= self.buffer_size { self.kept -= buffer.capacity(); }",
+    ),
+    canary(
         "a_panicking_callback_s_reply_is_sent",
         "worker/calling.rs",
         "kit.spares.output.rewind(mark);",
@@ -183,14 +214,14 @@ pub(crate) const ALL: [Canary; 32] = [
     canary(
         "rate_limit_ignored",
         "vitals.rs",
-        "deadlines.pace.due(self.evenly) <= now.tick",
-        "deadlines.pace.due(self.evenly) <= now.tick || PLANTED",
+        "deadlines.pace.due(self.evenly()) <= now.tick",
+        "deadlines.pace.due(self.evenly()) <= now.tick || PLANTED",
     ),
     canary(
         "held_back_for_ever",
         "vitals.rs",
-        "            return deadlines.pace.due(self.evenly);",
-        "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly) };",
+        "            return deadlines.pace.due(self.evenly());",
+        "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly()) };",
     ),
     canary(
         "a_peer_s_end_is_not_counted",
@@ -221,5 +252,23 @@ pub(crate) const ALL: [Canary; 32] = [
         "output.rs",
         "let fits = bytes.len() <= limit.saturating_sub(self.len());",
         "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
+    ),
+    canary(
+        "what_was_sent_to_nobody_is_lost",
+        "manager/control.rs",
+        "        if !taken {\n            self.give_back(id, bytes);",
+        "        if !taken && !PLANTED {\n            self.give_back(id, bytes);",
+    ),
+    canary(
+        "what_was_sent_before_a_stop_is_lost",
+        "manager/stopping.rs",
+        "Command::Send(id, bytes) => self.give_back(id, bytes),",
+        "Command::Send(id, bytes) => if !PLANTED { self.give_back(id, bytes) },",
+    ),
+    canary(
+        "not_told_of_an_idle_turn",
+        "manager.rs",
+        "self.tell_turned();",
+        "if !PLANTED || events > 0 { self.tell_turned(); }",
     ),
 ];

@@ -2,6 +2,7 @@
 //! every turn what must always hold.
 
 mod canaries;
+mod proxied;
 mod strings;
 mod world;
 
@@ -225,7 +226,7 @@ fn in_a_loop_of_ones_own_a_deadline_is_as_punctual() {
         sim.advance(manager.next_deadline().expect("a deadline"));
         manager.turn(Some(Duration::ZERO)).unwrap();
     }
-    assert_eq!(sim.now(), answered + deadline);
+    assert_punctual(sim.now(), answered + deadline);
 }
 
 #[test]
@@ -393,4 +394,30 @@ fn who_has_just_spoken_is_not_evicted_but_served() {
     // The first newcomer has the free place; there is none for the second.
     assert_eq!((stats.closed_total(), stats.busy, stats.live), (0, 1, 2), "{stats}");
     assert_eq!((stats.requests_total(), stats.bytes_out), (1, 1), "{stats}");
+}
+
+#[test]
+fn a_stop_accepts_as_many_as_a_queue_holds_and_not_for_ever() {
+    let sim = Sim::new(1);
+    let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
+    let config = Config::new().framing(Framing::Drained);
+    let mut manager = Manager::with_backend(config, echo, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let listeners = [sim.listener(), sim.listener()];
+    let peers = [4_196, 4_000].map(|peers| {
+        let listener = &listeners[usize::from(peers < 4_096)];
+        manager.listen_on(listener.clone()).unwrap();
+        let asking = |_| {
+            let mut peer = listener.connect();
+            peer.write_all(b"?").unwrap();
+            peer
+        };
+        (0..peers).map(asking).collect::<Vec<_>>()
+    });
+    let report = manager.stop().unwrap();
+    assert_eq!((report.finished, report.aborted), (4_096 + 4_000, 0), "{report}");
+    assert_eq!(sim.tally().turned_away, 100);
+    let read = |mut peer: Stream| io::Read::read(&mut peer, &mut [0]).ok();
+    let answered = peers.into_iter().flatten().filter_map(read);
+    assert_eq!(answered.sum::<usize>(), 4_096 + 4_000);
 }

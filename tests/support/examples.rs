@@ -27,8 +27,18 @@ pub(crate) fn directory() -> &'static Path {
         let test = std::env::current_exe().expect("this program");
         let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/NAME");
         let directory = profile.join("examples");
-        let built =
-            ["reactor_echo", "tcp_ok", "metrics"].map(|name| modified(&directory.join(name)));
+        let built = [
+            "reactor_echo",
+            "tcp_ok",
+            "http",
+            "chat",
+            "offload",
+            "sharded",
+            "resp",
+            "restart",
+            "metrics",
+        ]
+        .map(|name| modified(&directory.join(name)));
         if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {
             build(profile);
         }

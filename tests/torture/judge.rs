@@ -47,7 +47,7 @@ pub(crate) fn judge(fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(),
             expect(warned.iter().any(|line| line.contains(warning)), "no warning")?;
         }
     }
-    let lost = warned.iter().any(|line| line.contains("could not be registered"));
+    let lost = warned.iter().any(|line| line.contains("could not be registered or wrapped"));
     expect(lost == (run.count("lost") > 0), "a loss without a warning")?;
     let told = lost || !of(CLOSED).is_empty() || is_farewell(first);
     expect(missed.is_empty() || told, "somebody was cut off without a word")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Stream};
+use pool_manager::sim::{Dice, Listener, Stream};
 use pool_manager::{CloseReason, ConnId, Error, PutErrorKind};
 
 use super::peer::Peer;
@@ -24,6 +24,7 @@ impl World {
                 self.fill_the_queue();
             }
             60..64 if self.crowded => self.crowd(),
+            65 if self.running => self.take_listeners(),
             64 => self.stage.sim.advance(Duration::from_micros(self.dice.below(50_000) as u64)),
             _ if !self.peers.is_empty() => {
                 let index = self.dice.below(self.peers.len());
@@ -48,6 +49,7 @@ impl World {
             return self.assert_nothing_is_left();
         }
         self.running = true;
+        self.away = false;
         for listener in &self.listeners {
             self.manager.listen_on(listener.clone()).unwrap();
         }
@@ -95,6 +97,28 @@ impl World {
         let peer = self.listeners[self.dice.below(2)].connect_from(addr);
         self.stage.model.borrow_mut().knocks(peer.connection(), addr);
         self.meet(peer);
+    }
+
+    /// Nobody accepts from now on; who waits, and who comes, is not lost.
+    pub(super) fn take_listeners(&mut self) {
+        let waiting = |world: &Self| world.listeners.each_ref().map(Listener::waiting);
+        let before = waiting(self);
+        let taken = self.manager.take_listeners();
+        let stopping = self.stage.model.borrow().stopping;
+        assert!(taken.len() == if self.away { 0 } else { 2 } || stopping, "{taken:?}");
+        assert_eq!(waiting(self), before, "who waited at a listener that was taken");
+        assert!(self.manager.take_listeners().is_empty(), "a listener is taken twice");
+        self.stage.model.borrow_mut().marks.hit_if("a queue is handed on", before != [0, 0]);
+        self.away |= !taken.is_empty();
+    }
+
+    /// Somebody accepts again.
+    pub(super) fn give_listeners_back(&mut self) {
+        if self.away {
+            let mut outcomes = self.listeners.iter().map(|one| self.manager.listen_on(one.clone()));
+            self.away = !outcomes.all(|outcome| outcome.is_ok());
+            assert!(!self.away || self.stage.model.borrow().stopping, "they are refused");
+        }
     }
 
     /// Many come at once.
@@ -213,7 +237,7 @@ impl World {
         let elsewhere = || self.stage.model.borrow().slept + sim.tally().jumped;
         let (before, elsewhere_before) = (sim.now(), elsewhere());
         let most = self.manager.config().drain_deadline.unwrap_or_default();
-        let live = self.manager.stats().live;
+        let before_it = self.manager.stats();
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {
             let mut model = self.stage.model.borrow_mut();
@@ -233,13 +257,15 @@ impl World {
                 model.marks.hit_if("a stop that aborts", report.aborted > 0);
                 model.marks.hit_if("a stop that drains", report.finished > 0);
                 let all = report.idle + report.finished + report.aborted;
+                let came = self.manager.stats().put - before_it.put;
+                let live = before_it.live + came;
                 assert!(again || all as u64 == live, "{report}, of {live}");
                 let lost = model.lost_bytes();
                 let lost = (lost.0 - lost_before.0, lost.1 - lost_before.1);
                 let told = (report.dropped_bytes, report.unsent_bytes);
                 assert!(again || told == lost, "{report:?}, but {lost:?}");
             }
-            Err(Error::Wait(_)) => self.stage.mark("waiting fails"),
+            Err(Error::Wait(_)) => self.stage.waiting_fails(),
             Err(error) => panic!("{error}"),
         }
         self.stopped();

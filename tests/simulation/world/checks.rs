@@ -16,6 +16,10 @@ impl World {
         self.stage.lossless.set(false);
         self.meet_newcomers();
         self.assert_nothing_is_left();
+        let (turned_away, now) = (self.stage.sim.tally().turned_away, self.stage.sim.now());
+        let before = std::mem::replace(&mut self.turned_away, turned_away);
+        let in_time = now < self.stage.model.borrow().draining;
+        assert!(!in_time || turned_away == before, "reset in the queue, though there was time");
         let (mut peer, ours) = self.stage.sim.pair();
         let refused = self.manager.put(ours).expect_err("put into a stopped pool");
         assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
@@ -24,8 +28,13 @@ impl World {
         model.has_stopped();
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
+        // A stop accepts who waits, in turns of its own.
+        self.crowds = stats.crowded;
         model.compare(&stats, 0);
+        model.check_sends();
         assert_eq!(model.complaints, [""; 0]);
+        // Some may have been refused in the stop.
+        self.refused = stats.busy - model.busy;
         self.idle_turns = 0;
         self.starved = (self.stage.sim.tally().starved_accepts, None);
     }
@@ -33,6 +42,7 @@ impl World {
     pub(super) fn assert_nothing_is_left(&mut self) {
         let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
         assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0), "{stats}");
+        assert_eq!(stats.bytes_held, 0, "bytes that are kept for nobody");
         assert_eq!((tally.open, tally.registered), (0, 0), "{tally:?}");
         assert_eq!(self.manager.next_deadline(), None);
         assert!(self.stage.model.borrow().all_ended(), "somebody was not told of the end");
@@ -71,6 +81,9 @@ impl World {
                 model.after_turn(turned, config, &self.stage.sim);
             }
             model.compare(&stats, stats.live);
+            if turn.stopped.is_none() {
+                model.check_memory(stats.bytes_held);
+            }
             self.marks(&mut model.marks, turn);
             assert_eq!(model.complaints, [""; 0]);
         }
@@ -127,7 +140,7 @@ impl World {
         let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
-        if self.listeners.iter().any(left) && !patient {
+        if self.listeners.iter().any(left) && !patient && !self.away {
             assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
         }
     }

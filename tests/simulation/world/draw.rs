@@ -34,12 +34,16 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
     let rate = [5, 60, 700, 3_000][others.below(4)];
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
+    let (max_request, memory_limit) = room(&mut Dice::new(!deadline.as_nanos() as u64));
+    let buffer_size = 8 + dice.below(200);
     Config::new()
         .rate_limit(others.permille(250).then_some(limit))
         .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .framing(framing(dice))
-        .buffer_size(8 + dice.below(200))
+        .buffer_size(buffer_size)
+        .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })
+        .memory_limit(if memory_limit > 0 { buffer_size + max_request + memory_limit } else { 0 })
         .max_workers(max)
         .min_workers(min)
         .clients_deadline(deadline)
@@ -56,12 +60,23 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
         })
 }
 
+/// By how much a request may be longer than a buffer, and by how much more memory there is than one
+/// takes; 0 for no such limit. From dice of its own, as well.
+fn room(dice: &mut Dice) -> (usize, usize) {
+    (dice.below(2) * (1 + dice.below(2_000)), dice.below(2) * (1 + dice.below(1_000)))
+}
+
 /// One that must be refused as a whole.
 pub(crate) fn invalid(dice: &mut Dice) -> Config {
     let valid = config(dice, false);
+    let below = valid.buffer_size - 1;
     match dice.below(3) {
         0 => valid.max_workers(1).min_workers(2),
-        1 => valid.buffer_size(usize::MAX),
+        1 => match below % 3 {
+            0 => valid.max_request(below),
+            1 => valid.max_request(0).memory_limit(below),
+            _ => valid.buffer_size(usize::MAX),
+        },
         _ => valid.write_limit(usize::MAX),
     }
 }

@@ -16,6 +16,7 @@ impl World {
         if !self.running {
             self.start();
         }
+        self.give_listeners_back();
         self.hurry();
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
@@ -53,7 +54,7 @@ impl World {
             let stats = self.manager.stats();
             if stats.live == 0
                 && stats.lingering == 0
-                && self.listeners.iter().all(|listener| listener.waiting() == 0)
+                && (!self.running || self.listeners.iter().all(|listener| listener.waiting() == 0))
             {
                 return;
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const DUE: (u64, u64) = (1_000, 200);
 
 /// Everything that a run over many seeds must have met.
-pub(crate) const ALL: [&str; 47] = [
+pub(crate) const ALL: [&str; 56] = [
     "a stale event",
     "an index is used again within a turn",
     "busy, by put",
@@ -39,6 +39,9 @@ pub(crate) const ALL: [&str; 47] = [
     "a panic in opened",
     "a panic in flushed",
     "a panic in closed",
+    "a panic in undelivered",
+    "a panic in turned",
+    "a command at the end of a turn",
     "a panic in a callback while stopping",
     "max_workers below the live",
     "buffer_size below the held",
@@ -52,8 +55,14 @@ pub(crate) const ALL: [&str; 47] = [
     "an invalid configuration",
     "invalid bytes",
     "another error of a socket",
+    "a queue is handed on",
     "a stop that drains",
     "a stop that aborts",
+    "accepted in a stop",
+    "a panic in accepted",
+    "a request outgrows its buffer",
+    "a request longer than max_request",
+    "memory_limit",
 ];
 
 /// How often each was met.

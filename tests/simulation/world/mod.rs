@@ -56,6 +56,11 @@ impl Stage {
         self.sim.advance(time);
     }
 
+    fn waiting_fails(&self) {
+        self.mark("waiting fails");
+        self.model.borrow_mut().failed_turns += 1;
+    }
+
     /// A panic is about to come.
     fn count(&self, mark: &'static str) {
         let mut model = self.model.borrow_mut();
@@ -151,6 +156,8 @@ struct World {
     peers: Vec<Peer>,
     dice: Dice,
     listeners: [Listener; 2],
+    /// They were taken from the manager and not given back.
+    away: bool,
     running: bool,
     /// Waiting never fails.
     reliable: bool,
@@ -165,6 +172,8 @@ struct World {
     refused: u64,
     /// How many were refused as one too many of their peer's.
     crowds: u64,
+    /// How many were reset in a queue by the end of the last stop.
+    turned_away: u64,
     /// When the wait of the last turn was over.
     began: Duration,
     /// Listeners have to wait for a place, whatever configuration is in effect.
@@ -192,11 +201,14 @@ impl World {
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1) };
+        let mut other = Dice::new(seed ^ 2);
+        let other = other.permille(200).then_some(other);
+        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
             listeners: [sim.listener(), sim.listener()],
+            away: false,
             stage,
             manager,
             peers: Vec::new(),
@@ -208,6 +220,7 @@ impl World {
             idle_turns: 0,
             starved: (0, None),
             astray: None,
+            turned_away: 0,
             began: Duration::ZERO,
             refused: 0,
             crowds: 0,
@@ -233,6 +246,9 @@ impl World {
         for _ in 0..self.dice.below(4) {
             self.act();
         }
+        if self.running && self.dice.permille(300) {
+            self.give_listeners_back();
+        }
         self.turn();
     }
 
@@ -253,6 +269,7 @@ impl World {
             self.patient = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
+        let kept = self.manager.stats().bytes_held;
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
         let commands = self.manager.stats().commands - commands;
@@ -262,6 +279,7 @@ impl World {
                 let signal = self.stage.sim.tally().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
+                model.allow_memory(kept);
                 model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
                 // What was asked for before this turn is done; what was asked for in it is not.
@@ -275,7 +293,7 @@ impl World {
                 }
             }
             Err(Error::Wait(_)) => {
-                self.stage.mark("waiting fails");
+                self.stage.waiting_fails();
                 self.stopped();
             }
             Err(error) => panic!("{error}"),

@@ -27,6 +27,16 @@ const LINGERING: Duration = Duration::from_secs(5);
 /// Bytes from here on are of what desks sent, and of what handles sent; the others are of replies.
 pub(crate) const SENDS: [u8; 2] = [0xf0, 0xf8];
 
+/// How long a request may be.
+pub(crate) fn longest(config: &Config) -> usize {
+    config.max_request.max(config.buffer_size)
+}
+
+/// How many bytes may be kept.
+fn memory(config: &Config) -> u64 {
+    if config.memory_limit == 0 { u64::MAX } else { config.memory_limit as u64 }
+}
+
 /// What is known of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
@@ -90,6 +100,10 @@ pub(crate) struct Account {
     /// From there, and it counts for how many may.
     from: Option<IpAddr>,
     counted: bool,
+    /// The handler was shown it when it was accepted.
+    shown: bool,
+    /// It was opened in a stop, or once one was asked for; and surely in one.
+    late: (bool, bool),
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
@@ -129,6 +143,11 @@ pub(crate) struct Model {
     pub(crate) configs: Vec<Config>,
     /// All buffer sizes there ever were.
     sizes: BTreeSet<usize>,
+    /// The largest `max_request` there ever was.
+    longest: usize,
+    /// How many bytes may be kept after this turn: as many as before, or as the limits allow that
+    /// may have been in effect.
+    memory: u64,
     /// The largest `write_limit` there ever was.
     most_unsent: usize,
     pub(crate) depth: usize,
@@ -156,6 +175,11 @@ pub(crate) struct Model {
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
     totals: [u64; 4],
+    /// Bytes that were sent by desks and handles; that came back; and that connections took.
+    sends: [u64; 3],
+    /// Turns that the handler was told of, and turns that could not be waited for.
+    turned: u64,
+    pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
     /// The highest index that a worker had.
     highest: u32,
@@ -169,6 +193,8 @@ impl Model {
             complaints: Vec::new(),
             marks: Marks::default(),
             sizes: BTreeSet::from([config.buffer_size]),
+            longest: longest(config),
+            memory: 0,
             most_unsent: config.write_limit,
             configs: vec![config.clone()],
             depth: 0,
@@ -190,6 +216,9 @@ impl Model {
             closed: HashMap::new(),
             requests: HashMap::new(),
             totals: [0; 4],
+            sends: [0; 3],
+            turned: 0,
+            failed_turns: 0,
             turn_ids: Vec::new(),
             highest: 0,
         }
@@ -220,6 +249,7 @@ impl Model {
         let config = config.framing(framing).rate_limit(rate);
         self.configs.push(config.clone());
         self.sizes.insert(config.buffer_size);
+        self.longest = self.longest.max(longest(&config));
         self.most_unsent = self.most_unsent.max(config.write_limit);
         config
     }
@@ -267,6 +297,16 @@ impl Model {
         self.stopping = false;
         self.stopping_for = 0;
         self.draining = Duration::ZERO;
+    }
+
+    /// No command is left: what was sent was taken by a connection, or came back.
+    pub(crate) fn check_sends(&mut self) {
+        let [sent, back, taken] = self.sends;
+        if sent != back + taken {
+            self.complain(format!(
+                "{sent} bytes sent, but {back} came back and {taken} were taken"
+            ));
+        }
     }
 
     /// How many bytes were dropped and left unsent.
@@ -322,8 +362,7 @@ impl Model {
         if turn.stopping && turn.began > self.stop_by {
             complaints.push(format!("a stop takes longer than until {:?}: {turn:?}", self.stop_by));
         }
-        let held = self.sizes.last().copied().unwrap_or(0);
-        let most = (held, self.most_unsent * 3 / 2);
+        let most = (self.longest, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
             let Some(id) = account.id.filter(|_| account.end.is_none()) else { continue };
             let Some(look) = sim.look(id) else {
@@ -355,6 +394,32 @@ impl Model {
         }
     }
 
+    /// A turn has ended before which so many bytes were kept.
+    pub(crate) fn allow_memory(&mut self, kept_before: u64) {
+        self.memory = self.configs.iter().map(memory).fold(kept_before, u64::max);
+    }
+
+    /// Bytes that are kept for requests are within their limits: as many as are held at least, in
+    /// buffers no larger than they may be, and in all no more than there may be.
+    pub(crate) fn check_memory(&mut self, kept: u64) {
+        let live = self.accounts.values().filter(|account| account.end.is_none());
+        let held = live.map(|account| account.seen.0.saturating_sub(account.delivered));
+        let (holders, held) =
+            held.fold((0, 0), |(count, sum), held| (count + u64::from(held > 0), sum + held));
+        if !(held..=holders * self.longest as u64).contains(&kept) {
+            self.complain(format!("{kept} bytes are kept for {held} of {holders}"));
+        }
+        if kept > self.memory {
+            self.complain(format!("{kept} bytes are kept, of at most {}", self.memory));
+        }
+        self.marks.hit_if("a request outgrows its buffer", kept > 0 && self.outgrown());
+    }
+
+    /// Whether a connection holds more than any buffer had at first.
+    fn outgrown(&self) -> bool {
+        self.most_held() > self.sizes.last().copied().unwrap_or(0)
+    }
+
     /// The pool's counters are the model's.
     pub(crate) fn compare(&mut self, stats: &Stats, live: u64) {
         let mut wrong = Vec::new();
@@ -363,6 +428,7 @@ impl Model {
                 wrong.push(format!("{what:?}: {told} counted, {known} seen"));
             }
         };
+        must(&"turns", stats.turns, self.turned + self.failed_turns);
         must(&"put", stats.put, self.opened);
         must(&"peak", stats.peak, self.peak);
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());

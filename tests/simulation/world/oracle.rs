@@ -46,6 +46,15 @@ fn frame(framing: &Framing, held: &[u8]) -> Option<(usize, std::ops::Range<usize
     }
 }
 
+/// Whether the frame at the front of `held` says of itself that it is longer than this, or than the
+/// framing allows.
+pub(crate) fn announces(framing: &Framing, held: &[u8], longest: usize) -> bool {
+    let Framing::LengthPrefixed { prefix: Prefix::U16Be, limit } = framing else { return false };
+    let [high, low, ..] = held else { return false };
+    let body = usize::from(*high) * 256 + usize::from(*low);
+    body + 2 > longest || *limit > 0 && body > *limit
+}
+
 /// Whether a complete frame is held, which the loop may not sleep over.
 pub(crate) fn complete(framing: &Framing, held: &[u8]) -> bool {
     frame(framing, held).is_some()
@@ -72,7 +81,10 @@ pub(crate) fn taken(
             return Err(format!("{} bytes fill no buffer of {sizes:?}", body.len()));
         }
         Cause::Overlong if stream => return Err("a stream is never too long".into()),
-        _ if found.is_some() => return Err("a frame was there".into()),
+        // What is there cannot be kept, whatever it is.
+        _ if found.is_some() && cause != Cause::MemoryLimit => {
+            return Err("a frame was there".into());
+        }
         _ => {
             let skip = match framing {
                 Framing::LengthPrefixed { .. } => held.len().min(2),

@@ -12,6 +12,9 @@ use super::{PLANNED, Shared, draw};
 pub(crate) struct Player {
     pub(crate) world: Shared,
     pub(crate) dice: Dice,
+    /// For the hooks that are not about a connection. Most seeds have none, so that those that
+    /// once failed stay what they were.
+    pub(crate) other: Option<Dice>,
 }
 
 /// What a callback that wants to be a panic returns.
@@ -30,6 +33,21 @@ fn number(conn: &Conn<'_>) -> usize {
 
 impl Handler for Player {
     type Session = ();
+
+    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+        let Socket::Sim(stream) = &socket else { return Ok(socket) };
+        let wild = self.world.model.borrow().wild;
+        let dice = if wild { self.dice.below(100) } else { 2 };
+        self.world.model.borrow_mut().accepted(stream.connection(), dice > 1);
+        match dice {
+            0 => Err(io::ErrorKind::InvalidData.into()),
+            1 => {
+                self.world.count_panic("a panic in accepted");
+                Ok(socket)
+            }
+            _ => Ok(socket),
+        }
+    }
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         self.world.model.borrow_mut().opened(conn.id(), number(conn), &self.world.sim);
@@ -79,9 +97,37 @@ impl Handler for Player {
             _ => {}
         }
     }
+
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _desk: &mut Desk) {
+        self.world.model.borrow_mut().undelivered(id, &bytes);
+        if self.world.model.borrow().wild && self.other(100) == Some(0) {
+            self.world.count_panic("a panic in undelivered");
+        }
+    }
+
+    fn turned(&mut self, desk: &mut Desk) {
+        self.world.model.borrow_mut().told_turned();
+        if !self.world.model.borrow().wild {
+            return;
+        }
+        match self.other(200) {
+            Some(0) => self.world.count_panic("a panic in turned"),
+            Some(1..20) => {
+                self.command(desk);
+                if desk.waiting() > 0 {
+                    self.world.mark("a command at the end of a turn");
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Player {
+    fn other(&mut self, most: usize) -> Option<usize> {
+        self.other.as_mut().map(|dice| dice.below(most))
+    }
+
     /// Replies, and once in `calm` times does something else.
     fn play(
         &mut self,
@@ -160,7 +206,9 @@ impl Player {
                 let value = SENDS[0] | self.dice.below(8) as u8;
                 let count = 1 + self.dice.below(200);
                 let bytes = self.world.model.borrow_mut().send(id, value, count);
-                let _ = desk.send(id, bytes);
+                if desk.send(id, bytes).is_err() {
+                    self.world.model.borrow_mut().complain("a desk that is full");
+                }
             }
             (4, Some(id)) => {
                 self.world.model.borrow_mut().pause(id);

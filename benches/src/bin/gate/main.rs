@@ -36,9 +36,21 @@ use figures::{Figures, Row, Verdict};
 /// Descriptors that the largest case needs.
 const DESCRIPTORS: u64 = 10_100;
 
+const HELP: &str = "\
+Counts what a request costs, in instructions, allocations and system calls, and holds it against
+the committed figures. Needs valgrind and strace.
+
+Usage: gate [OPTIONS]
+
+  --case NAME  count this case; may be given several times [all]
+  --keep DIR   leave the profiles there: callgrind_annotate DIR/NAME.callgrind
+  --write      renew benches/figures.txt
+  --help       this text";
+
 #[derive(Default)]
 struct Wanted {
     cases: Vec<&'static Case>,
+    help: bool,
     write: bool,
     keep: Option<PathBuf>,
     /// Be the server of the first case, for that many rounds.
@@ -47,6 +59,10 @@ struct Wanted {
 
 fn main() -> ExitCode {
     let outcome = wanted().and_then(|wanted| match wanted.serve {
+        _ if wanted.help => {
+            println!("{HELP}");
+            Ok(true)
+        }
         Some(rounds) => server::serve(wanted.cases[0], rounds).map(|()| true),
         None => gate(&wanted),
     });
@@ -67,6 +83,7 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
+            Long("help") | Short('h') => wanted.help = true,
             Long("write") => wanted.write = true,
             Long("keep") => wanted.keep = Some(arguments.value()?.into()),
             Long(option @ ("case" | "serve")) => {

@@ -65,6 +65,7 @@ impl Account {
             CloseReason::Invalid => self.sent.front() == Some(&5),
             CloseReason::Expired => self.over || end.bytes_in > 0 && end.bytes_dropped == 0,
             CloseReason::WriteStalled => end.bytes_unsent > 0 || self.sends_total > 0,
+            CloseReason::MemoryLimit => self.over || self.is_held_up(),
             _ => true,
         };
         if !justified {
@@ -76,6 +77,12 @@ impl Account {
             return Err("ended though its callback is to answer later".into());
         }
         Ok(())
+    }
+
+    /// Perhaps nothing may be delivered to it: it owes a reply, is paused or closing.
+    fn is_held_up(&self) -> bool {
+        let still = self.paused || self.unsure || self.was_paused > 0 || self.resumed > 0;
+        still || self.closing || self.owed || self.replied + self.sends_total > 0
     }
 
     /// It is to pause or to go on. What callbacks ask for and what handles do may be done in
@@ -137,7 +144,8 @@ impl Account {
         }
         let quiet = held == 0 && look.sent == self.replied && self.sends_total == 0;
         let heard = look.unread == 0 && !look.ended && !look.pending;
-        if turn.stopping && turn.asleep && quiet && heard && !still {
+        let awaited = self.late.0 && look.received == 0;
+        if turn.stopping && turn.asleep && quiet && heard && !still && !awaited {
             return Err("idle, and still there during a stop".into());
         }
         if turn.asleep && blocked && look.room > 0 && !look.pending {

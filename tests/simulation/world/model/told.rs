@@ -8,7 +8,7 @@ use pool_manager::{Cause, CloseReason, Config, ConnId, ERROR_SERVER_BUSY, End};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
-use super::{LINGERING, Model, SENDS};
+use super::{LINGERING, Model, SENDS, longest};
 
 impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, sim: &Sim) {
@@ -16,7 +16,13 @@ impl Model {
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.opened += 1;
         self.peak = self.peak.max(self.live());
+        let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
+        if late.1 {
+            self.marks.hit("accepted in a stop");
+        }
         let account = self.accounts.entry(number).or_default();
+        account.late = late;
+        let unseen = account.knocked && !account.shown;
         let twice = account.id.replace(id).is_some();
         account.moved = (began, now);
         account.seen_moved = now;
@@ -27,6 +33,9 @@ impl Model {
         }
         if let Err(wrong) = self.counts(number) {
             self.complain(format!("{id}: {wrong}"));
+        }
+        if unseen {
+            self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
         }
         let index = id.as_u64() as u32;
         self.highest = self.highest.max(index);
@@ -68,6 +77,11 @@ impl Model {
         }
         let count = (look.received - account.delivered) as usize;
         let held = &account.sent.make_contiguous()[..count];
+        let least = self.configs.iter().map(longest).min().unwrap_or(0);
+        let fits = count < least && !oracle::announces(&self.configs[0].framing, held, least);
+        if cause == Cause::Overlong && fits {
+            wrong.push(format!("too long, at {count} bytes of {least}"));
+        }
         let framings = self.configs.iter().map(|config| &config.framing);
         let taken: Vec<_> = framings
             .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
@@ -79,11 +93,11 @@ impl Model {
             }
             None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
         }
-        if cause == Cause::Full && self.configs.iter().all(|config| body.len() < config.buffer_size)
-        {
+        let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
+        if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a buffer that has not grown".to_owned());
         }
-        if cause == Cause::Expired {
+        if matches!(cause, Cause::Expired | Cause::MemoryLimit) {
             // It waits for no rate, and is the last.
         } else if let Err(early) = account.delivers(&self.configs, began) {
             wrong.push(early);
@@ -104,7 +118,14 @@ impl Model {
             Cause::Full if late => self.marks.hit("a deadline and a full buffer in one turn"),
             _ => {}
         }
-        account.over = matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong);
+        let unlimited = self.configs.iter().all(|config| config.memory_limit == 0);
+        if cause == Cause::MemoryLimit && unlimited {
+            wrong.push("out of memory that has no limit".to_owned());
+        }
+        self.marks.hit_if("a request longer than max_request", cause == Cause::Overlong);
+        self.marks.hit_if("memory_limit", cause == Cause::MemoryLimit);
+        account.over =
+            matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
         account.called = (now, began);
         account.calls += 1;
         account.called_now = true;
@@ -213,13 +234,52 @@ impl Model {
         account.from = Some(from);
     }
 
+    /// The handler is shown what was accepted, and either keeps it or not.
+    pub(crate) fn accepted(&mut self, number: usize, kept: bool) {
+        let account = self.accounts.entry(number).or_default();
+        let again = std::mem::replace(&mut account.shown, true);
+        if again || !account.knocked {
+            self.complain(format!(
+                "connection {number} was shown though it did not come, or twice"
+            ));
+        } else if !kept {
+            // It is closed without a word.
+            account.knocked = false;
+        }
+    }
+
     /// Something is sent from outside; whether it fits, the pool knows later.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(account) = self.account(id) {
             account.sends[usize::from(value >= SENDS[1])].push_back((value, count, 0));
             account.sends_total += count as u64;
         }
+        self.sends[0] += count as u64;
         vec![value; count]
+    }
+
+    /// What was sent comes back, all of it: its peer will see none of it.
+    pub(crate) fn undelivered(&mut self, id: ConnId, bytes: &[u8]) {
+        self.note(&|| format!("{id}: {} bytes come back", bytes.len()), 0, 6);
+        self.sends[1] += bytes.len() as u64;
+        let Some(account) = self.account(id) else { return };
+        let first = bytes.first().copied().unwrap_or_default();
+        let sends = &mut account.sends[usize::from(first >= SENDS[1])];
+        let whole = |&(value, count, got): &(u8, usize, usize)| {
+            got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
+        };
+        match sends.iter().position(whole) {
+            Some(index) => drop(sends.remove(index)),
+            None => self.complain(format!("{id}: came back but was not sent: {bytes:?}")),
+        }
+    }
+
+    /// The handler is told of the end of a turn.
+    pub(crate) fn told_turned(&mut self) {
+        self.turned += 1;
+        if self.depth > 0 {
+            self.complain("the end of a turn within a callback");
+        }
     }
 
     /// What a peer got: replies whole and in order, sends as well, some perhaps left out.
@@ -287,6 +347,7 @@ impl Model {
                     | CloseReason::Evicted
             );
             let recent = when < account.moved.0 + LINGERING && now < when + LINGERING;
+            let polite = polite || end.reason == CloseReason::MemoryLimit && account.over;
             polite && recent && lossless
         } else {
             true
@@ -325,6 +386,7 @@ impl Model {
             wrong.push("bytes are unaccounted for".to_owned());
         }
         let (least, most) = (account.replied, account.replied + account.sends_total);
+        self.sends[2] += (end.bytes_out + end.bytes_unsent).saturating_sub(least);
         if !(least..=most).contains(&(end.bytes_out + end.bytes_unsent)) {
             wrong.push(format!("{least} to {most} bytes of reply are unaccounted for"));
         }
@@ -358,6 +420,13 @@ impl Model {
         }
         if end.reason == CloseReason::Stopped && look.unread > 0 && now < self.draining {
             wrong.push(format!("closed as idle, though it spoke, {look:?}"));
+        }
+        if end.reason == CloseReason::Stopped
+            && account.late.1
+            && end.bytes_in == 0
+            && now < self.draining
+        {
+            wrong.push("accepted in a stop, and closed unheard".to_owned());
         }
         let idle = self.configs.iter().map(|config| idle(account, config)).min();
         let moving = now < account.moved.0 + idle.unwrap_or_default();

@@ -1,0 +1,200 @@
+//! Service: what is answered. Routes, and replies with a head that is right for each peer.
+//!
+//! It is told of requests by the loop and writes replies to the connection; where requests begin
+//! and end is the message's affair.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use pool_manager::{Cause, Conn, Handler};
+
+use crate::message::{
+    self, BAD_REQUEST, Body, CONTENT_TOO_LARGE, FIELDS_TOO_LARGE, METHOD_NOT_ALLOWED, NOT_FOUND,
+    OK, REQUEST_TIMEOUT, Request, Status,
+};
+
+/// The most that `/size/N` returns, in bytes; a reply has to fit in `write_limit`.
+pub(crate) const SIZE_MOST: usize = 512 << 10;
+
+/// What is said to connections beyond the maximum.
+pub(crate) const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Retry-After: 1\r\n\
+    Content-Type: text/plain\r\n\
+    Content-Length: 24\r\n\
+    Connection: close\r\n\
+    \r\n\
+    503 Service Unavailable\n";
+
+pub(crate) struct Service {
+    date: Date,
+    /// What `/size/N` is a part of.
+    filler: Vec<u8>,
+    /// The longest request.
+    most: usize,
+    /// Set once the program is to stop: nobody should ask for more.
+    stop: Arc<AtomicBool>,
+}
+
+/// The time as HTTP has it, formatted once a second.
+struct Date {
+    second: u64,
+    text: String,
+}
+
+impl Date {
+    fn now(&mut self) -> &str {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != since.as_secs() || self.text.is_empty() {
+            self.second = since.as_secs();
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(self.second);
+            self.text = httpdate::fmt_http_date(time);
+        }
+        &self.text
+    }
+}
+
+/// A reply but its body.
+struct Head<'a> {
+    status: Status,
+    length: usize,
+    kind: &'a str,
+    /// For a peer of HTTP/1.0, who must be told of both.
+    minor: u8,
+    keep_alive: bool,
+    /// The methods that would have been right.
+    allow: Option<&'a str>,
+}
+
+impl Handler for Service {
+    type Session = ();
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        let fault = match conn.cause() {
+            Cause::Framed => match message::parse(held, self.most) {
+                Ok(Some(request)) => return self.answer(conn, &request),
+                Ok(None) => BAD_REQUEST,
+                Err(fault) => fault,
+            },
+            // It connected and said nothing, as browsers do in advance.
+            Cause::Expired if held.is_empty() => return Ok(()),
+            Cause::Expired => REQUEST_TIMEOUT,
+            Cause::Overlong if message::has_header_section(held) => CONTENT_TOO_LARGE,
+            Cause::Overlong => FIELDS_TOO_LARGE,
+            _ => BAD_REQUEST,
+        };
+        self.refuse(conn, fault)
+    }
+}
+
+impl Service {
+    pub(crate) fn new(most: usize, stop: Arc<AtomicBool>) -> Self {
+        let date = Date { second: 0, text: String::new() };
+        Self { date, filler: vec![b'x'; SIZE_MOST], most, stop }
+    }
+
+    fn answer(&mut self, conn: &mut Conn<'_>, request: &Request<'_>) -> io::Result<()> {
+        match (request.path, request.method) {
+            ("/", "GET" | "HEAD") => {
+                let greeting = b"pool-manager: a connection pool on one thread\n";
+                self.text(conn, request, OK, None, greeting)
+            }
+            ("/echo", "POST") => self.echo(conn, request, request.body),
+            ("/", _) => self.wrong_method(conn, request, "GET, HEAD"),
+            ("/echo", _) => self.wrong_method(conn, request, "POST"),
+            (path, method) => match path.strip_prefix("/size/").map(str::parse) {
+                Some(Ok(size @ 0..=SIZE_MOST)) if matches!(method, "GET" | "HEAD") => {
+                    self.size(conn, request, size)
+                }
+                Some(Ok(0..=SIZE_MOST)) => self.wrong_method(conn, request, "GET, HEAD"),
+                _ => self.text(conn, request, NOT_FOUND, None, b"404 Not Found\n"),
+            },
+        }
+    }
+
+    fn wrong_method(
+        &mut self,
+        conn: &mut Conn<'_>,
+        request: &Request<'_>,
+        right: &str,
+    ) -> io::Result<()> {
+        let text = b"405 Method Not Allowed\n";
+        self.text(conn, request, METHOD_NOT_ALLOWED, Some(right), text)
+    }
+
+    fn text(
+        &mut self,
+        conn: &mut Conn<'_>,
+        request: &Request<'_>,
+        status: Status,
+        allow: Option<&str>,
+        text: &[u8],
+    ) -> io::Result<()> {
+        let head = Head { allow, ..self.head(request, status, "text/plain", text.len()) };
+        self.begin(conn, &head)?;
+        if request.method == "HEAD" { Ok(()) } else { conn.write_all(text) }
+    }
+
+    fn echo(
+        &mut self,
+        conn: &mut Conn<'_>,
+        request: &Request<'_>,
+        body: Body<'_>,
+    ) -> io::Result<()> {
+        self.begin(conn, &self.head(request, OK, "application/octet-stream", body.length()))?;
+        body.pieces().try_for_each(|piece| conn.write_all(piece))
+    }
+
+    fn size(&mut self, conn: &mut Conn<'_>, request: &Request<'_>, size: usize) -> io::Result<()> {
+        self.begin(conn, &self.head(request, OK, "application/octet-stream", size))?;
+        if request.method == "HEAD" { Ok(()) } else { conn.write_all(&self.filler[..size]) }
+    }
+
+    /// Says what is wrong, and closes: where the next request would begin nobody knows.
+    fn refuse(&mut self, conn: &mut Conn<'_>, fault: Status) -> io::Result<()> {
+        let text = format!("{} {}\n", fault.0, fault.1);
+        let head = Head {
+            status: fault,
+            length: text.len(),
+            kind: "text/plain",
+            minor: 1,
+            keep_alive: false,
+            allow: None,
+        };
+        self.begin(conn, &head)?;
+        conn.write_all(text.as_bytes())
+    }
+
+    fn head<'a>(
+        &self,
+        request: &Request<'_>,
+        status: Status,
+        kind: &'a str,
+        length: usize,
+    ) -> Head<'a> {
+        let keep_alive = request.keep_alive && !self.stop.load(Ordering::Relaxed);
+        Head { status, length, kind, minor: request.minor, keep_alive, allow: None }
+    }
+
+    fn begin(&mut self, conn: &mut Conn<'_>, head: &Head<'_>) -> io::Result<()> {
+        let Head { status: Status(code, reason), length, kind, .. } = head;
+        let date = self.date.now();
+        write!(
+            conn,
+            "HTTP/1.1 {code} {reason}\r\nDate: {date}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+        )?;
+        if let Some(allow) = head.allow {
+            write!(conn, "Allow: {allow}\r\n")?;
+        }
+        conn.write_all(match (head.keep_alive, head.minor) {
+            (false, _) => b"Connection: close\r\n\r\n",
+            (true, 0) => b"Connection: keep-alive\r\n\r\n",
+            (true, _) => b"\r\n",
+        })?;
+        if !head.keep_alive {
+            conn.close();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! The hooks that are not about a request: what comes back undelivered, and the end of a turn.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pool_manager::{
+    CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handle, Handler, Manager,
+};
+
+use crate::support::{pair, turn_until};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Told {
+    Request(Vec<u8>),
+    Closed(ConnId),
+    Undelivered(ConnId, Vec<u8>),
+    Turned,
+}
+
+use Told::{Closed, Request, Turned, Undelivered};
+
+#[derive(Clone, Default)]
+struct Witness {
+    told: Rc<RefCell<Vec<Told>>>,
+    /// Said to this connection at the end of the turn that comes next.
+    to_say: Rc<RefCell<Option<(ConnId, usize)>>>,
+    panics: bool,
+}
+
+impl Witness {
+    fn note(&self, told: Told) {
+        self.told.borrow_mut().push(told);
+    }
+
+    /// All but the ends of turns.
+    fn of_connections(&self) -> Vec<Told> {
+        self.told.borrow().iter().filter(|told| **told != Turned).cloned().collect()
+    }
+}
+
+impl Handler for Witness {
+    type Session = ();
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        self.note(Request(body.into()));
+        conn.write_all(body)
+    }
+
+    fn closed(&mut self, end: &End, (): (), _: &mut Desk) {
+        self.note(Closed(end.id));
+    }
+
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _: &mut Desk) {
+        self.note(Undelivered(id, bytes));
+        assert!(!self.panics, "a test");
+    }
+
+    fn turned(&mut self, desk: &mut Desk) {
+        self.note(Turned);
+        if let Some((id, times)) = self.to_say.take() {
+            let before = desk.waiting();
+            (0..times).for_each(|_| desk.send(id, b"!").unwrap());
+            assert_eq!(desk.waiting(), before + times);
+        }
+        assert!(!self.panics, "a test");
+    }
+}
+
+fn started(witness: &Witness, config: Config) -> (Manager<Witness>, Handle) {
+    let mut manager = Manager::with_handler(config, witness.clone()).unwrap();
+    manager.start().unwrap();
+    let handle = manager.handle();
+    (manager, handle)
+}
+
+fn put(manager: &mut Manager<Witness>) -> (TcpStream, ConnId) {
+    let (client, ours) = pair();
+    (client, manager.put(ours).unwrap())
+}
+
+fn lines() -> Config {
+    Config::new().framing(Framing::Delimited(b'\n'))
+}
+
+#[test]
+fn what_is_sent_to_one_that_is_gone_comes_back() {
+    let witness = Witness::default();
+    let (mut manager, handle) = started(&witness, lines());
+    let (_client, id) = put(&mut manager);
+    handle.send(id, b"in time").unwrap();
+    handle.close(id).unwrap();
+    handle.send(id, b"behind a close").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().live == 0);
+    handle.send(id, b"too late").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().stale_commands == 1);
+    let expected = [
+        Undelivered(id, b"behind a close".into()),
+        Closed(id),
+        Undelivered(id, b"too late".into()),
+    ];
+    assert_eq!(witness.of_connections(), expected);
+    assert_eq!((manager.stats().bytes_out, manager.stats().bytes_unsent), (7, 0));
+}
+
+#[test]
+fn what_would_be_more_than_the_write_limit_comes_back() {
+    let witness = Witness::default();
+    let (mut manager, handle) = started(&witness, lines().write_limit(100));
+    let (_client, id) = put(&mut manager);
+    handle.send(id, [0; 60]).unwrap();
+    handle.send(id, [1; 60]).unwrap();
+    turn_until(&mut manager, |manager| manager.stats().live == 0);
+    assert_eq!(witness.of_connections(), [Undelivered(id, vec![1; 60]), Closed(id)]);
+    assert_eq!(manager.stats().closed(CloseReason::WriteLimit), 1);
+    assert_eq!(manager.stats().bytes_unsent, 60, "the first is accounted for as well");
+}
+
+#[test]
+fn what_was_sent_and_not_looked_at_before_a_stop_comes_back() {
+    let witness = Witness::default();
+    let (mut manager, handle) = started(&witness, lines().drain_deadline(Duration::ZERO));
+    let (_client, id) = put(&mut manager);
+    handle.send(id, b"too late").unwrap();
+    manager.stop().unwrap();
+    assert_eq!(witness.of_connections(), [Closed(id), Undelivered(id, b"too late".into())]);
+    drop(manager);
+    assert_eq!(witness.of_connections().len(), 2, "once");
+}
+
+#[test]
+fn the_end_of_a_turn_is_told_after_all_requests_and_once() {
+    let witness = Witness::default();
+    let (mut manager, _) = started(&witness, lines());
+    let mut peers: Vec<_> = (0..3).map(|_| put(&mut manager)).collect();
+    for (client, _) in &mut peers {
+        client.write_all(b"one\ntwo\n").unwrap();
+    }
+    turn_until(&mut manager, |manager| manager.stats().requests_total() == 6);
+    let told = witness.told.borrow();
+    assert_eq!(told.iter().filter(|told| **told == Turned).count() as u64, manager.stats().turns);
+    assert_eq!(told.last(), Some(&Turned));
+    let together = told.split(|told| *told == Turned).map(<[Told]>::len).max();
+    assert!(together >= Some(2), "requests that come together are not told apart: {told:?}");
+}
+
+#[test]
+fn what_is_asked_for_at_the_end_of_a_turn_is_done_in_the_next_without_a_wait() {
+    let witness = Witness::default();
+    let (mut manager, _) = started(&witness, lines());
+    let (_client, id) = put(&mut manager);
+    *witness.to_say.borrow_mut() = Some((id, 1_500));
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    for sent in [1_024, 1_500] {
+        let turn = manager.turn(None).unwrap();
+        assert_eq!(manager.stats().bytes_out, sent, "as many as a turn does");
+        assert_eq!(turn.next == Some(Duration::ZERO), sent < 1_500);
+    }
+}
+
+#[test]
+fn panics_in_these_hooks_end_nobody() {
+    let witness = Witness { panics: true, ..Witness::default() };
+    let (mut manager, handle) = started(&witness, lines());
+    let (_client, gone) = put(&mut manager);
+    handle.close(gone).unwrap();
+    turn_until(&mut manager, |manager| manager.stats().live == 0);
+    let (mut client, _) = put(&mut manager);
+    handle.send(gone, b"too late").unwrap();
+    client.write_all(b"hello\n").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().bytes_out == 5);
+    let stats = manager.stats();
+    assert_eq!((stats.live, stats.panics), (1, stats.turns + 1));
+    assert_eq!(stats.closed_total(), 1);
+}
