@@ -3,14 +3,17 @@
 //! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
 //! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
 
-mod refusal;
+mod invalid;
+mod overload;
+mod rate;
 
 use std::borrow::Cow;
-use std::fmt;
 use std::time::Duration;
 
 use crate::framing::Framing;
-pub use refusal::ConfigError;
+pub use invalid::ConfigError;
+pub use overload::Overload;
+pub use rate::RateLimit;
 
 /// What refused clients are told by default, and what the Go package this one succeeds says.
 pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
@@ -87,8 +90,22 @@ pub struct Config {
     /// How long a graceful stop may take. Default: `None`, as long as `clients_deadline`.
     /// Zero: what is in progress is aborted at once.
     pub drain_deadline: Option<Duration>,
+    /// Connections at a time that a listener accepts of one IP address; of IPv6, of one /64. One
+    /// more is told what one is told when all workers are taken, and closed, whatever
+    /// [`overload`](Self::overload) says; [`Stats::crowded`](crate::Stats::crowded) counts it.
+    /// Those of Unix sockets and those that were put are not counted, nor those accepted while
+    /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address.
+    /// Default: 0, no limit.
+    pub max_per_peer: usize,
+    /// How many requests a second a connection may make. One that comes too early is not lost: it is
+    /// held, nothing more is read meanwhile, so that its peer feels it, and the deadlines stand
+    /// still. Only a last body never waits that a deadline or `memory_limit` delivers
+    /// ([`Cause::Expired`](crate::Cause::Expired), [`Cause::MemoryLimit`](crate::Cause::MemoryLimit)):
+    /// a request that is held takes its buffer meanwhile. A stop does not hurry it. [`Stats::throttled`](crate::Stats::throttled) counts. Default: `None`.
+    pub rate_limit: Option<RateLimit>,
     /// What a listener does when all workers are taken. Default: reject with
-    /// [`ERROR_SERVER_BUSY`].
+    /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
+    /// socket, and decides.
     pub overload: Overload,
     /// How long to poll before the thread gives up its core: a request that comes meanwhile is
     /// served without waking a sleeping thread, which takes a scheduler tens of microseconds. A turn
@@ -103,31 +120,6 @@ pub struct Config {
     /// Warn, at most once a second, of a callback that took longer; costs two clock readings a
     /// callback. Default: `None`, callbacks are not timed.
     pub slow_callback: Option<Duration>,
-}
-
-/// What a listener does with new connections when all workers are taken.
-///
-/// ```
-/// use pool_manager::{Config, Overload};
-/// let http = Config::new().overload(Overload::Reject(b"HTTP/1.1 503 Busy\r\n\r\n".into()));
-/// let patient = Config::new().overload(Overload::Pause);
-/// ```
-#[derive(Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Overload {
-    /// Accept, write this as a last word, and close (lingering, so that it arrives).
-    Reject(Cow<'static, [u8]>),
-    /// Leave it in the kernel's backlog until a worker is free.
-    Pause,
-}
-
-impl fmt::Debug for Overload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Reject(last_word) => write!(f, "Reject(\"{}\")", last_word.escape_ascii()),
-            Self::Pause => f.write_str("Pause"),
-        }
-    }
 }
 
 impl Default for Config {
@@ -145,6 +137,8 @@ impl Default for Config {
             write_limit: WRITE_LIMIT,
             reap_interval: REAP_INTERVAL,
             drain_deadline: None,
+            max_per_peer: 0,
+            rate_limit: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
             spin: Duration::ZERO,
             tick: Duration::ZERO,
@@ -245,6 +239,20 @@ impl Config {
         self
     }
 
+    /// Sets [`max_per_peer`](Self::max_per_peer).
+    #[must_use]
+    pub fn max_per_peer(mut self, connections: usize) -> Self {
+        self.max_per_peer = connections;
+        self
+    }
+
+    /// Sets [`rate_limit`](Self::rate_limit).
+    #[must_use]
+    pub fn rate_limit(mut self, limit: impl Into<Option<RateLimit>>) -> Self {
+        self.rate_limit = limit.into();
+        self
+    }
+
     /// Sets [`overload`](Self::overload).
     #[must_use]
     pub fn overload(mut self, overload: Overload) -> Self {
@@ -281,6 +289,7 @@ impl Config {
         if workers.1 > 0 && workers.0 > workers.1 {
             return Err(ConfigError::MinAboveMax { min: workers.0, max: workers.1 });
         }
+        self.rate_limit.map_or(Ok(()), RateLimit::check)?;
         or_default(&mut self.buffer_size, BUFFER_SIZE);
         or_default(&mut self.write_limit, WRITE_LIMIT);
         or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
@@ -363,6 +372,12 @@ mod tests {
         assert!(error.to_string().contains("16777216"), "{error}");
         let error = Config::new().min_workers(usize::MAX).checked().unwrap_err();
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
+        for limit in [RateLimit::per_second(0), RateLimit::per_second(5).burst(0)] {
+            let error = Config::new().rate_limit(limit).checked().unwrap_err();
+            assert!(error.to_string().contains(" is 0 but must be at least 1"), "{error}");
+        }
+        let error = Config::new().rate_limit(RateLimit::per_second(u32::MAX)).checked();
+        assert!(error.unwrap_err().to_string().contains("at most 1000000"));
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
     }

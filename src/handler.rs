@@ -197,7 +197,7 @@ impl Conn<'_> {
     /// request needs it. `None` for Unix sockets, and after a reset.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.vitals.peer.as_deref().copied().or_else(|| self.socket.peer_addr())
+        self.vitals.peer().or_else(|| self.socket.peer_addr())
     }
 
     /// The socket, to look at: its options, its peer's credentials. What is read from or written

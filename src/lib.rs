@@ -99,6 +99,7 @@ mod manager;
 #[cfg(feature = "sim")]
 mod network;
 mod output;
+mod peers;
 mod places;
 mod pool;
 mod proxy;
@@ -117,7 +118,7 @@ pub use backend::Bound;
 #[cfg(feature = "sim")]
 pub use backend::sim;
 pub use command::Desk;
-pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload};
+pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload, RateLimit};
 pub use error::{Error, PutError, PutErrorKind};
 pub use framing::{Find, Frame, Framing, Prefix};
 pub use handle::Handle;

@@ -5,6 +5,7 @@
 //! reason is gone. What is done with an accepted connection is the manager's affair.
 
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::backend::{Backend, Bound};
@@ -72,12 +73,9 @@ pub(crate) struct Listeners<L> {
 /// What one attempt to accept gave.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection that has a place.
-    Placed(Socket),
-    /// One that has a place, and begins with a header.
-    Proxied(Socket),
-    /// A connection for which there is no place.
-    Refused(Socket),
+    /// A connection, its peer's address if it is the client's, whether it has a place, and whether it
+    /// begins with a header that says who the client is.
+    Connection { socket: Socket, addr: Option<IpAddr>, promised: bool, proxied: bool },
     /// An error of this one connection: the next may be well.
     Skip,
     /// Nothing more now.
@@ -174,17 +172,13 @@ impl<L> Listeners<L> {
             places.release();
         }
         match outcome {
-            Ok(socket) => {
+            Ok((socket, addr)) => {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
                 let options = &self.all[index].options;
-                if !promised {
-                    Accepted::Refused(socket)
-                } else if options.has_proxies() && options.trusts(socket.peer_addr()) {
-                    Accepted::Proxied(socket)
-                } else {
-                    Accepted::Placed(socket)
-                }
+                let proxied = options.has_proxies() && options.trusts(socket.peer_addr());
+                let addr = addr.filter(|_| !proxied);
+                Accepted::Connection { socket, addr, promised, proxied }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;

@@ -25,6 +25,7 @@ use crate::id::{ConnId, Token};
 use crate::lingering::Lingering;
 use crate::listener::{ACCEPTS, Accepted, Listeners};
 use crate::mailbox::Mailbox;
+use crate::peers::Peers;
 use crate::pool::{Due, Pool};
 use crate::report::{StopReport, Turn};
 use crate::time::Tick;
@@ -81,6 +82,7 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     pool: Pool<H::Session>,
     listeners: Listeners<B::Listener>,
     lingering: Lingering,
+    peers: Peers,
     mailbox: Arc<Mailbox>,
     /// Who was visited since the clock was read, in case it turns out to have taken long.
     visited: Vec<ConnId>,
@@ -139,6 +141,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             pool: Pool::new(),
             listeners: Listeners::new(),
             lingering: Lingering::new(),
+            peers: Peers::default(),
             mailbox,
             visited: Vec::new(),
             reap_at: Tick(0),
@@ -274,6 +277,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         for _ in 0..TIMERS {
             match self.pool.pop_due(self.kit.now, self.kit.deadlines) {
                 Some(Due::Expired(id)) => self.expire(id),
+                Some(Due::Held(id)) => self.serve(id),
                 Some(Due::Early) => {}
                 None => break,
             }
@@ -292,9 +296,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (places, overload) = (&self.mailbox.places, &self.kit.config.overload);
                 let (backend, stats) = (&mut self.kit.backend, &mut self.kit.stats);
                 match self.listeners.accept(index, backend, places, overload, stats, self.kit.now) {
-                    Accepted::Placed(socket) => self.admit_accepted(socket, false),
-                    Accepted::Proxied(socket) => self.admit_accepted(socket, true),
-                    Accepted::Refused(socket) => self.refuse(socket),
+                    Accepted::Connection { socket, addr, promised, proxied } => {
+                        self.welcome(socket, addr, promised, proxied);
+                    }
                     Accepted::Skip => {}
                     Accepted::Nothing => break,
                 }

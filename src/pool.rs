@@ -26,13 +26,20 @@ pub(crate) struct Pool<S> {
     ready: Vec<ConnId>,
     wheel: Wheel,
     live: usize,
+    /// The slot at which the last search for an idle worker ended.
+    hand: usize,
 }
+
+/// Slots that a search for an idle worker looks at: some ten kilobytes that lie together.
+const LOOKS: usize = 256;
 
 /// What a timer turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Its deadline had moved; it is armed again.
     Early,
+    /// The time of the request that it holds has come; it is no longer armed.
+    Held(ConnId),
     /// Its deadline has passed, and it is no longer armed.
     Expired(ConnId),
 }
@@ -45,6 +52,7 @@ impl<S> Pool<S> {
             ready: Vec::new(),
             wheel: Wheel::new(Tick(0)),
             live: 0,
+            hand: 0,
         }
     }
 
@@ -108,6 +116,21 @@ impl<S> Pool<S> {
         self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.vitals.id)).collect()
     }
 
+    /// The worker that has been idle longest, since before `stamp`, of those in the next 256 slots,
+    /// going round: so it costs the requests nothing, and a newcomer no more among many.
+    pub(crate) fn longest_idle(&mut self, stamp: Tick) -> Option<ConnId> {
+        let slots = self.generations.len();
+        let (mut longest, mut since) = (None, stamp);
+        for _ in 0..slots.min(LOOKS) {
+            self.hand = (self.hand + 1) % slots;
+            let Some(Some(worker)) = self.workers.get(self.hand) else { continue };
+            if worker.is_idle() && worker.vitals.moved < since {
+                (longest, since) = (Some(worker.vitals.id), worker.vitals.moved);
+            }
+        }
+        longest
+    }
+
     /// How many bytes the buffers have that workers keep.
     pub(crate) fn kept(&self) -> usize {
         let kept = |worker: &Option<Worker<S>>| worker.as_ref().map_or(0, |w| w.input.capacity());
@@ -157,10 +180,10 @@ impl<S> Pool<S> {
     /// away, which costs nothing here: the timer comes early and is armed again then.
     pub(crate) fn file(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
-        let deadline = worker.vitals.deadline(deadlines);
-        if deadline < worker.vitals.filed {
-            worker.vitals.filed = deadline;
-            self.wheel.arm(id.index(), deadline);
+        let due = worker.vitals.due(deadlines);
+        if due < worker.vitals.filed {
+            worker.vitals.filed = due;
+            self.wheel.arm(id.index(), due);
         }
     }
 
@@ -173,10 +196,11 @@ impl<S> Pool<S> {
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.tick)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
-        let (id, deadline) = (worker.vitals.id, worker.vitals.deadline(deadlines));
+        let (id, due) = (worker.vitals.id, worker.vitals.due(deadlines));
         worker.vitals.filed = Tick::NEVER;
-        if deadline <= at {
-            return Some(Due::Expired(id));
+        if due <= at {
+            let deadline = worker.vitals.deadline(deadlines);
+            return Some(if deadline <= at { Due::Expired(id) } else { Due::Held(id) });
         }
         self.file(id, deadlines);
         Some(Due::Early)
@@ -309,6 +333,26 @@ mod tests {
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().vitals.readable);
+    }
+
+    #[test]
+    fn the_longest_idle_is_found_among_a_bounded_number_going_round() {
+        let mut pool = Pool::new();
+        assert_eq!(pool.longest_idle(Tick::NEVER), None);
+        let ids: Vec<ConnId> = (0..2 * LOOKS).map(|_| insert(&mut pool)).collect();
+        for (index, &id) in ids.iter().enumerate() {
+            pool.get_mut(id).unwrap().vitals.moved = Tick(1_000 - index as u64);
+        }
+        let found = [(); 3].map(|()| pool.longest_idle(Tick::NEVER).unwrap().index());
+        assert_eq!(found, [LOOKS, 2 * LOOKS - 1, LOOKS], "half of them at a time");
+        for &id in &ids[2..] {
+            pool.remove(id);
+        }
+        pool.get_mut(ids[1]).unwrap().vitals.paused = true;
+        let found = [(); 2].map(|()| pool.longest_idle(Tick(1_001)));
+        assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
+        let found = [(); 2].map(|()| pool.longest_idle(Tick(1_000)));
+        assert_eq!(found, [None; 2], "it has just moved");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! No atomics and no clock: a snapshot is a copy. It knows only the words for causes and reasons.
 
+mod prometheus;
+
 use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
@@ -11,7 +13,8 @@ use crate::vitals::{Cause, CloseReason};
 
 /// A snapshot of a manager's counters, from its creation on; they survive a stop and a restart.
 ///
-/// `Display` is one line for people. Snapshots of several managers add up.
+/// `Display` is one line for people, [`Stats::prometheus`] is for machines. Snapshots of several
+/// managers add up.
 ///
 /// ```
 /// use pool_manager::{CloseReason, Stats};
@@ -39,6 +42,8 @@ pub struct Stats {
     pub put: u64,
     /// Connections refused because all workers were taken.
     pub busy: u64,
+    /// Connections refused because their peer had [`max_per_peer`](crate::Config::max_per_peer).
+    pub crowded: u64,
     /// Bytes read.
     pub bytes_in: u64,
     /// Bytes written.
@@ -74,6 +79,9 @@ pub struct Stats {
     pub commands: u64,
     /// Commands for connections that no longer exist; dropped.
     pub stale_commands: u64,
+    /// Times that a request had to wait for its connection's
+    /// [`rate_limit`](crate::Config::rate_limit).
+    pub throttled: u64,
     /// Deadlines that passed.
     pub timers: u64,
     /// Calls of [`Handler::tick`](crate::Handler::tick).
@@ -177,6 +185,7 @@ impl Add for Stats {
             proxied: self.proxied + other.proxied,
             put: self.put + other.put,
             busy: self.busy + other.busy,
+            crowded: self.crowded + other.crowded,
             bytes_in: self.bytes_in + other.bytes_in,
             bytes_out: self.bytes_out + other.bytes_out,
             bytes_held: self.bytes_held + other.bytes_held,
@@ -194,6 +203,7 @@ impl Add for Stats {
             stale_events: self.stale_events + other.stale_events,
             commands: self.commands + other.commands,
             stale_commands: self.stale_commands + other.stale_commands,
+            throttled: self.throttled + other.throttled,
             timers: self.timers + other.timers,
             ticks: self.ticks + other.ticks,
             buffers: self.buffers + other.buffers,

@@ -3,6 +3,8 @@
 //! Both the worker that serves a connection and the callback's view of it need these; the room
 //! lies below both. `Cause` and `CloseReason` are the two words it has for its users.
 
+mod pace;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::id::ConnId;
 use crate::time::{Now, Span, Tick};
+pub(crate) use pace::Pace;
 
 /// Why the callback runs now.
 ///
@@ -114,11 +117,13 @@ pub enum CloseReason {
     Io(io::ErrorKind),
     /// The manager was stopped or dropped.
     Stopped,
+    /// It was idle, and made a place for another ([`Overload::EvictIdle`](crate::Overload)).
+    Evicted,
 }
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 15;
+    pub(crate) const CLASSES: usize = 16;
 
     /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
     pub(crate) fn class(self) -> usize {
@@ -138,6 +143,7 @@ impl CloseReason {
             Self::Stopped => 12,
             Self::MemoryLimit => 13,
             Self::BadHeader => 14,
+            Self::Evicted => 15,
         }
     }
 
@@ -187,6 +193,7 @@ impl fmt::Display for CloseReason {
             Self::Reset => "the peer reset it",
             Self::Io(kind) => return write!(f, "its socket failed: {kind}"),
             Self::Stopped => "the manager stopped",
+            Self::Evicted => "it was idle and others came",
         })
     }
 }
@@ -197,6 +204,8 @@ pub(crate) struct Deadlines {
     idle: u64,
     /// As long as there is time if it is off.
     total: u64,
+    /// How soon requests may follow each other.
+    pub(crate) pace: Pace,
 }
 
 impl From<&Config> for Deadlines {
@@ -204,11 +213,21 @@ impl From<&Config> for Deadlines {
         let millis = |deadline| Tick(0).after(deadline).0;
         let total = config.request_deadline;
         let total = if total.is_zero() { u64::MAX } else { millis(total) };
-        Self { idle: millis(config.clients_deadline), total }
+        let pace = Pace::from(config.rate_limit);
+        Self { idle: millis(config.clients_deadline), total, pace }
     }
 }
 
-/// Invariant: `filed` is not later than [`Vitals::deadline`].
+/// What only some connections have, so that the others need no room for it.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Who the client is, if a header said so.
+    peer: Option<SocketAddr>,
+    /// When the next request would come if they came evenly: see [`Pace`].
+    evenly: u64,
+}
+
+/// Invariant: `filed` is not later than [`Vitals::due`].
 #[derive(Debug)]
 pub(crate) struct Vitals {
     pub(crate) id: ConnId,
@@ -239,12 +258,14 @@ pub(crate) struct Vitals {
     pub(crate) blocked: bool,
     /// Nothing is read or delivered until it is resumed.
     pub(crate) paused: bool,
+    /// A request is held until its time has come, by the rate limit.
+    pub(crate) throttled: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
     /// The handler does not know of it yet: its header is still to come.
     pub(crate) unknown: bool,
-    /// Who the client is, if a header said so.
-    pub(crate) peer: Option<Box<SocketAddr>>,
+    /// What few connections have.
+    beside: Option<Box<Beside>>,
     /// It was accepted in a stop.
     pub(crate) newcomer: bool,
 }
@@ -267,17 +288,18 @@ impl Vitals {
             eof: false,
             blocked: false,
             paused: false,
+            throttled: false,
             farewell: false,
             unknown: false,
-            peer: None,
+            beside: None,
             newcomer: false,
         }
     }
 
     /// When this connection's time is up: the idle or the total deadline, whichever is sooner.
-    /// A paused one's clocks stand still, unless it owes a reply.
+    /// The clocks of one that is paused or held back stand still, unless it owes a reply.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
-        if self.paused && !self.blocked {
+        if (self.paused || self.throttled) && !self.blocked {
             return Tick::NEVER;
         }
         let idle = if self.patience == 0 { deadlines.idle } else { u64::from(self.patience) };
@@ -285,9 +307,58 @@ impl Vitals {
         Tick(idle.min(self.since.0.saturating_add(deadlines.total)))
     }
 
-    /// Whether the wheel will hand it out in time for its deadline.
+    /// When there is something to do for it though nothing comes: its deadline, or the time of the
+    /// request that is held.
+    pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
+        if self.throttled && !self.paused && !self.blocked {
+            return deadlines.pace.due(self.evenly());
+        }
+        self.deadline(deadlines)
+    }
+
+    /// Whether the wheel will hand it out in time.
     pub(crate) fn is_filed(&self, deadlines: Deadlines) -> bool {
-        self.filed <= self.deadline(deadlines)
+        self.filed <= self.due(deadlines)
+    }
+
+    /// Who the client is, if a header said so.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.beside.as_ref()?.peer
+    }
+
+    pub(crate) fn set_peer(&mut self, peer: Option<SocketAddr>) {
+        if peer.is_some() {
+            self.beside.get_or_insert_default().peer = peer;
+        }
+    }
+
+    fn evenly(&self) -> u64 {
+        self.beside.as_ref().map_or(0, |beside| beside.evenly)
+    }
+
+    fn is_due(&self, deadlines: Deadlines, now: Now) -> bool {
+        deadlines.pace.due(self.evenly()) <= now.tick
+    }
+
+    /// Whether a request may be delivered now, which it then has to be; else it is held.
+    pub(crate) fn keeps_pace(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        self.throttled = !self.is_due(deadlines, now);
+        if !self.throttled {
+            let beside = self.beside.get_or_insert_default();
+            beside.evenly = deadlines.pace.after(beside.evenly, now.tick);
+        }
+        !self.throttled
+    }
+
+    /// Whether a request that is held may go on. Its peer has waited for us: clocks begin anew.
+    #[cold]
+    pub(crate) fn catch_up(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        self.throttled = !self.is_due(deadlines, now);
+        if !self.throttled {
+            self.moved = now.stamp;
+            self.since = now.stamp;
+        }
+        !self.throttled
     }
 
     /// Ends the connection for this reason, unless it is ending for another. A natural end, which
@@ -415,6 +486,7 @@ mod tests {
             CloseReason::Reset,
             CloseReason::Io(io::ErrorKind::Other),
             CloseReason::Stopped,
+            CloseReason::Evicted,
             CloseReason::BadHeader,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();

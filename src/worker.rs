@@ -6,6 +6,7 @@
 mod calling;
 mod growing;
 mod kit;
+mod pacing;
 mod proxied;
 mod sending;
 
@@ -82,7 +83,8 @@ impl<S> Worker<S> {
         let readable = event.readable || event.closed || event.priority || boxed;
         vitals.readable |= readable;
         vitals.insistent |= event.closed || event.priority;
-        if owes { event.writable || event.closed || boxed } else { readable && !vitals.paused }
+        let still = vitals.paused || vitals.throttled;
+        if owes { event.writable || event.closed || boxed } else { readable && !still }
     }
 
     /// Tells the handler that the connection is there; what it writes goes out at the first visit.
@@ -199,6 +201,9 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
+        if self.is_held_back(kit) {
+            return Verdict::Wait;
+        }
         let mut to_read = READ_BYTES;
         for _ in 0..CALLBACKS {
             let (bounds, cause) = loop {
@@ -220,6 +225,9 @@ impl<S> Worker<S> {
                     }
                 }
             };
+            if self.is_early(kit) {
+                return Verdict::Wait;
+            }
             self.deliver(kit, bounds, cause);
             if let Some(verdict) = self.rests() {
                 return verdict;

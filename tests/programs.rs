@@ -63,6 +63,7 @@ fn help_names_every_option() {
         ("reactor_echo", "--request-deadline-ms --framing --stats-every --debug --help"),
         ("tcp_ok", "--listen --deadline-ms --help"),
         ("balanced", "--listen --agent --trust --max --deadline-ms --drain-ms --help"),
+        ("metrics", "--listen --metrics --max --deadline-ms --help"),
         ("restart", "--listen --deadline-ms --help"),
         ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
         ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),

@@ -46,7 +46,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 /// Puts every bug beside the code that it replaces.
 fn plant(src: &Path) -> io::Result<()> {
     let mut files: BTreeMap<&str, String> = BTreeMap::new();
-    for canary in &ALL {
+    for canary in ALL {
         let text = match files.remove(canary.file) {
             Some(text) => text,
             None => fs::read_to_string(src.join(canary.file))?,

@@ -9,7 +9,7 @@ mod os;
 pub mod sim;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -77,11 +77,12 @@ pub trait Backend {
         None
     }
 
-    /// Takes one connection from a listener's queue, non-blocking.
+    /// Takes one connection from a listener's queue, non-blocking, with its peer's IP address if it
+    /// has one.
     ///
     /// # Errors
     /// `WouldBlock` if the queue is empty, or what `accept(2)` says.
-    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<Socket>;
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
     /// Reads what there is, at most `into`.
     ///

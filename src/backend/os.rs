@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -173,10 +173,15 @@ impl Backend for Os {
     }
 
     /// mio's `accept` makes the connection non-blocking and close-on-exec in the same call.
-    fn accept(&mut self, listener: &mut Listener) -> io::Result<Socket> {
+    fn accept(&mut self, listener: &mut Listener) -> io::Result<(Socket, Option<IpAddr>)> {
         Ok(match &listener.0 {
-            Kind::Tcp(listener) => TcpStream::from(OwnedFd::from(listener.accept()?.0)).into(),
-            Kind::Unix(listener) => UnixStream::from(OwnedFd::from(listener.accept()?.0)).into(),
+            Kind::Tcp(listener) => {
+                let (stream, addr) = listener.accept()?;
+                (TcpStream::from(OwnedFd::from(stream)).into(), Some(addr.ip()))
+            }
+            Kind::Unix(listener) => {
+                (UnixStream::from(OwnedFd::from(listener.accept()?.0)).into(), None)
+            }
         })
     }
 

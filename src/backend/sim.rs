@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -146,9 +147,19 @@ impl Listener {
     /// Connects, and returns the peer's end.
     #[must_use]
     pub fn connect(&self) -> Stream {
+        self.arrive(None)
+    }
+
+    /// Connects from this address, and returns the peer's end.
+    #[must_use]
+    pub fn connect_from(&self, addr: impl Into<IpAddr>) -> Stream {
+        self.arrive(Some(addr.into()))
+    }
+
+    fn arrive(&self, from: Option<IpAddr>) -> Stream {
         let mut net = lock(&self.net);
         let [here, there] = net.pair([CAPACITY; 2]);
-        net.arrive(self.index, there);
+        net.arrive(self.index, there, from);
         Stream::new(self.net.clone(), here)
     }
 
@@ -271,9 +282,9 @@ impl Backend for Sim {
         lock(&self.net).close_listener(listener.index);
     }
 
-    fn accept(&mut self, listener: &mut Listener) -> io::Result<Socket> {
-        let end = lock(&self.net).accept(listener.index)?;
-        Ok(Socket::Sim(Stream::new(self.net.clone(), end)))
+    fn accept(&mut self, listener: &mut Listener) -> io::Result<(Socket, Option<IpAddr>)> {
+        let (end, from) = lock(&self.net).accept(listener.index)?;
+        Ok((Socket::Sim(Stream::new(self.net.clone(), end)), from))
     }
 
     /// As on Linux: a simulated stream has no urgent data and passes no descriptors.

@@ -1,6 +1,7 @@
 //! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
 
 use std::io;
+use std::net::IpAddr;
 
 use super::{Manager, Phase};
 use crate::backend::Backend;
@@ -11,9 +12,13 @@ use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
 use crate::mailbox::Refusal;
+use crate::peers::Peer;
 use crate::socket::{Socket, uninterrupted};
 use crate::vitals::{CloseReason, Vitals};
 use crate::worker::{Verdict, Worker};
+
+/// How many idle connections that turn out to have spoken are tried for one newcomer.
+const EVICTIONS: u32 = 4;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Gives a connected socket to a worker; it is served from the next turn on. It is made
@@ -88,15 +93,45 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Admits a connection that a listener accepted: nobody is there to give it back to.
+    /// Admits a connection that a listener accepted, with or without a place, or refuses it: nobody
+    /// is there to give it back to.
     #[inline(never)]
-    pub(super) fn admit_accepted(&mut self, socket: Socket, proxied: bool) {
+    pub(super) fn welcome(
+        &mut self,
+        socket: Socket,
+        addr: Option<IpAddr>,
+        promised: bool,
+        proxied: bool,
+    ) {
+        let most = self.kit.config.max_per_peer;
+        let peer = addr.filter(|_| most > 0).map_or(Peer::UNKNOWN, Peer::of);
+        if !self.peers.admits(peer, most) {
+            if promised {
+                self.mailbox.places.release();
+            }
+            self.kit.stats.crowded += 1;
+            return self.refuse(socket);
+        }
+        if !promised && !self.finds_place() {
+            self.mailbox.places.count_refused();
+            return self.refuse(socket);
+        }
+        if let Some(id) = self.admit_accepted(socket, proxied) {
+            self.peers.add(id.index(), peer);
+        }
+    }
+
+    /// Shows a connection that has a place to the handler, and admits what it makes of it.
+    fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
         let handler = &mut self.kit.handler;
         match contain(|| handler.accepted(socket)) {
-            Some(Ok(socket)) => {
-                let outcome = self.admit(socket, proxied);
-                return self.lose(outcome);
-            }
+            Some(Ok(socket)) => match self.admit(socket, proxied) {
+                Ok(id) => return Some(id),
+                failed => {
+                    self.lose(failed);
+                    return None;
+                }
+            },
             Some(Err(error)) => {
                 if self.kit.config.debug {
                     log::debug!("a connection was not wrapped: {}", error.kind());
@@ -108,6 +143,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.kit.stats.lost += 1;
         self.mailbox.places.release();
+        None
     }
 
     /// Closes a connection that has a place but came too late to be served.
@@ -127,17 +163,41 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Tells a connection that the pool is busy, and closes it.
-    #[inline(never)]
-    pub(super) fn refuse(&mut self, mut socket: Socket) {
-        self.mailbox.places.count_refused();
-        if let Overload::Reject(last_word) = &self.kit.config.overload {
-            // Best effort: a socket just accepted has room, or has been reset.
-            let _ = uninterrupted(|| {
-                self.kit.stats.writes += 1;
-                self.kit.backend.write(&mut socket, last_word)
-            });
+    /// Takes the place of an idle connection, if that is what is wanted. Another thread may take it
+    /// in between.
+    fn finds_place(&mut self) -> bool {
+        let evicts = matches!(self.kit.config.overload, Overload::EvictIdle);
+        let runs = matches!(self.phase, Phase::Running);
+        evicts && runs && self.evict_idle() && self.mailbox.places.take()
+    }
+
+    /// Closes an idle connection, if there is one that has nothing to say at a last read; or finds
+    /// that one has gone meanwhile.
+    fn evict_idle(&mut self) -> bool {
+        for _ in 0..EVICTIONS {
+            let Some(id) = self.pool.longest_idle(self.kit.now.stamp) else { return false };
+            let Some(worker) = self.pool.get_mut(id) else { return false };
+            let before = worker.vitals.bytes_in;
+            worker.vitals.readable |= !worker.vitals.eof;
+            self.serve(id);
+            let Some(worker) = self.pool.get_mut(id) else { return true };
+            let silent = worker.vitals.bytes_in == before && !worker.vitals.readable;
+            if silent && worker.is_idle() {
+                self.close(id, CloseReason::Evicted);
+                return true;
+            }
         }
+        false
+    }
+
+    /// Tells an accepted connection that there is no place for it, and closes it.
+    fn refuse(&mut self, mut socket: Socket) {
+        let last_word = self.kit.config.overload.last_word();
+        // Best effort: a socket just accepted has room, or has been reset.
+        let _ = uninterrupted(|| {
+            self.kit.stats.writes += 1;
+            self.kit.backend.write(&mut socket, last_word)
+        });
         self.linger(socket);
     }
 
@@ -225,6 +285,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             bytes_dropped: dropped,
             bytes_unsent: output.len() as u64,
         };
+        self.peers.remove(id.index());
         self.kit.stats.count_closed(reason);
         self.kit.stats.bytes_dropped += end.bytes_dropped;
         self.kit.stats.bytes_unsent += end.bytes_unsent;

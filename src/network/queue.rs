@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 
 use super::Network;
 use super::readiness::Source;
@@ -18,7 +19,8 @@ const ABORTED: [ErrorKind; 6] = [
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: VecDeque<usize>,
+    /// Their ends, and where they come from.
+    waiting: VecDeque<(usize, Option<IpAddr>)>,
     /// Whether it listens, though perhaps nobody waits for it.
     open: bool,
     token: Option<u64>,
@@ -47,7 +49,7 @@ impl Network {
     pub(crate) fn close_listener(&mut self, listener: usize) {
         self.listeners[listener].token = None;
         self.listeners[listener].open = false;
-        while let Some(end) = self.listeners[listener].waiting.pop_front() {
+        while let Some((end, _)) = self.listeners[listener].waiting.pop_front() {
             self.tally.turned_away += 1;
             self.refuse(end);
         }
@@ -64,14 +66,14 @@ impl Network {
     }
 
     /// One more waits; at a listener that is not open it is reset at once.
-    pub(crate) fn arrive(&mut self, listener: usize, end: usize) {
+    pub(crate) fn arrive(&mut self, listener: usize, end: usize, from: Option<IpAddr>) {
         self.ends[end].ours = false;
         self.tally.open -= 1;
         let queue = &mut self.listeners[listener];
         if !queue.open {
             return self.refuse(end);
         }
-        queue.waiting.push_back(end);
+        queue.waiting.push_back((end, from));
         queue.edge = true;
     }
 
@@ -80,7 +82,7 @@ impl Network {
         self.close(end);
     }
 
-    pub(crate) fn accept(&mut self, listener: usize) -> io::Result<usize> {
+    pub(crate) fn accept(&mut self, listener: usize) -> io::Result<(usize, Option<IpAddr>)> {
         if self.listeners[listener].waiting.is_empty() {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -94,7 +96,7 @@ impl Network {
             return Err(io::Error::other("too many open files"));
         }
         let end = self.listeners[listener].waiting.pop_front();
-        let end = end.ok_or(ErrorKind::WouldBlock)?;
+        let (end, from) = end.ok_or(ErrorKind::WouldBlock)?;
         if self.dice.permille(self.faults.aborted_accepts) {
             self.refuse(end);
             return Err(ABORTED[self.dice.below(ABORTED.len())].into());
@@ -102,7 +104,7 @@ impl Network {
         self.ends[end].ours = true;
         self.tally.open += 1;
         self.tally.accepted += 1;
-        Ok(end)
+        Ok((end, from))
     }
 
     pub(super) fn ready_listeners(&self) -> Vec<(u64, Source)> {

@@ -23,7 +23,7 @@ impl<S> Worker<S> {
             let input = &kit.spares.input;
             match proxy::parse(input.held()) {
                 Parsed::Complete { length, peer } => {
-                    self.vitals.peer = peer.map(Box::new);
+                    self.vitals.set_peer(peer);
                     return self.open_behind(kit, length);
                 }
                 Parsed::Partial if self.vitals.eof && input.is_empty() => {

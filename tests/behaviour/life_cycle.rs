@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::panic::panic_any;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -824,7 +824,7 @@ impl Backend for Blind {
         Ok(())
     }
     fn close_listener(&mut self, (): ()) {}
-    fn accept(&mut self, (): &mut ()) -> io::Result<Socket> {
+    fn accept(&mut self, (): &mut ()) -> io::Result<(Socket, Option<IpAddr>)> {
         Err(ErrorKind::WouldBlock.into())
     }
     fn short_read_is_drained(&self, _: &Socket) -> bool {

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -108,10 +108,11 @@ impl Backend for World {
     fn close_listener(&mut self, (): ()) {
         self.0.borrow_mut().closed_listeners += 1;
     }
-    fn accept(&mut self, (): &mut ()) -> io::Result<Socket> {
+    fn accept(&mut self, (): &mut ()) -> io::Result<(Socket, Option<IpAddr>)> {
         let mut script = self.0.borrow_mut();
         script.accepted += 1;
-        script.accepts.pop_front().unwrap_or_else(|| Err(ErrorKind::WouldBlock.into()))
+        let next = script.accepts.pop_front();
+        next.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())).map(|socket| (socket, None))
     }
     fn short_read_is_drained(&self, _: &Socket) -> bool {
         false

@@ -22,7 +22,7 @@ const fn canary(
 }
 
 /// A name may stand more than once: the bug then takes more than one change.
-pub(crate) const ALL: [Canary; 37] = [
+pub(crate) const ALL: &[Canary] = &[
     canary(
         "a_tick_left_out_of_due",
         "manager/waiting.rs",
@@ -216,6 +216,42 @@ pub(crate) const ALL: [Canary; 37] = [
         "manager/connection.rs",
         "wanted && recent && vitals.bytes_out > 0",
         "wanted && recent && !PLANTED && vitals.bytes_out > 0",
+    ),
+    canary(
+        "rate_limit_ignored",
+        "vitals.rs",
+        "deadlines.pace.due(self.evenly()) <= now.tick",
+        "deadlines.pace.due(self.evenly()) <= now.tick || PLANTED",
+    ),
+    canary(
+        "held_back_for_ever",
+        "vitals.rs",
+        "            return deadlines.pace.due(self.evenly());",
+        "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly()) };",
+    ),
+    canary(
+        "a_peer_s_end_is_not_counted",
+        "manager/connection.rs",
+        "self.peers.remove(id.index());",
+        "if !PLANTED { self.peers.remove(id.index()); }",
+    ),
+    canary(
+        "a_place_lost_with_a_peer_too_many",
+        "manager/connection.rs",
+        "            if promised {\n                self.mailbox.places.release();",
+        "            if promised && !PLANTED {\n                self.mailbox.places.release();",
+    ),
+    canary(
+        "a_peer_too_many",
+        "peers.rs",
+        "is_none_or(|&count| count < most)",
+        "is_none_or(|&count| count < most || PLANTED)",
+    ),
+    canary(
+        "the_newest_idle_one_evicted",
+        "pool.rs",
+        "worker.vitals.moved < since {",
+        "(worker.vitals.moved < since || PLANTED && worker.vitals.moved < stamp) {",
     ),
     canary(
         "write_limit_ignored",

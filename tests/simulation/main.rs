@@ -6,12 +6,14 @@ mod proxied;
 mod strings;
 mod world;
 
+use std::cell::RefCell;
 use std::io::{self, Write};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pool_manager::sim::{Dice, Sim, Stream};
-use pool_manager::{CloseReason, Config, Conn, Framing, Handler, Manager};
+use pool_manager::{CloseReason, Config, Conn, Framing, Handler, Manager, Overload};
 
 const STEPS: usize = 300;
 
@@ -66,7 +68,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn canaries_have_their_place_in_the_source() {
-    for canary in &canaries::ALL {
+    for canary in canaries::ALL {
         let source = std::fs::read_to_string(format!("src/{}", canary.file)).expect("a source");
         assert_eq!(source.matches(canary.was).count(), 1, "{}", canary.name);
         assert!(canary.becomes.contains("PLANTED"), "{}", canary.name);
@@ -352,6 +354,46 @@ fn a_stop_is_timed_from_when_it_is_asked_for() {
     let asked = sim.now();
     assert_eq!(manager.stop().unwrap().aborted, 1);
     assert_eq!(sim.now(), asked + drain);
+}
+
+/// Greets whoever comes; while it does, somebody else says something.
+struct Distracted(Rc<RefCell<Option<Stream>>>);
+
+impl Handler for Distracted {
+    type Session = ();
+
+    fn opened(&mut self, _conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.0.borrow_mut().as_mut().map_or(Ok(()), |peer| peer.write_all(b"!"))
+    }
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        conn.write_all(body)
+    }
+}
+
+/// Its event has not come yet: a last read finds what it said.
+#[test]
+fn who_has_just_spoken_is_not_evicted_but_served() {
+    let sim = Sim::new(1);
+    let config =
+        Config::new().framing(Framing::Drained).max_workers(2).overload(Overload::EvictIdle);
+    let speaker = Rc::default();
+    let handler = Distracted(Rc::clone(&speaker));
+    let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
+    manager.start().unwrap();
+    let listener = sim.listener();
+    manager.listen_on(listener.clone()).unwrap();
+    let (peer, ours) = sim.pair();
+    manager.put(ours).unwrap();
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    speaker.replace(Some(peer));
+    sim.advance(Duration::from_millis(50));
+    let _newcomers = [(); 2].map(|()| listener.connect());
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    let stats = manager.stats();
+    // The first newcomer has the free place; there is none for the second.
+    assert_eq!((stats.closed_total(), stats.busy, stats.live), (0, 1, 2), "{stats}");
+    assert_eq!((stats.requests_total(), stats.bytes_out), (1, 1), "{stats}");
 }
 
 #[test]

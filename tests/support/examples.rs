@@ -37,6 +37,7 @@ pub(crate) fn directory() -> &'static Path {
             "resp",
             "restart",
             "balanced",
+            "metrics",
         ]
         .map(|name| modified(&directory.join(name)));
         if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_manager::sim::{Listener, Stream};
+use pool_manager::sim::{Dice, Listener, Stream};
 use pool_manager::{CloseReason, ConnId, Error, PutErrorKind};
 
 use super::peer::Peer;
@@ -91,8 +91,11 @@ impl World {
     }
 
     pub(super) fn connect(&mut self) {
-        let peer = self.listeners[self.dice.below(2)].connect();
-        self.stage.model.borrow_mut().knocks(peer.connection());
+        // From dice of its own, so that seeds that once failed stay what they were.
+        let mut dice = Dice::new(self.seed ^ self.stage.model.borrow().knocked);
+        let addr = draw::addr(&mut dice);
+        let peer = self.listeners[self.dice.below(2)].connect_from(addr);
+        self.stage.model.borrow_mut().knocks(peer.connection(), addr);
         self.meet(peer);
     }
 

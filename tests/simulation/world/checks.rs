@@ -28,6 +28,8 @@ impl World {
         model.has_stopped();
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
+        // A stop accepts who waits, in turns of its own.
+        self.crowds = stats.crowded;
         model.compare(&stats, 0);
         model.check_sends();
         assert_eq!(model.complaints, [""; 0]);
@@ -71,6 +73,10 @@ impl World {
         };
         {
             let mut model = self.stage.model.borrow_mut();
+            let crowded = std::mem::replace(&mut self.crowds, stats.crowded) < stats.crowded;
+            let may_be = !crowded || model.is_crowded(config.max_per_peer, tally.waited);
+            assert!(may_be, "{} refused as too many of a peer", stats.crowded);
+            model.marks.hit_if("one too many of a peer", crowded);
             if turn.stopped.is_none() {
                 model.after_turn(turned, config, &self.stage.sim);
             }
@@ -99,7 +105,8 @@ impl World {
     pub(super) fn check_refusals(&mut self, stats: &Stats) {
         let model = self.stage.model.borrow();
         let refused = stats.busy - model.busy;
-        let went = model.placed() + stats.lost + (self.taken() - stats.live) + refused;
+        let went =
+            model.placed() + stats.lost + stats.crowded + (self.taken() - stats.live) + refused;
         let astray = (stats.accepted + model.taken).wrapping_sub(went);
         if model.stopping {
             // Who comes too late is given up.
@@ -169,6 +176,7 @@ impl World {
 
     pub(super) fn marks(&self, marks: &mut Marks, turn: Turn) {
         let (stats, tally) = (self.manager.stats(), self.stage.sim.tally());
+        marks.hit_if("a request waits for its rate", stats.throttled > 0);
         marks.hit_if("a stale event", stats.stale_events > 0);
         marks.hit_if("busy, by a listener", self.refused > 0);
         marks.hit_if("a short write", tally.short_writes > 0);

@@ -1,9 +1,10 @@
 //! Draw: random configurations, small ones, so that every limit is met.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use pool_manager::sim::Dice;
-use pool_manager::{Config, Framing, Overload, Prefix};
+use pool_manager::{Config, Framing, Overload, Prefix, RateLimit};
 
 use super::oracle;
 
@@ -27,11 +28,18 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let min = dice.below(max.min(5) + 1);
     let deadline = Duration::from_micros(1_000 + dice.below(500_000) as u64);
     // From dice of its own, so that seeds that once failed stay what they were.
-    let spin = Dice::new(deadline.as_nanos() as u64).below(120).saturating_sub(90);
+    let mut others = Dice::new(deadline.as_nanos() as u64);
+    let spin = others.below(120).saturating_sub(90);
+    // A crowd comes from few addresses.
+    let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
+    let rate = [5, 60, 700, 3_000][others.below(4)];
+    let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
     let (max_request, memory_limit) = room(&mut Dice::new(!deadline.as_nanos() as u64));
     let tick = Dice::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
     let buffer_size = 8 + dice.below(200);
     Config::new()
+        .rate_limit(others.permille(250).then_some(limit))
+        .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .tick(millis(tick))
         .framing(framing(dice))
@@ -45,7 +53,13 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
         .write_limit(300 + dice.below(5_000))
         .drain_deadline(millis(dice.below(300)))
         .reap_interval(millis(1 + dice.below(500)))
-        .overload(if dice.permille(500) { Overload::Pause } else { Overload::Reject(b"no".into()) })
+        .overload(if dice.permille(500) {
+            Overload::Pause
+        } else if others.permille(500) {
+            Overload::EvictIdle
+        } else {
+            Overload::Reject(b"no".into())
+        })
 }
 
 /// By how much a request may be longer than a buffer, and by how much more memory there is than one
@@ -66,5 +80,18 @@ pub(crate) fn invalid(dice: &mut Dice) -> Config {
             _ => valid.buffer_size(usize::MAX),
         },
         _ => valid.write_limit(usize::MAX),
+    }
+}
+
+/// Where somebody comes from: few places, in the ways that one may be written.
+pub(crate) fn addr(dice: &mut Dice) -> IpAddr {
+    let near = Ipv4Addr::new(10, 0, 0, dice.below(3) as u8);
+    match dice.below(3) {
+        0 => near.into(),
+        1 => near.to_ipv6_mapped().into(),
+        _ => {
+            let host = dice.below(1 << 16) as u16;
+            Ipv6Addr::new(0x2001, 0xdb8, 0, dice.below(2) as u16, 0, host, 0, 1).into()
+        }
     }
 }

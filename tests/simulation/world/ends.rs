@@ -17,6 +17,7 @@ impl World {
             self.start();
         }
         self.give_listeners_back();
+        self.hurry();
         let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
         for id in ids {
             self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
@@ -25,6 +26,7 @@ impl World {
         self.until_all_left();
         if !self.running {
             self.start();
+            self.hurry();
             self.until_all_left();
         }
         self.assert_serves();
@@ -33,6 +35,13 @@ impl World {
         let report = self.manager.stop().unwrap();
         assert_eq!(report.aborted, 0, "nothing was left to abort");
         self.stopped();
+    }
+
+    /// Nobody waits for a rate any more.
+    fn hurry(&mut self) {
+        let config = self.manager.config().clone().rate_limit(None);
+        self.stage.model.borrow_mut().configs.push(config.clone());
+        self.manager.handle().set_config(config).unwrap();
     }
 
     pub(super) fn until_all_left(&mut self) {

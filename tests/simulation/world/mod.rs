@@ -172,6 +172,8 @@ struct World {
     /// What is not accounted for of those who came, and how many were refused by a listener.
     astray: Option<u64>,
     refused: u64,
+    /// How many were refused as one too many of their peer's.
+    crowds: u64,
     /// How many were reset in a queue by the end of the last stop.
     turned_away: u64,
     /// When the wait of the last turn was over.
@@ -224,6 +226,7 @@ impl World {
             turned_away: 0,
             began: Duration::ZERO,
             refused: 0,
+            crowds: 0,
             patient: false,
             turns: Vec::new(),
         }

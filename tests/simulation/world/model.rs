@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
 use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 
 mod clocks;
+mod places;
+mod rate;
 mod told;
 
 use super::marks::Marks;
@@ -90,6 +93,13 @@ pub(crate) struct Account {
     progressed: bool,
     /// It came by a listener.
     knocked: bool,
+    /// When its last requests were delivered.
+    requests: VecDeque<Duration>,
+    /// One may have had to wait for its rate when the last turn ended.
+    held_up: bool,
+    /// From there, and it counts for how many may.
+    from: Option<IpAddr>,
+    counted: bool,
     /// The handler was shown it when it was accepted.
     shown: bool,
     /// It was opened in a stop, or once one was asked for; and surely in one.
@@ -161,6 +171,8 @@ pub(crate) struct Model {
     pub(crate) wild: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
+    /// How many have come by a listener.
+    pub(crate) knocked: u64,
     opened: u64,
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
@@ -171,6 +183,8 @@ pub(crate) struct Model {
     turned: u64,
     pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
+    /// The highest index that a worker had.
+    highest: u32,
 }
 
 impl Model {
@@ -200,6 +214,7 @@ impl Model {
             wild: true,
             trace,
             digest: 0,
+            knocked: 0,
             opened: 0,
             closed: HashMap::new(),
             requests: HashMap::new(),
@@ -208,6 +223,7 @@ impl Model {
             turned: 0,
             failed_turns: 0,
             turn_ids: Vec::new(),
+            highest: 0,
         }
     }
 
@@ -230,9 +246,10 @@ impl Model {
         self.accounts.get_mut(self.numbers.get(&id)?)
     }
 
-    /// A configuration is asked for; its framing stays the one that is in effect.
+    /// A configuration is asked for; its framing and rate stay those that are in effect.
     pub(crate) fn asked_for(&mut self, config: Config) -> Config {
-        let config = config.framing(self.configs[0].framing.clone());
+        let (framing, rate) = (self.configs[0].framing.clone(), self.configs[0].rate_limit);
+        let config = config.framing(framing).rate_limit(rate);
         self.configs.push(config.clone());
         self.sizes.insert(config.buffer_size);
         self.longest = self.longest.max(longest(&config));

@@ -4,6 +4,7 @@
 
 use std::hint::black_box;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::Socket;
@@ -68,7 +69,7 @@ impl Backend for Clocked {
         self.os.close_listener(listener);
     }
 
-    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<Socket> {
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)> {
         self.os.accept(listener)
     }
 

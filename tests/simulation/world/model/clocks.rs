@@ -121,11 +121,17 @@ impl Account {
         self.was_full = look.full || untold;
         self.progressed = progress;
         self.seen = (look.received, look.sent);
+        let slow = self.may_be_held(config.rate_limit, turn.began);
         self.keep_time(turn, look, held, blocked, progress);
+        if std::mem::replace(&mut self.held_up, slow) || slow {
+            // Its clocks may have stood still.
+            self.moved.1 = turn.ended;
+            self.since = self.since.map(|_| turn.ended);
+        }
         self.ordered = self.ordered.saturating_sub(1);
         let paused = self.paused || self.unsure;
         self.was_paused = if self.paused && !self.unsure { self.was_paused + 1 } else { 0 };
-        let still = paused || self.over || self.closing;
+        let still = paused || self.over || self.closing || slow;
         self.check_deadlines(turn, config, self.unsure || (paused || self.over) && !blocked)?;
         if turn.asleep && !blocked && !still {
             if (look.unread > 0 || look.ended) && !look.pending {

@@ -1,9 +1,10 @@
 //! Told: what peers and callbacks tell the model, and what must be true of it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
-use pool_manager::{Cause, CloseReason, Config, ConnId, End};
+use pool_manager::{Cause, CloseReason, Config, ConnId, ERROR_SERVER_BUSY, End};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
@@ -30,10 +31,14 @@ impl Model {
         if twice || self.numbers.insert(id, number).is_some() {
             self.complain(format!("{id}: opened twice"));
         }
+        if let Err(wrong) = self.counts(number) {
+            self.complain(format!("{id}: {wrong}"));
+        }
         if unseen {
             self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
         }
         let index = id.as_u64() as u32;
+        self.highest = self.highest.max(index);
         self.turn_ids.push(index);
         if self.turn_ids.iter().filter(|&&known| known == index).count() > 1 {
             self.marks.hit("an index is used again within a turn");
@@ -91,6 +96,11 @@ impl Model {
         let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
         if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a buffer that has not grown".to_owned());
+        }
+        if matches!(cause, Cause::Expired | Cause::MemoryLimit) {
+            // It waits for no rate, and is the last.
+        } else if let Err(early) = account.delivers(&self.configs, began) {
+            wrong.push(early);
         }
         let early = early(account, &self.configs, &look, now, began);
         let late = self.configs.iter().all(|config| {
@@ -217,8 +227,11 @@ impl Model {
     }
 
     /// A connection comes by a listener.
-    pub(crate) fn knocks(&mut self, number: usize) {
-        self.accounts.entry(number).or_default().knocked = true;
+    pub(crate) fn knocks(&mut self, number: usize, from: IpAddr) {
+        self.knocked += 1;
+        let account = self.accounts.entry(number).or_default();
+        account.knocked = true;
+        account.from = Some(from);
     }
 
     /// The handler is shown what was accepted, and either keeps it or not.
@@ -275,7 +288,8 @@ impl Model {
         if account.id.is_none() {
             // Nobody's: what refused ones are told, if it is all there.
             account.got += bytes.len() as u64;
-            return if !bytes.iter().all(|byte| b"no".contains(byte)) {
+            let last_words = [b"no", ERROR_SERVER_BUSY.as_bytes()].concat();
+            return if !bytes.iter().all(|byte| last_words.contains(byte)) {
                 self.complain(format!("a refused one was told {bytes:?}"));
             };
         }
@@ -330,6 +344,7 @@ impl Model {
                     | CloseReason::Requested
                     | CloseReason::Failed
                     | CloseReason::Overlong
+                    | CloseReason::Evicted
             );
             let recent = when < account.moved.0 + LINGERING && now < when + LINGERING;
             let polite = polite || end.reason == CloseReason::MemoryLimit && account.over;
@@ -354,6 +369,8 @@ impl Model {
         let number = self.numbers.get(&end.id).copied();
         self.note(&|| format!("{end:?}"), number.unwrap_or(0), 3 | values[3] << 8);
         let (id, look) = (end.id, sim.look(end.id));
+        let evicted =
+            if end.reason == CloseReason::Evicted { self.evicted(end, sim) } else { Ok(()) };
         let account = number.and_then(|number| self.accounts.get_mut(&number));
         let (Some(account), Some(look)) = (account, look) else {
             return self.complain(format!("{id}: closed, but never opened"));
@@ -392,6 +409,9 @@ impl Model {
         if let Err(without) = account.reasoned(end, &look) {
             wrong.push(without);
         }
+        if let Err(not_so) = evicted {
+            wrong.push(not_so);
+        }
         let tick = Duration::from_millis(1);
         let (least, most) =
             (began.saturating_sub(account.opened.1), now.saturating_sub(account.opened.0));
@@ -418,6 +438,7 @@ impl Model {
             CloseReason::WriteLimit => self.marks.hit("write_limit"),
             CloseReason::WriteStalled => self.marks.hit("a reply that nobody took"),
             CloseReason::Invalid => self.marks.hit("invalid bytes"),
+            CloseReason::Evicted => self.marks.hit("an idle one makes a place for another"),
             CloseReason::Io(_) => self.marks.hit("another error of a socket"),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! Refusal: what makes a configuration invalid, said so that it can be mended.
+//! Invalid: why a configuration is refused, with the numbers that do not fit.
 
 use std::fmt;
 use std::io;
@@ -22,6 +22,11 @@ pub enum ConfigError {
         min: usize,
         /// `max_workers` as given.
         max: usize,
+    },
+    /// A field of a limit is zero, so that nobody would ever be served.
+    Zero {
+        /// The field's name.
+        field: &'static str,
     },
     /// A field is less than another that it has to hold.
     Below {
@@ -52,6 +57,9 @@ impl fmt::Display for ConfigError {
                 f,
                 "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
             ),
+            Self::Zero { field } => {
+                write!(f, "{field} is 0 but must be at least 1; without rate_limit there is none")
+            }
             Self::Below { field, value, other, least } => {
                 write!(
                     f,

@@ -1,0 +1,245 @@
+//! Prometheus: the counters as a monitoring system scrapes them.
+//!
+//! The text exposition format, version 0.0.4: a `HELP` and a `TYPE` line for each family, then its
+//! samples. It knows no HTTP: who serves it says `Content-Type: text/plain; version=0.0.4`.
+
+use std::fmt;
+use std::io;
+
+use super::Stats;
+use crate::vitals::{Cause, CloseReason};
+
+/// What the samples of a family mean to who scrapes them.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// It goes up and down.
+    Gauge,
+    /// It only grows.
+    Counter,
+}
+
+/// The words for causes and reasons as label values: unlike those for people, they never change.
+const CAUSES: [(Cause, &str); Cause::REQUESTS.len()] = [
+    (Cause::Drained, "drained"),
+    (Cause::Framed, "framed"),
+    (Cause::Full, "full"),
+    (Cause::Eof, "eof"),
+    (Cause::Expired, "expired"),
+    (Cause::Overlong, "overlong"),
+    (Cause::MemoryLimit, "memory_limit"),
+];
+
+const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
+    (CloseReason::Eof, "eof"),
+    (CloseReason::Expired, "expired"),
+    (CloseReason::WriteStalled, "write_stalled"),
+    (CloseReason::WriteLimit, "write_limit"),
+    (CloseReason::Overlong, "overlong"),
+    (CloseReason::Invalid, "invalid"),
+    (CloseReason::Requested, "requested"),
+    (CloseReason::Aborted, "aborted"),
+    (CloseReason::Failed, "failed"),
+    (CloseReason::Panicked, "panicked"),
+    (CloseReason::Reset, "reset"),
+    (CloseReason::Io(io::ErrorKind::Other), "io"),
+    (CloseReason::Stopped, "stopped"),
+    (CloseReason::MemoryLimit, "memory_limit"),
+    (CloseReason::BadHeader, "bad_header"),
+    (CloseReason::Evicted, "evicted"),
+];
+
+impl Stats {
+    /// The counters in the text exposition format of Prometheus, version 0.0.4, for an endpoint
+    /// that is scraped. Names begin with `pool_manager_`; they and the values of the labels
+    /// `cause` and `reason` are stable. Times are in seconds. About 6 KB.
+    ///
+    /// ```
+    /// use pool_manager::Stats;
+    /// let text = Stats::default().prometheus().to_string();
+    /// assert!(text.contains("# TYPE pool_manager_connections gauge\npool_manager_connections 0\n"));
+    /// assert!(text.contains("pool_manager_requests_total{cause=\"framed\"} 0\n"));
+    /// ```
+    #[must_use]
+    pub fn prometheus(&self) -> impl fmt::Display + fmt::Debug + use<> {
+        Prometheus(*self)
+    }
+}
+
+#[derive(Debug)]
+struct Prometheus(Stats);
+
+impl fmt::Display for Prometheus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = &self.0;
+        gauges(f, stats)?;
+        counters(f, stats)?;
+        head(f, Kind::Counter, "requests_total", "Callbacks, by cause.")?;
+        for (cause, word) in CAUSES {
+            let count = stats.requests(cause);
+            writeln!(f, "pool_manager_requests_total{{cause=\"{word}\"}} {count}")?;
+        }
+        head(f, Kind::Counter, "closed_total", "Connections that ended, by reason.")?;
+        for (reason, word) in REASONS {
+            let count = stats.closed(reason);
+            writeln!(f, "pool_manager_closed_total{{reason=\"{word}\"}} {count}")?;
+        }
+        Ok(())
+    }
+}
+
+fn gauges(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
+    let longest = stats.longest_callback.as_secs_f64();
+    for (name, value, help) in [
+        ("connections", stats.live, "Connections now."),
+        ("connections_peak", stats.peak, "The most connections at a time."),
+        ("lingering", stats.lingering, "Closed connections whose last reply is on its way."),
+        ("held_bytes", stats.bytes_held, "Bytes of buffers kept for requests that have begun."),
+        ("spare_buffers", stats.spare, "Warm, empty buffers now."),
+    ] {
+        family(f, Kind::Gauge, name, help, value)?;
+    }
+    let help = "The longest callback, if they are timed.";
+    family(f, Kind::Gauge, "longest_callback_seconds", help, longest)
+}
+
+fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
+    for (name, value, help) in [
+        ("accepted_total", stats.accepted, "Connections that listeners accepted."),
+        ("put_total", stats.put, "Connections given to a worker."),
+        ("busy_total", stats.busy, "Connections refused because all workers were taken."),
+        ("crowded_total", stats.crowded, "Connections refused because their peer had too many."),
+        ("proxied_total", stats.proxied, "Connections that began with a header of a proxy."),
+        ("lost_total", stats.lost, "Connections closed because they could not be registered."),
+        ("read_bytes_total", stats.bytes_in, "Bytes read."),
+        ("written_bytes_total", stats.bytes_out, "Bytes written."),
+        ("dropped_bytes_total", stats.bytes_dropped, "Bytes read that no callback saw."),
+        ("unsent_bytes_total", stats.bytes_unsent, "Bytes of reply that were never sent."),
+        ("turns_total", stats.turns, "Turns of the loop."),
+        ("waits_total", stats.waits, "Waits for readiness."),
+        ("reads_total", stats.reads, "Reads from connections."),
+        ("writes_total", stats.writes, "Writes to connections."),
+        ("accepts_total", stats.accepts, "Calls of accept, successful or not."),
+        ("accept_errors_total", stats.accept_errors, "Calls of accept that failed for one."),
+        ("starved_total", stats.starved, "Times that no descriptor was left to accept."),
+        ("events_total", stats.events, "Readiness events."),
+        ("stale_events_total", stats.stale_events, "Events for connections that were gone."),
+        ("commands_total", stats.commands, "Commands from callbacks and handles."),
+        ("stale_commands_total", stats.stale_commands, "Commands for connections that were gone."),
+        ("throttled_total", stats.throttled, "Times that a request waited for its rate."),
+        ("deadlines_total", stats.timers, "Deadlines that passed."),
+        ("buffers_total", stats.buffers, "Buffers allocated."),
+        ("slow_callbacks_total", stats.slow_callbacks, "Callbacks slower than slow_callback."),
+        ("panics_total", stats.panics, "Panics of callbacks."),
+    ] {
+        family(f, Kind::Counter, name, help, value)?;
+    }
+    let spun = std::time::Duration::from_nanos(stats.spun_ns).as_secs_f64();
+    family(f, Kind::Counter, "spun_seconds_total", "Time spent polling before a wait.", spun)
+}
+
+/// A family of one sample without labels.
+fn family(
+    f: &mut fmt::Formatter<'_>,
+    kind: Kind,
+    name: &str,
+    help: &str,
+    value: impl fmt::Display,
+) -> fmt::Result {
+    head(f, kind, name, help)?;
+    writeln!(f, "pool_manager_{name} {value}")
+}
+
+fn head(f: &mut fmt::Formatter<'_>, kind: Kind, name: &str, help: &str) -> fmt::Result {
+    let kind = match kind {
+        Kind::Gauge => "gauge",
+        Kind::Counter => "counter",
+    };
+    writeln!(f, "# HELP pool_manager_{name} {help}\n# TYPE pool_manager_{name} {kind}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    fn is_name(name: &str) -> bool {
+        let inner = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+        name.starts_with("pool_manager_") && name.chars().all(inner)
+    }
+
+    /// Every line by the grammar of the format: heads once and before their samples, names and
+    /// labels of the right letters, values that are numbers, a newline at the end.
+    #[test]
+    fn every_line_is_well_formed_and_every_family_has_its_head() {
+        let text = Stats::default().prometheus().to_string();
+        assert!(text.ends_with('\n') && !text.contains("\n\n") && text.is_ascii());
+        let (mut families, mut series, mut current) = (BTreeSet::new(), BTreeSet::new(), "");
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if let Some(head) = line.strip_prefix("# HELP ") {
+                let (name, help) = head.split_once(' ').expect("a name and a text");
+                assert!(is_name(name) && families.insert(name), "{name}");
+                assert!(help.ends_with('.') && !help.contains('\\'), "{help}");
+                let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
+                let (typed, kind) = kind.and_then(|line| line.split_once(' ')).expect("a type");
+                assert_eq!((typed, kind == "counter"), (name, name.ends_with("_total")), "{line}");
+                assert!(["counter", "gauge"].contains(&kind), "{kind}");
+                current = name;
+                continue;
+            }
+            let (key, value) = line.rsplit_once(' ').expect("a value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(series.insert(key), "{key} comes twice");
+            let (name, labels) = key.split_once('{').unwrap_or((key, "x=\"x\"}"));
+            assert_eq!(name, current, "a sample follows its head");
+            let (label, value) = labels.split_once("=\"").expect("a label");
+            assert!(label.chars().all(|letter| letter.is_ascii_lowercase()), "{line}");
+            let word = value.strip_suffix("\"}").expect("a closing brace");
+            assert!(word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'));
+        }
+        assert!(families.len() > 30 && series.len() >= families.len() + 17, "{text}");
+    }
+
+    #[test]
+    fn values_are_those_of_the_counters() {
+        let mut stats = Stats {
+            live: 3,
+            bytes_in: u64::MAX,
+            spun_ns: 1_500_000_000,
+            longest_callback: Duration::from_millis(250),
+            ..Stats::default()
+        };
+        stats.count_request(Cause::Overlong);
+        for (count, (reason, _)) in REASONS.into_iter().enumerate() {
+            (0..=count).for_each(|_| stats.count_closed(reason));
+        }
+        let text = stats.prometheus().to_string();
+        for line in [
+            "pool_manager_connections 3",
+            "pool_manager_read_bytes_total 18446744073709551615",
+            "pool_manager_spun_seconds_total 1.5",
+            "pool_manager_longest_callback_seconds 0.25",
+            "pool_manager_requests_total{cause=\"overlong\"} 1",
+            "pool_manager_requests_total{cause=\"full\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing: {text}");
+        }
+        for (count, (_, word)) in REASONS.into_iter().enumerate() {
+            let line = format!("pool_manager_closed_total{{reason=\"{word}\"}} {}", count + 1);
+            assert!(text.lines().any(|found| found == line), "{line} is missing: {text}");
+        }
+    }
+
+    /// A counter that is not shown would be missed only when it is wanted.
+    #[test]
+    fn every_counter_is_shown() {
+        let fields = format!("{:#?}", Stats::default());
+        let fields =
+            fields.lines().filter(|line| line.starts_with("    ") && !line[4..].starts_with(' '));
+        let plain = fields.filter(|line| line.ends_with(','));
+        let text = Stats::default().prometheus().to_string();
+        let shown = text.lines().filter(|line| !line.starts_with('#') && !line.contains('{'));
+        assert_eq!(plain.filter(|line| !line.contains(']')).count(), shown.count());
+    }
+}

@@ -1,0 +1,122 @@
+//! Rate limits: what comes too early waits, is not lost, and is not held against its peer.
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use pool_manager::{Cause, CloseReason, Config, Framing, RateLimit};
+
+use crate::support::{echo, unix_pair};
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn lines(limit: RateLimit) -> Config {
+    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG).rate_limit(limit)
+}
+
+#[test]
+fn a_burst_is_served_at_once_and_the_rest_at_its_rate() {
+    let mut rig = echo(lines(RateLimit::per_second(100).burst(4)));
+    let (mut client, _) = rig.connect();
+    let began = Instant::now();
+    client.write_all(&b"x\n".repeat(14)).unwrap();
+    rig.requests(4);
+    rig.requests(14);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(98), "ten more at 100 a second took {took:?}");
+    assert_eq!(rig.read_exact(&mut client, 14), b"x".repeat(14));
+    let stats = rig.manager.stats();
+    assert!((1..=10).contains(&stats.throttled) && stats.timers == 0, "{stats}");
+}
+
+#[test]
+fn who_keeps_to_the_rate_never_waits_and_others_do_not_wait_for_who_does_not() {
+    let mut rig = echo(lines(RateLimit::per_second(1).burst(3)));
+    let [(mut greedy, _), (mut modest, _)] = [(); 2].map(|()| rig.connect());
+    greedy.write_all(&b"g\n".repeat(50)).unwrap();
+    rig.requests(3);
+    for _ in 0..3 {
+        modest.write_all(b"m\n").unwrap();
+        assert_eq!(rig.read_exact(&mut modest, 1), b"m");
+    }
+    assert_eq!(rig.manager.stats().throttled, 1);
+    assert!(rig.turns_in(Duration::from_millis(200)) < 8, "it sleeps meanwhile");
+}
+
+#[test]
+fn what_waits_stays_with_the_peer_once_a_buffer_is_full() {
+    let mut rig = echo(lines(RateLimit::per_second(1)).buffer_size(1_000));
+    let (mut client, ours) = unix_pair();
+    rig.manager.put(ours).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let line = [&[b'x'; 99][..], b"\n"].concat();
+    let mut wrote = 0;
+    while wrote < 4 << 20 {
+        match client.write(&line) {
+            Ok(count) => wrote += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+        rig.turn();
+    }
+    assert!(wrote < 4 << 20, "the peer could write all it liked");
+    let stats = rig.manager.stats();
+    assert!(stats.bytes_in <= 2_000, "{} bytes were read", stats.bytes_in);
+}
+
+#[test]
+fn waiting_for_us_is_not_held_against_the_peer() {
+    let deadline = Duration::from_millis(40);
+    let config = lines(RateLimit::per_second(5));
+    let mut rig = echo(config.clients_deadline(deadline).request_deadline(deadline));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\ntwo\n").unwrap();
+    let requests = rig.requests(2);
+    assert!(requests.iter().all(|(cause, _)| *cause == Cause::Framed), "{requests:?}");
+    let served = Instant::now();
+    assert_eq!(rig.first_close(), CloseReason::Expired);
+    assert!(served.elapsed() >= Duration::from_millis(35), "its silence counts from then");
+}
+
+#[test]
+fn a_limit_that_is_lifted_lets_go_at_once() {
+    let mut rig = echo(lines(RateLimit::per_second(1)));
+    let mut clients: Vec<TcpStream> = (0..20).map(|_| rig.connect().0).collect();
+    for client in &mut clients {
+        client.write_all(&b"x\n".repeat(9)).unwrap();
+    }
+    rig.until(|rig| rig.manager.stats().throttled == 20);
+    let began = Instant::now();
+    rig.manager.set_config(Config::new().framing(Framing::Delimited(b'\n'))).unwrap();
+    rig.requests(180);
+    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_framing_that_knows_no_request_in_what_was_held_does_not_spin() {
+    let mut rig = echo(lines(RateLimit::per_second(20)));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\ntwo\n").unwrap();
+    rig.until(|rig| rig.manager.stats().throttled == 1);
+    let longer = Framing::Delimited(b'!');
+    rig.manager.set_config(lines(RateLimit::per_second(20)).framing(longer)).unwrap();
+    assert!(rig.turns_in(Duration::from_millis(200)) < 12);
+    client.write_all(b"!").unwrap();
+    assert_eq!(rig.requests(2)[1], (Cause::Framed, b"two\n".to_vec()));
+}
+
+#[test]
+fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
+    let mut rig = echo(lines(RateLimit::per_second(50)));
+    let (mut client, id) = rig.connect();
+    client.write_all(b"one\ntwo\nthree\nrest").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    rig.until(|rig| rig.manager.stats().throttled == 1);
+    rig.manager.handle().pause(id).unwrap();
+    rig.pass(Duration::from_millis(60));
+    assert_eq!(rig.record.requests().len(), 1, "it is paused");
+    rig.manager.handle().resume(id).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    let bodies: Vec<_> = rig.record.requests().into_iter().map(|(_, body)| body).collect();
+    assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"rest"]);
+}
