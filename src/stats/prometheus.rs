@@ -115,6 +115,7 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("dropped_bytes_total", stats.bytes_dropped, "Bytes read that no callback saw."),
         ("unsent_bytes_total", stats.bytes_unsent, "Bytes of reply that were never sent."),
         ("turns_total", stats.turns, "Turns of the loop."),
+        ("ticks_total", stats.ticks, "Calls of the handler's own timer."),
         ("waits_total", stats.waits, "Waits for readiness."),
         ("reads_total", stats.reads, "Reads from connections."),
         ("writes_total", stats.writes, "Writes to connections."),
