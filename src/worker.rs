@@ -108,9 +108,11 @@ impl<S> Worker<S> {
         }
         let pays = self.owes() || self.socket.is_boxed();
         self.attach(&mut kit.spares);
-        let held_up = if pays { self.pay(kit) } else { self.rests() };
+        let mut held_up = if pays { self.pay(kit) } else { self.rests() };
+        if held_up.is_none() && self.vitals.unknown {
+            held_up = self.introduce(kit);
+        }
         let verdict = match held_up {
-            None if self.vitals.unknown => self.introduce(kit),
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
@@ -196,6 +198,7 @@ impl<S> Worker<S> {
     }
 
     /// Frames, reads and calls back until there is nothing left to do or the budget is used up.
+    #[inline(always)]
     fn converse<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
@@ -305,6 +308,7 @@ impl<S> Worker<S> {
 
     /// Reads once, and says how much. What it learns about the end of the stream, or of what there
     /// is to read, is remembered in the vital signs.
+    #[inline(always)]
     fn fill<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Result<usize, CloseReason> {
         let vitals = &mut self.vitals;
         let spare = kit.spares.input.spare(READ_BYTES);

@@ -11,10 +11,11 @@ use crate::vitals::{Cause, CloseReason};
 const READS: u32 = 16;
 
 impl<S> Worker<S> {
-    /// Reads the header; once it is there, the connection is opened and served.
+    /// Reads the header; once it is there, the connection is opened, and can be served unless there
+    /// is a verdict.
     #[cold]
     #[inline(never)]
-    pub(super) fn introduce<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
+    pub(super) fn introduce<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
     where
         H: Handler<Session = S>,
         B: Backend,
@@ -24,26 +25,27 @@ impl<S> Worker<S> {
             match proxy::parse(input.held()) {
                 Parsed::Complete { length, peer } => {
                     self.vitals.set_peer(peer);
-                    return self.open_behind(kit, length);
+                    self.open_behind(kit, length);
+                    return self.rests();
                 }
                 Parsed::Partial if self.vitals.eof && input.is_empty() => {
-                    return Verdict::Close(CloseReason::Eof);
+                    return Some(Verdict::Close(CloseReason::Eof));
                 }
                 Parsed::Partial if !self.vitals.eof && !input.is_full() => {}
-                _ => return Verdict::Close(CloseReason::BadHeader),
+                _ => return Some(Verdict::Close(CloseReason::BadHeader)),
             }
             if !self.vitals.readable {
-                return Verdict::Wait;
+                return Some(Verdict::Wait);
             }
             if let Err(reason) = self.fill(kit) {
-                return Verdict::Close(reason);
+                return Some(Verdict::Close(reason));
             }
         }
-        Verdict::Again
+        Some(Verdict::Again)
     }
 
     /// Opens a connection whose header of so many bytes is there: they are nobody's request.
-    fn open_behind<H, B>(&mut self, kit: &mut Kit<H, B>, length: usize) -> Verdict
+    fn open_behind<H, B>(&mut self, kit: &mut Kit<H, B>, length: usize)
     where
         H: Handler<Session = S>,
         B: Backend,
@@ -57,9 +59,5 @@ impl<S> Worker<S> {
         kit.stats.proxied += 1;
         self.vitals.unknown = false;
         self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
-        match self.rests() {
-            Some(verdict) => verdict,
-            None => self.converse(kit),
-        }
     }
 }
