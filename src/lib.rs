@@ -131,6 +131,10 @@ pub use stats::Stats;
 pub use trust::{ListenOptions, Network, NotANetwork};
 pub use vitals::{Cause, CloseReason};
 
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/cookbook.md")]
+pub mod cookbook {}
+
 /// The README's code blocks are tests, too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
