@@ -266,7 +266,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.settle(id, verdict);
             }
         }
-        self.lingering.serve(&mut self.kit.backend, &mut self.kit.stats, self.kit.now);
+        if self.lingering.len() > 0 {
+            self.lingering.serve(&mut self.kit.backend, &mut self.kit.stats, self.kit.now);
+        }
         self.visited = visited;
         self.visited.len() - before
     }
@@ -286,6 +288,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// 7. Accept, at most a batch a listener, and after those who are here were served.
+    #[inline(always)]
     fn accept_new(&mut self) -> usize {
         if !self.listeners.any_ready() {
             return 0;

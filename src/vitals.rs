@@ -302,6 +302,10 @@ impl Vitals {
         if (self.paused || self.throttled) && !self.blocked {
             return Tick::NEVER;
         }
+        self.running_deadline(deadlines)
+    }
+
+    fn running_deadline(&self, deadlines: Deadlines) -> Tick {
         let idle = if self.patience == 0 { deadlines.idle } else { u64::from(self.patience) };
         let idle = self.moved.0.saturating_add(idle);
         Tick(idle.min(self.since.0.saturating_add(deadlines.total)))
@@ -310,10 +314,19 @@ impl Vitals {
     /// When there is something to do for it though nothing comes: its deadline, or the time of the
     /// request that is held.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
-        if self.throttled && !self.paused && !self.blocked {
-            return deadlines.pace.due(self.evenly());
+        if self.paused || self.throttled {
+            self.held_due(deadlines)
+        } else {
+            self.running_deadline(deadlines)
         }
-        self.deadline(deadlines)
+    }
+
+    #[cold]
+    fn held_due(&self, deadlines: Deadlines) -> Tick {
+        if self.paused || self.blocked {
+            return self.deadline(deadlines);
+        }
+        deadlines.pace.due(self.evenly())
     }
 
     /// Whether the wheel will hand it out in time.
