@@ -268,7 +268,8 @@ impl Model {
         let whole = |&(value, count, got): &(u8, usize, usize)| {
             got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
         };
-        match sends.iter().position(whole) {
+        // What comes back was sent after what was written; of two alike it is the later.
+        match sends.iter().rposition(whole) {
             Some(index) => drop(sends.remove(index)),
             None => self.complain(format!("{id}: came back but was not sent: {bytes:?}")),
         }
