@@ -226,8 +226,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "held_back_for_ever",
         "vitals.rs",
-        "            return deadlines.pace.due(self.evenly());",
-        "            return if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly()) };",
+        "        }\n        deadlines.pace.due(self.evenly())",
+        "        }\n        if PLANTED { Tick::NEVER } else { deadlines.pace.due(self.evenly()) }",
     ),
     canary(
         "a_peer_s_end_is_not_counted",
