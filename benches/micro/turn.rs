@@ -2,6 +2,7 @@
 //! all connections have a request of 64 bytes, which is echoed.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Backend for Memory {
 
     fn close_listener(&mut self, (): ()) {}
 
-    fn accept(&mut self, (): &mut ()) -> io::Result<Socket> {
+    fn accept(&mut self, (): &mut ()) -> io::Result<(Socket, Option<IpAddr>)> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
