@@ -154,7 +154,9 @@ fn a_large_buffer_shrinks_to_what_is_left_in_it() {
     client.write_all(&[b"\n", &[b'y'; 32][..]].concat()).unwrap();
     assert_eq!(rig.requests(1).len(), 1);
     rig.quiet();
-    assert_eq!(held(&rig), 32, "a smaller one, and full");
+    // Where a short read may not be the last, room is made for one more.
+    let full = if cfg!(mio_unsupported_force_poll_poll) { 64 } else { 32 };
+    assert_eq!(held(&rig), full, "a smaller one, and full");
     client.write_all(b"\nz").unwrap();
     assert_eq!(rig.requests(2).len(), 2);
     rig.quiet();
