@@ -11,6 +11,11 @@ pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()
 }
 
+/// Drops what is the user's, and may panic when it is dropped.
+pub(crate) fn dispose<T>(of: T) {
+    contain(|| drop(of));
+}
+
 /// The payload of a panic is the user's as well, and may panic when it is dropped.
 #[cold]
 fn discard(payload: Box<dyn Any + Send>) {

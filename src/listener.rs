@@ -63,7 +63,7 @@ impl<L> Listener<L> {
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
-    /// How many of them are ready.
+    /// How many of them are ready: asked three times a turn, so kept at hand.
     ready: usize,
     /// Nothing is accepted before this, because descriptors or kernel memory ran out.
     starved_until: Tick,
@@ -100,15 +100,13 @@ impl<L> Listeners<L> {
     ) -> io::Result<()> {
         let token = Token::Listener(self.all.len()).pack();
         let socket = backend.listen(bound, token)?;
-        let socket = Some(socket);
-        let paused_until = Tick(0);
         self.all.push(Listener {
-            socket,
+            socket: Some(socket),
             ready: false,
             errors: 0,
-            paused_until,
-            last: None,
+            paused_until: Tick(0),
             options,
+            last: None,
             claim,
         });
         Ok(())

@@ -19,7 +19,6 @@ use crate::backend::{Backend, Os};
 use crate::command::Desk;
 use crate::config::Config;
 use crate::error::Error;
-use crate::guard::contain;
 use crate::handler::{Conn, Handler};
 use crate::id::{ConnId, Token};
 use crate::lingering::Lingering;
@@ -162,15 +161,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         let wake = self.kit.backend.start().map_err(Error::Start)?;
         self.phase = Phase::Running;
-        self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.configure_spares();
-        self.pool.reserve(self.kit.config.min_workers);
-        self.visited.reserve(self.kit.config.min_workers);
+        self.read_clock();
+        self.take_effect();
         self.kit.desk.set_open(true);
         self.mailbox.open(wake);
-        self.read_clock();
-        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
-        self.plan_tick();
         log::info!("started: {:?}", self.kit.config);
         Ok(())
     }
@@ -211,7 +205,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.tick();
         let accepted = self.accept_new();
         self.reap_spares();
-        self.tell_turned();
+        self.kit.tell(H::turned);
         let turn = self.report(Turn { events, served, expired, accepted, ..Turn::default() });
         if timeout == Some(Duration::ZERO) {
             // Who lets no turn wait does so elsewhere, and that is not what took us long.
@@ -317,12 +311,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.kit.spares.reap();
             self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
         }
-    }
-
-    /// The handler's own end of a turn; what it asks for is done in the next.
-    fn tell_turned(&mut self) {
-        let Kit { handler, desk, stats, .. } = &mut self.kit;
-        stats.panics += u64::from(contain(|| handler.turned(desk)).is_none());
     }
 
     /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and

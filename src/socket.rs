@@ -10,7 +10,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::guard::contain;
+use crate::guard::{contain, dispose};
 #[cfg(feature = "sim")]
 use crate::network::Stream;
 
@@ -134,7 +134,7 @@ impl Socket {
 
     /// Closes it. A transport may panic when it is dropped.
     pub(crate) fn discard(self) {
-        contain(|| drop(self));
+        dispose(self);
     }
 
     /// `O_NONBLOCK` is a property of the open file, so setting it on a duplicate sets it on a

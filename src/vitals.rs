@@ -143,10 +143,9 @@ pub(crate) struct Vitals {
     pub(crate) farewell: bool,
     /// The handler does not know of it yet: its header is still to come.
     pub(crate) unknown: bool,
-    /// What few connections have.
-    beside: Option<Box<Beside>>,
     /// It was accepted in a stop.
     pub(crate) newcomer: bool,
+    beside: Option<Box<Beside>>,
 }
 
 impl Vitals {
@@ -170,8 +169,8 @@ impl Vitals {
             throttled: false,
             farewell: false,
             unknown: false,
-            beside: None,
             newcomer: false,
+            beside: None,
         }
     }
 

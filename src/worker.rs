@@ -168,9 +168,7 @@ impl<S> Worker<S> {
 
     /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
     fn detach(&mut self, spares: &mut Spares) {
-        if self.input.capacity() > 0 || !spares.input.is_empty() {
-            self.detach_input(spares);
-        }
+        self.detach_input(spares);
         self.detach_output(spares);
     }
 
@@ -188,7 +186,9 @@ impl<S> Worker<S> {
     #[inline(never)]
     fn detach_input(&mut self, spares: &mut Spares) {
         if self.input.capacity() == 0 {
-            self.input = spares.part_with_input();
+            if !spares.input.is_empty() {
+                self.input = spares.part_with_input();
+            }
             return;
         }
         mem::swap(&mut self.input, &mut spares.input);

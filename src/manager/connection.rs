@@ -7,7 +7,7 @@ use super::{Manager, Phase};
 use crate::backend::Backend;
 use crate::config::Overload;
 use crate::error::{PutError, PutErrorKind};
-use crate::guard::contain;
+use crate::guard::{contain, dispose};
 use crate::handler::{End, Handler};
 use crate::id::ConnId;
 use crate::lingering;
@@ -136,8 +136,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 if self.kit.config.debug {
                     log::debug!("a connection was not wrapped: {}", error.kind());
                 }
-                // It is the user's as well, and may panic when it is dropped.
-                contain(|| drop(error));
+                dispose(error);
             }
             None => self.kit.stats.panics += 1,
         }
@@ -178,8 +177,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(id) = self.pool.longest_idle(self.kit.now.stamp) else { return false };
             let Some(worker) = self.pool.get_mut(id) else { return false };
             let before = worker.vitals.bytes_in;
-            worker.vitals.readable |= !worker.vitals.eof;
-            self.serve(id);
+            self.hear(id);
             let Some(worker) = self.pool.get_mut(id) else { return true };
             let silent = worker.vitals.bytes_in == before && !worker.vitals.readable;
             if silent && worker.is_idle() {
@@ -206,6 +204,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.lingering.add(&mut self.kit.backend, socket, &mut self.kit.stats, self.kit.now);
     }
 
+    /// Serves a worker with one more read: something may have come whose event has not.
+    pub(super) fn hear(&mut self, id: ConnId) {
+        if let Some(worker) = self.pool.get_mut(id) {
+            worker.vitals.readable |= !worker.vitals.eof;
+        }
+        self.serve(id);
+    }
+
     /// Serves a worker, if it is still there.
     pub(super) fn serve(&mut self, id: ConnId) {
         self.visited.push(id);
@@ -219,10 +225,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// that was suspended or slow, or had more events than one wait returns, is itself late.
     #[inline(never)]
     pub(super) fn expire(&mut self, id: ConnId) {
-        if let Some(worker) = self.pool.get_mut(id) {
-            worker.vitals.readable |= !worker.vitals.eof;
-        }
-        self.serve(id);
+        self.hear(id);
         let (now, deadlines) = (self.kit.now.tick, self.kit.deadlines);
         let late = |worker: &&mut Worker<_>| worker.vitals.deadline(deadlines) <= now;
         if let Some(worker) = self.pool.get_mut(id).filter(late) {
@@ -305,12 +308,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
         if vitals.unknown {
-            contain(|| drop(session));
-            return;
+            return dispose(session);
         }
-        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
-        let told = contain(|| handler.closed(&end, session, desk));
-        self.kit.stats.panics += u64::from(told.is_none());
+        self.kit.tell(|handler, desk| handler.closed(&end, session, desk));
     }
 
     /// Whether a reply may be on its way that unread input would destroy. A connection that is

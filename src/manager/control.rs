@@ -8,7 +8,6 @@ use super::{Manager, Phase};
 use crate::backend::{Backend, Bound};
 use crate::config::Config;
 use crate::error::Error;
-use crate::guard::contain;
 use crate::handle::Handle;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -188,9 +187,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
     /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
     /// one at once if `memory_limit` allows; what is held beyond a lowered `max_request` or
-    /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is counted from when bytes last
-    /// moved, the total one from the request's first byte; either may have passed already. Takes
-    /// time in proportion to the number of connections.
+    /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is
+    /// counted from when bytes last moved, the total one from the request's first byte; either may
+    /// have passed already. Takes time in proportion to the number of connections.
     ///
     /// # Errors
     /// [`Error::Config`]; the configuration is as before.
@@ -204,12 +203,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
-        self.mailbox.places.set_most(self.kit.config.max_workers);
-        self.kit.configure_spares();
-        self.pool.reserve(self.kit.config.min_workers);
-        self.visited.reserve(self.kit.config.min_workers);
-        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
-        self.plan_tick();
+        self.take_effect();
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             worker.input.set_scanned(0);
@@ -220,6 +214,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.pool.file(id, self.kit.deadlines);
         }
         log::info!("configured: {:?}", self.kit.config);
+    }
+
+    /// Has everything but the connections follow the configuration.
+    pub(super) fn take_effect(&mut self) {
+        self.mailbox.places.set_most(self.kit.config.max_workers);
+        self.kit.configure_spares();
+        self.pool.reserve(self.kit.config.min_workers);
+        self.visited.reserve(self.kit.config.min_workers);
+        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+        self.plan_tick();
     }
 
     /// A snapshot of the counters.
@@ -296,9 +300,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Tells the handler of bytes that found no connection.
     #[inline(never)]
     pub(super) fn give_back(&mut self, id: ConnId, bytes: Vec<u8>) {
-        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
-        let told = contain(|| handler.undelivered(id, bytes, desk));
-        self.kit.stats.panics += u64::from(told.is_none());
+        self.kit.tell(|handler, desk| handler.undelivered(id, bytes, desk));
     }
 
     /// Changes a worker and has it served. A stale id is counted; false then.

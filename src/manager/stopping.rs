@@ -98,9 +98,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 continue;
             }
             let before = worker.vitals.bytes_in;
-            worker.vitals.readable |= !worker.vitals.eof;
             worker.vitals.farewell = true;
-            self.serve(id);
+            self.hear(id);
             let Some(worker) = self.pool.get_mut(id) else { continue };
             if worker.is_idle() && worker.vitals.bytes_in == before {
                 self.close(id, CloseReason::Stopped);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::{Manager, Phase};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::guard::contain;
 use crate::handler::Handler;
 use crate::time::{Now, Span, Tick};
 
@@ -124,8 +123,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.plan_tick();
         self.kit.stats.ticks += 1;
-        let (handler, desk) = (&mut self.kit.handler, &mut self.kit.desk);
-        self.kit.stats.panics += u64::from(contain(|| handler.tick(desk)).is_none());
+        self.kit.tell(H::tick);
     }
 
     /// How long from now until the next turn is due; `None` if nothing is planned.

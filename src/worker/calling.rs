@@ -4,7 +4,7 @@ use std::io;
 
 use super::{Kit, Worker};
 use crate::backend::Backend;
-use crate::guard::contain;
+use crate::guard::{contain, dispose};
 use crate::handler::{Conn, Handler};
 use crate::vitals::{Cause, CloseReason};
 
@@ -54,7 +54,6 @@ impl<S> Worker<S> {
             log::debug!("{}: {cause:?} callback failed: {}", self.vitals.id, error.kind());
         }
         self.vitals.end(CloseReason::Failed);
-        // It is the user's as well, and may panic when it is dropped.
-        contain(|| drop(error));
+        dispose(error);
     }
 }

@@ -32,12 +32,9 @@ impl<S> Worker<S> {
         } else {
             let held = kit.spares.input.len();
             self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
-            let reason = self.vitals.ending.unwrap_or(CloseReason::MemoryLimit);
-            self.conclude(kit, self.end(reason))
+            self.conclude(kit, self.rests().unwrap_or(verdict))
         };
-        if self.input.capacity() > 0 || !kit.spares.input.is_empty() {
-            self.detach_input(&mut kit.spares);
-        }
+        self.detach_input(&mut kit.spares);
         verdict
     }
 }

@@ -76,9 +76,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "timers_before_io",
         "manager/connection.rs",
-        "worker.vitals.readable |= !worker.vitals.eof;\n        }\n        self.serve(id);",
-        "worker.vitals.readable |= !worker.vitals.eof;\n        }
-         if !PLANTED { self.serve(id); }",
+        "self.hear(id);\n        let (now",
+        "if !PLANTED { self.hear(id); }\n        let (now",
     ),
     canary(
         "starved_listener_not_retried",
@@ -286,7 +285,7 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "not_told_of_an_idle_turn",
         "manager.rs",
-        "self.tell_turned();",
-        "if !PLANTED || events > 0 { self.tell_turned(); }",
+        "self.kit.tell(H::turned);",
+        "if !PLANTED || events > 0 { self.kit.tell(H::turned); }",
     ),
 ];
