@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
+    Failure, TURN, bind_with, log_from, millis, number, run_error, say, stop_flag, usage_error,
 };
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, ConnId, Desk, End, Framing, Handler, Manager};
@@ -229,9 +229,8 @@ fn serve(options: Options) -> Result<(), Failure> {
     // What is wrong with the configuration is wrong with the arguments.
     let mut manager =
         Manager::with_handler(options.config, Room::default()).map_err(usage_error)?;
-    let listener = bind(&options.listen)?;
     // What is accepted inherits it.
-    socket2::SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER).map_err(run_error)?;
+    let listener = bind_with(&options.listen, |socket| socket.set_send_buffer_size(SEND_BUFFER))?;
     let addr = listener.local_addr().map_err(run_error)?;
     log_from(if debug { "debug" } else { "info" });
     let stop = stop_flag().map_err(run_error)?;

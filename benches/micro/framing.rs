@@ -1,7 +1,8 @@
 //! Framing: what it costs to find requests in the bytes of one read.
 
+mod quick;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -74,10 +75,7 @@ fn framings(criterion: &mut Criterion) {
 
 criterion_group! {
     name = all;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = quick::quick(20);
     targets = framings
 }
 criterion_main!(all);

@@ -1,6 +1,8 @@
 //! A full turn over memory: everything the loop does by itself, and no system call. In each turn
 //! all connections have a request of 64 bytes, which is echoed.
 
+mod quick;
+
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -103,10 +105,7 @@ fn turns(criterion: &mut Criterion) {
 
 criterion_group! {
     name = all;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = quick::quick(20);
     targets = turns
 }
 criterion_main!(all);

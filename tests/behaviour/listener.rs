@@ -13,20 +13,13 @@ use pool_manager::{
 };
 
 use crate::support::{
-    PATIENCE, Rig, Seen, alone, deep_listener, echo, logged, remember_log, reset, rig,
+    PATIENCE, Rig, Seen, alone, connect, deep_listener, echo, logged, remember_log, reset, rig,
 };
 
 const LONG: Duration = Duration::from_secs(600);
 
 fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(LONG)
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(addr).unwrap();
-    client.set_nodelay(true).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client
 }
 
 /// Whether the client is served: what it says comes back.

@@ -9,7 +9,7 @@ use pool_manager::{CloseReason, Config, Conn, ERROR_SERVER_BUSY, Framing, Overlo
 
 use socket2::Type;
 
-use crate::support::{PATIENCE, Rig, Seen, echo, pair, rig};
+use crate::support::{PATIENCE, Rig, Seen, connect, echo, pair, rig};
 
 const LONG: Duration = Duration::from_secs(600);
 /// More than a tick, so that who spoke later has moved later.
@@ -21,13 +21,6 @@ fn lines() -> Config {
 
 fn evicting(most: usize) -> Config {
     lines().max_workers(most).overload(Overload::EvictIdle)
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(addr).unwrap();
-    client.set_nodelay(true).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client
 }
 
 /// Says a line, and turns until it comes back; then a moment passes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_manager::{CloseReason, Config, Conn, Framing, ListenOptions};
 
-use crate::support::{PATIENCE, Rig, rig};
+use crate::support::{Rig, connect, rig};
 
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
@@ -34,13 +34,6 @@ fn telling(
     let options = ListenOptions::new().proxy_protocol([trusted.parse().unwrap()]);
     rig.manager.listen_with(listener, options).unwrap();
     (rig, addr)
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(addr).unwrap();
-    client.set_nodelay(true).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client
 }
 
 #[track_caller]

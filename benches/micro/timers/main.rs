@@ -12,9 +12,10 @@ include!(concat!(env!("OUT_DIR"), "/rooms.rs"));
 mod ordered;
 mod ours;
 mod queue;
+#[path = "../quick.rs"]
+mod quick;
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{
@@ -141,10 +142,7 @@ fn timers(criterion: &mut Criterion) {
 
 criterion_group! {
     name = all;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = quick::quick(10);
     targets = timers
 }
 criterion_main!(all);

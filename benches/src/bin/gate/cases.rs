@@ -54,51 +54,30 @@ const ECHO: Case = Case {
     bars: Bars { calls: Some(3.0), ..WARM },
 };
 
+const ECHO_64: Case = Case {
+    name: "echo-64",
+    live: 64,
+    active: 64,
+    rounds: 100,
+    bars: Bars { calls: Some(2.05), ..WARM },
+    ..ECHO
+};
+
 pub(crate) static CASES: [Case; 8] = [
     ECHO,
-    Case {
-        name: "echo-64",
-        live: 64,
-        active: 64,
-        rounds: 100,
-        bars: Bars { calls: Some(2.05), ..WARM },
-        ..ECHO
-    },
+    ECHO_64,
     // As echo-64, among many who are silent; and all of them at once.
-    Case {
-        name: "echo-64-of-10000",
-        live: 10_000,
-        active: 64,
-        rounds: 100,
-        bars: Bars { calls: Some(2.05), ..WARM },
-        ..ECHO
-    },
-    Case {
-        name: "echo-10000",
-        live: 10_000,
-        active: 10_000,
-        rounds: 3,
-        bars: Bars { calls: Some(2.05), ..WARM },
-        ..ECHO
-    },
+    Case { name: "echo-64-of-10000", live: 10_000, ..ECHO_64 },
+    Case { name: "echo-10000", live: 10_000, active: 10_000, rounds: 3, ..ECHO_64 },
     Case { name: "line-1", kind: Kind::Lines, bars: Bars { calls: Some(3.0), ..WARM }, ..ECHO },
-    Case {
-        name: "line-64",
-        kind: Kind::Lines,
-        live: 64,
-        active: 64,
-        rounds: 100,
-        bars: Bars { calls: Some(2.05), ..WARM },
-        ..ECHO
-    },
+    Case { name: "line-64", kind: Kind::Lines, ..ECHO_64 },
     Case {
         name: "lines-64x16",
         kind: Kind::Lines,
-        live: 64,
-        active: 64,
         depth: 16,
         rounds: 40,
         bars: Bars { calls: Some(2.05 / 16.0), ..WARM },
+        ..ECHO_64
     },
     Case {
         name: "churn",

@@ -1,0 +1,12 @@
+//! Settings under which all micro-benchmarks together take minutes.
+
+use std::time::Duration;
+
+use criterion::Criterion;
+
+pub(crate) fn quick(samples: usize) -> Criterion {
+    Criterion::default()
+        .sample_size(samples)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+}
