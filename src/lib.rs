@@ -66,7 +66,7 @@
 //! | `framing`, `buffer`, `output` | bytes in, frames out, replies |
 //! | `wheel`, `links`, `time` | deadlines |
 //! | `vitals`, `handler`, `command` | what a callback sees, and what it can ask for |
-//! | `proxy`, `trust` | whose connection a balancer passes on, and who is believed |
+//! | `proxy`, `trust`, `peers` | whom a balancer passes on, who is believed, how many of each |
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
