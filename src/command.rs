@@ -5,12 +5,14 @@
 //! asked, not how it is done.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::config::Config;
 use crate::error::{Error, PutError};
 use crate::id::ConnId;
 use crate::mailbox::{COMMANDS_MOST, Command, Mailbox, Refusal};
+use crate::outgoing::{Call, ConnectOptions};
 use crate::socket::Socket;
 
 /// Where a callback leaves what it wants done to other connections or to the manager.
@@ -35,7 +37,7 @@ use crate::socket::Socket;
 pub struct Desk {
     waiting: Waiting,
     mailbox: Arc<Mailbox>,
-    /// Whether sockets may be put: not before start, nor once a stop has begun.
+    /// Whether connections may begin: not before start, nor once a stop has begun.
     open: bool,
 }
 
@@ -60,17 +62,46 @@ impl Desk {
     /// [`PutError`], with the socket inside.
     pub fn put(&mut self, socket: impl Into<Socket>) -> Result<(), PutError> {
         let socket = socket.into();
-        let refusal = if !self.open {
-            Refusal::NotRunning
+        match self.take_place() {
+            Ok(()) => {
+                self.waiting.0.push_back(Command::Put(socket));
+                Ok(())
+            }
+            Err(refusal) => Err(PutError::refused(socket, refusal, self.mailbox.clone())),
+        }
+    }
+
+    /// Begins a connection, as [`Manager::connect`](crate::Manager::connect) does. The answer "busy"
+    /// is immediate; the place is taken, and the connection begins at the turn boundary. If that
+    /// fails, [`Handler::closed`](crate::Handler::closed) is told.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::NotRunning`], [`Error::QueueFull`].
+    pub fn connect(&mut self, addr: SocketAddr) -> Result<(), Error> {
+        self.connect_with(addr, ConnectOptions::default())
+    }
+
+    /// As [`Desk::connect`], with a key to know it by, or a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Desk::connect`].
+    pub fn connect_with(&mut self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
+        self.take_place().map_err(|refusal| Error::refused(refusal, &self.mailbox))?;
+        self.waiting.0.push_back(Command::Connect(Box::new(Call::new(addr, options))));
+        Ok(())
+    }
+
+    /// A place for what is to be queued, if there is room for it in the queue.
+    fn take_place(&self) -> Result<(), Refusal> {
+        if !self.open {
+            Err(Refusal::NotRunning)
         } else if self.waiting.0.len() >= COMMANDS_MOST {
-            Refusal::QueueFull
+            Err(Refusal::QueueFull)
         } else if !self.mailbox.places.take_or_count() {
-            Refusal::Busy
+            Err(Refusal::Busy)
         } else {
-            self.waiting.0.push_back(Command::Put(socket));
-            return Ok(());
-        };
-        Err(PutError::refused(socket, refusal, self.mailbox.clone()))
+            Ok(())
+        }
     }
 
     /// Sends bytes to a connection, behind what it has been sent already.

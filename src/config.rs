@@ -24,6 +24,7 @@ const MAX_REQUEST_MOST: usize = 1 << 30;
 const WRITE_LIMIT: usize = 1 << 20;
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const REAP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How a [`Manager`](crate::Manager) behaves. Start from [`Config::new`] and chain setters.
@@ -78,6 +79,10 @@ pub struct Config {
     /// a reply that had to wait may take to go out; no traffic extends it. Default: 30 s. Zero:
     /// no such deadline.
     pub request_deadline: Duration,
+    /// How long a connection that is to begin here may take until it is there, unless its
+    /// [options](crate::ConnectOptions) say otherwise; a change is for those begun from then on.
+    /// Default, and what zero means: 3 s.
+    pub connect_deadline: Duration,
     /// When a request is complete. Default: [`Framing::Filled`].
     pub framing: Framing,
     /// Bytes of reply a connection may have unsent, and so the longest reply of one callback; a
@@ -133,6 +138,7 @@ impl Default for Config {
             max_workers: 0,
             clients_deadline: CLIENTS_DEADLINE,
             request_deadline: REQUEST_DEADLINE,
+            connect_deadline: CONNECT_DEADLINE,
             framing: Framing::default(),
             write_limit: WRITE_LIMIT,
             reap_interval: REAP_INTERVAL,
@@ -208,6 +214,13 @@ impl Config {
     #[must_use]
     pub fn request_deadline(mut self, deadline: Duration) -> Self {
         self.request_deadline = deadline;
+        self
+    }
+
+    /// Sets [`connect_deadline`](Self::connect_deadline).
+    #[must_use]
+    pub fn connect_deadline(mut self, deadline: Duration) -> Self {
+        self.connect_deadline = deadline;
         self
     }
 
@@ -293,6 +306,7 @@ impl Config {
         or_default(&mut self.buffer_size, BUFFER_SIZE);
         or_default(&mut self.write_limit, WRITE_LIMIT);
         or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
+        or_default(&mut self.connect_deadline, CONNECT_DEADLINE);
         or_default(&mut self.reap_interval, REAP_INTERVAL);
         let most_workers = u32::MAX as usize - 1;
         let most_warm = WARM_BYTES_MOST / self.buffer_size.saturating_add(WORKER_BYTES);
@@ -352,12 +366,14 @@ mod tests {
             .buffer_size(0)
             .write_limit(0)
             .clients_deadline(Duration::ZERO)
+            .connect_deadline(Duration::ZERO)
             .reap_interval(Duration::ZERO)
             .request_deadline(Duration::ZERO);
         let checked = zeros.checked().unwrap();
         assert_eq!(checked.buffer_size, 5120);
         assert_eq!(checked.write_limit, 1 << 20);
         assert_eq!(checked.clients_deadline, Duration::from_secs(3));
+        assert_eq!(checked.connect_deadline, Duration::from_secs(3));
         assert_eq!(checked.reap_interval, Duration::from_secs(2));
         assert_eq!(checked.request_deadline, Duration::ZERO, "zero turns this one off");
         assert_eq!(checked.drain_time(), Duration::from_secs(3));

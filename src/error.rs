@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::ConfigError;
@@ -27,6 +28,10 @@ pub enum Error {
     Dropped,
     /// Too many commands wait for the next turn.
     QueueFull,
+    /// All workers are taken: as many as this.
+    Busy(usize),
+    /// A connection to this address could not begin.
+    Connect(SocketAddr, io::Error),
     /// The configuration is invalid; nothing of it was applied.
     Config(ConfigError),
     /// The event loop's descriptors could not be opened.
@@ -45,6 +50,11 @@ impl fmt::Display for Error {
             Self::NotRunning => f.write_str("not running: not started, stopping or stopped"),
             Self::Dropped => f.write_str("the manager was dropped"),
             Self::QueueFull => f.write_str("too many commands wait for the loop; try again later"),
+            Self::Busy(most) => write!(
+                f,
+                "can't connect, pool is busy: all {most} workers are taken; raise max_workers"
+            ),
+            Self::Connect(addr, error) => write!(f, "can't connect to {addr}: {error}"),
             Self::Config(error) => error.fmt(f),
             Self::Start(error) => write!(f, "can't start the event loop: {error}"),
             Self::Listen(name, error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -60,7 +70,8 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Config(error) => Some(error),
-            Self::Start(error) | Self::Listen(_, error) | Self::Wait(error) => Some(error),
+            Self::Start(error) | Self::Wait(error) => Some(error),
+            Self::Listen(_, error) | Self::Connect(_, error) => Some(error),
             _ => None,
         }
     }
@@ -76,20 +87,22 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Config(_) => io::ErrorKind::InvalidInput,
-            Error::Start(error) | Error::Listen(_, error) | Error::Wait(error) => error.kind(),
-            Error::QueueFull => io::ErrorKind::WouldBlock,
+            Error::Start(error) | Error::Wait(error) => error.kind(),
+            Error::Listen(_, error) | Error::Connect(_, error) => error.kind(),
+            Error::QueueFull | Error::Busy(_) => io::ErrorKind::WouldBlock,
             Error::AlreadyRunning | Error::NotRunning | Error::Dropped => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl Error {
+    pub(crate) fn refused(refusal: Refusal, mailbox: &Mailbox) -> Self {
         match refusal {
             Refusal::NotRunning => Self::NotRunning,
             Refusal::Dropped => Self::Dropped,
-            Refusal::QueueFull | Refusal::Busy => Self::QueueFull,
+            Refusal::QueueFull => Self::QueueFull,
+            Refusal::Busy => Self::Busy(mailbox.places.most()),
         }
     }
 }
@@ -279,6 +292,13 @@ mod tests {
             (Error::NotRunning, "not running", false, ErrorKind::Other),
             (Error::Dropped, "the manager was dropped", false, ErrorKind::Other),
             (Error::QueueFull, "too many commands wait", false, ErrorKind::WouldBlock),
+            (Error::Busy(3), "can't connect, pool is busy: all 3", false, ErrorKind::WouldBlock),
+            (
+                Error::Connect(([127, 0, 0, 1], 9).into(), denied()),
+                "can't connect to 127.0.0.1:9: perm",
+                true,
+                ErrorKind::PermissionDenied,
+            ),
             (Error::from(config), "min_workers", true, ErrorKind::InvalidInput),
             (Error::Start(denied()), "can't start", true, ErrorKind::PermissionDenied),
             (Error::Wait(denied()), "can't wait", true, ErrorKind::PermissionDenied),

@@ -3,6 +3,7 @@
 //! Every call queues a command and returns; none waits for the loop, but `stats`. It knows the
 //! mailbox, not the manager behind it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::config::Config;
 use crate::error::{Error, PutError};
 use crate::id::ConnId;
 use crate::mailbox::{Command, Mailbox};
+use crate::outgoing::{Call, ConnectOptions};
 use crate::socket::Socket;
 use crate::stats::Stats;
 
@@ -66,6 +68,25 @@ impl Handle {
         self.mailbox
             .post_put(socket.into())
             .map_err(|(socket, refusal)| PutError::refused(socket, refusal, self.mailbox.clone()))
+    }
+
+    /// Begins a connection, as [`Manager::connect`](crate::Manager::connect) does, at the next turn
+    /// boundary. The answer "busy" is immediate: a place is taken before it is queued. If it fails,
+    /// [`Handler::closed`](crate::Handler::closed) is told.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]; else as [`Handle::send`].
+    pub fn connect(&self, addr: SocketAddr) -> Result<(), Error> {
+        self.connect_with(addr, ConnectOptions::default())
+    }
+
+    /// As [`Handle::connect`], with a key to know it by, or a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Handle::connect`].
+    pub fn connect_with(&self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
+        let call = Call::new(addr, options);
+        self.mailbox.post_call(call).map_err(|refusal| Error::refused(refusal, &self.mailbox))
     }
 
     /// Sends bytes to a connection, behind what it has been sent already. If more than
@@ -131,6 +152,6 @@ impl Handle {
     }
 
     fn post(&self, command: Command) -> Result<(), Error> {
-        self.mailbox.post(command).map_err(Error::from)
+        self.mailbox.post(command).map_err(|refusal| Error::refused(refusal, &self.mailbox))
     }
 }

@@ -59,7 +59,8 @@ pub trait Handler {
         Ok(socket)
     }
 
-    /// A connection is new. What is written here goes out first.
+    /// A connection is new: it was put or accepted, or one that was
+    /// [asked for](crate::Manager::connect) is there now. What is written here goes out first.
     ///
     /// # Errors
     /// The connection is closed after flushing.
@@ -98,7 +99,9 @@ pub trait Handler {
     }
 
     /// A connection has ended: exactly once for each, and the last that is heard of it but
-    /// [`undelivered`](Handler::undelivered).
+    /// [`undelivered`](Handler::undelivered). Of one that was
+    /// [asked for](crate::Manager::connect) it is told though `opened` never ran, if it could not
+    /// be reached or was closed before: by its id, or by [`End::key`].
     fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
         let _ = (end, session, desk);
     }
@@ -143,6 +146,8 @@ where
 pub struct End {
     /// The connection; no callback names it after this.
     pub id: ConnId,
+    /// What it was asked for with, if it began here: see [`Conn::key`].
+    pub key: Option<u64>,
     /// Why it ended.
     pub reason: CloseReason,
     /// How long it lasted, in whole milliseconds.
@@ -189,6 +194,14 @@ impl Conn<'_> {
     #[must_use]
     pub fn id(&self) -> ConnId {
         self.vitals.id
+    }
+
+    /// What the connection was asked for with
+    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)); `None` if it had no key, was accepted or
+    /// put.
+    #[must_use]
+    pub fn key(&self) -> Option<u64> {
+        self.vitals.key()
     }
 
     /// The peer's address: of a connection that a balancer passes on, the one its header says

@@ -67,6 +67,7 @@
 //! | `wheel`, `links`, `time` | deadlines |
 //! | `vitals`, `handler`, `command` | what a callback sees, and what it can ask for |
 //! | `proxy`, `trust`, `peers` | whom a balancer passes on, who is believed, how many of each |
+//! | `outgoing` | what is asked for with a connection that begins here |
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
@@ -98,6 +99,7 @@ mod mailbox;
 mod manager;
 #[cfg(feature = "sim")]
 mod network;
+mod outgoing;
 mod output;
 mod peers;
 mod places;
@@ -125,6 +127,7 @@ pub use handle::Handle;
 pub use handler::{Conn, End, Handler};
 pub use id::ConnId;
 pub use manager::Manager;
+pub use outgoing::ConnectOptions;
 pub use report::{StopReport, Turn};
 pub use socket::{Socket, Transport};
 pub use stats::Stats;

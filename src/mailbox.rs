@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::id::ConnId;
+use crate::outgoing::Call;
 use crate::places::Places;
 use crate::socket::Socket;
 use crate::stats::Stats;
@@ -35,6 +36,8 @@ pub(crate) const COMMANDS_MOST: usize = 65_536;
 pub(crate) enum Command {
     /// A connection whose place is taken already.
     Put(Socket),
+    /// A connection that is to begin, whose place is taken already.
+    Connect(Box<Call>),
     /// A refused connection whose last word is written.
     Linger(Socket),
     Send(ConnId, Vec<u8>),
@@ -96,19 +99,34 @@ impl Mailbox {
 
     /// Takes a place for `socket` and queues it, or gives it back.
     pub(crate) fn post_put(&self, socket: Socket) -> Result<(), (Socket, Refusal)> {
-        let mut queue = lock(&self.queue);
-        if let Err(refusal) = queue.admits() {
-            return Err((socket, refusal));
-        }
-        if queue.state == Loop::Stopping {
-            return Err((socket, Refusal::NotRunning));
-        }
-        if !self.places.take_or_count() {
-            return Err((socket, Refusal::Busy));
-        }
+        let mut queue = match self.take_place() {
+            Ok(queue) => queue,
+            Err(refusal) => return Err((socket, refusal)),
+        };
         queue.commands.push_back(Command::Put(socket));
         self.wake(queue);
         Ok(())
+    }
+
+    /// Takes a place for a connection that is to begin, and queues it.
+    pub(crate) fn post_call(&self, call: Call) -> Result<(), Refusal> {
+        let mut queue = self.take_place()?;
+        queue.commands.push_back(Command::Connect(Box::new(call)));
+        self.wake(queue);
+        Ok(())
+    }
+
+    /// The queue, once a place is taken for what is to be queued.
+    fn take_place(&self) -> Result<MutexGuard<'_, Queue>, Refusal> {
+        let queue = lock(&self.queue);
+        queue.admits()?;
+        if queue.state == Loop::Stopping {
+            return Err(Refusal::NotRunning);
+        }
+        if !self.places.take_or_count() {
+            return Err(Refusal::Busy);
+        }
+        Ok(queue)
     }
 
     /// A wake that fails is not an error: the loop looks at `pending` before it waits, so the

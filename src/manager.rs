@@ -4,6 +4,7 @@
 //! It owns everything and decides nothing by itself: who is served is the pool's affair, what is
 //! done with a connection the worker's, and the world is behind the backend.
 
+mod connecting;
 mod connection;
 mod control;
 mod stopping;

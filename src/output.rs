@@ -65,6 +65,12 @@ impl Output {
         self.bytes.len()
     }
 
+    /// Has the first `count` unsent bytes wait behind the others.
+    #[cold]
+    pub(crate) fn move_behind(&mut self, count: usize) {
+        self.bytes[self.sent..].rotate_left(count);
+    }
+
     /// Takes back what was appended since `mark`.
     pub(crate) fn rewind(&mut self, mark: usize) {
         self.bytes.truncate(mark);
@@ -106,6 +112,16 @@ mod tests {
             "{} bytes for 50 unsent",
             output.capacity()
         );
+    }
+
+    #[test]
+    fn what_has_to_wait_goes_behind_the_others() {
+        let mut output = Output::default();
+        assert!(output.push(b"-late", 99));
+        output.advance(1);
+        assert!(output.push(b"first", 99));
+        output.move_behind(4);
+        assert_eq!(output.unsent(), b"firstlate");
     }
 
     #[test]

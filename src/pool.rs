@@ -81,6 +81,20 @@ impl<S> Pool<S> {
         ConnId::new(index as u32, used + 1)
     }
 
+    /// The id that the next worker would have had, and which no worker will.
+    pub(crate) fn use_up_id(&mut self) -> ConnId {
+        let id = self.next_id();
+        let index = self.workers.insert(None);
+        if index == self.generations.len() {
+            self.generations.push(0);
+        }
+        self.generations[index] = id.generation();
+        if id.generation() < ConnId::LAST_GENERATION {
+            self.workers.remove(index);
+        }
+        id
+    }
+
     /// Inserts a worker that was made for [`Pool::next_id`] and arms its deadline.
     pub(crate) fn insert(&mut self, worker: Worker<S>, deadlines: Deadlines) {
         let id = worker.vitals.id;
@@ -282,6 +296,21 @@ mod tests {
         assert!(pool.get_mut(last).is_none());
         assert_eq!(pool.ids(), [next]);
         assert_eq!(pool.live(), 1);
+    }
+
+    #[test]
+    fn an_id_that_is_used_up_is_no_worker_s_before_or_after() {
+        let mut pool = Pool::new();
+        let before = insert(&mut pool);
+        let ids = [(); 2].map(|()| pool.use_up_id());
+        let after = insert(&mut pool);
+        assert_eq!([ids[0], ids[1], after].map(ConnId::index), [1; 3]);
+        assert_eq!([ids[0], ids[1], after].map(ConnId::generation), [1, 2, 3]);
+        assert_eq!((pool.live(), pool.ids()), (2, vec![before, after]));
+        pool.remove(after);
+        pool.generations[1] = ConnId::LAST_GENERATION - 1;
+        assert_eq!(pool.use_up_id().generation(), ConnId::LAST_GENERATION);
+        assert_eq!(insert(&mut pool).index(), 2, "index 1 is not used again");
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct Turn {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
-    /// Connections that were idle, and closed at once.
+    /// Connections that were idle, or connecting, and closed at once.
     pub idle: usize,
     /// Connections that ended by themselves: finished what they were at, were closed by the peer
     /// or ran into a deadline. Those that were accepted in the stop are among them.

@@ -38,7 +38,12 @@ pub struct Stats {
     pub accepted: u64,
     /// Connections that a balancer's header (PROXY protocol) has introduced.
     pub proxied: u64,
-    /// Connections given to a worker, by `put` or by a listener.
+    /// Connections that were to begin here ([`Manager::connect`](crate::Manager::connect)).
+    pub connects: u64,
+    /// Those of them that came about; the others are still to, or [ended](Stats::closed) before:
+    /// [`CloseReason::Unreachable`] for one.
+    pub connected: u64,
+    /// Connections given to a worker, by `put`, by a listener or to connect.
     pub put: u64,
     /// Connections refused because all workers were taken.
     pub busy: u64,
@@ -115,7 +120,8 @@ impl Stats {
         self.requests.iter().sum()
     }
 
-    /// Connections that ended for this reason; the kinds of [`CloseReason::Io`] count as one.
+    /// Connections that ended for this reason; the kinds of [`CloseReason::Io`] count as one, and
+    /// those of [`CloseReason::Unreachable`].
     #[must_use]
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason.class()]
@@ -147,13 +153,14 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} live, {} spare, {} peak; {} accepted, {} put, {} busy, {} closed; \
+            "{} live, {} spare, {} peak; {} accepted, {} connected, {} put, {} busy, {} closed; \
              {} requests, {} bytes in, {} bytes out; \
              {} turns, {} waits, {} reads, {} writes, {} accepts; {} stale events, {} timers",
             self.live,
             self.spare,
             self.peak,
             self.accepted,
+            self.connected,
             self.put,
             self.busy,
             self.closed_total(),
@@ -183,6 +190,8 @@ impl Add for Stats {
             peak: self.peak + other.peak,
             accepted: self.accepted + other.accepted,
             proxied: self.proxied + other.proxied,
+            connects: self.connects + other.connects,
+            connected: self.connected + other.connected,
             put: self.put + other.put,
             busy: self.busy + other.busy,
             crowded: self.crowded + other.crowded,

@@ -104,6 +104,9 @@ struct Beside {
     peer: Option<SocketAddr>,
     /// When the next request would come if they came evenly: see [`Pace`].
     evenly: u64,
+    /// It began here, with this key.
+    outgoing: bool,
+    key: Option<u64>,
 }
 
 /// Invariant: `filed` is not later than [`Vitals::due`].
@@ -141,7 +144,7 @@ pub(crate) struct Vitals {
     pub(crate) throttled: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
-    /// The handler does not know of it yet: its header is still to come.
+    /// The handler does not know of it yet: its header is still to come, or it is connecting.
     pub(crate) unknown: bool,
     /// It was accepted in a stop.
     pub(crate) newcomer: bool,
@@ -223,6 +226,34 @@ impl Vitals {
         }
     }
 
+    /// From now on it is connecting, for so long at most: nothing can be written until it is there.
+    pub(crate) fn connect(&mut self, key: Option<u64>, deadline: Duration) {
+        let beside = self.beside.get_or_insert_default();
+        beside.outgoing = true;
+        beside.key = key;
+        self.unknown = true;
+        self.blocked = true;
+        self.set_patience(deadline);
+    }
+
+    /// Whether it began here, and is not there yet.
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.unknown && self.beside.as_ref().is_some_and(|beside| beside.outgoing)
+    }
+
+    /// It is there, and its deadlines are those of any other.
+    pub(crate) fn connected(&mut self, now: Now) {
+        self.unknown = false;
+        self.blocked = false;
+        self.patience = 0;
+        self.moved = now.stamp;
+    }
+
+    /// What it was asked for with, if it began here.
+    pub(crate) fn key(&self) -> Option<u64> {
+        self.beside.as_ref()?.key
+    }
+
     fn evenly(&self) -> u64 {
         self.beside.as_ref().map_or(0, |beside| beside.evenly)
     }
@@ -261,8 +292,12 @@ impl Vitals {
     }
 
     /// Counts what happened in a turn from just before its end rather than from its beginning:
-    /// who was served last in a slow turn has not been silent since it began.
+    /// who was served last in a slow turn has not been silent since it began. Who is connecting
+    /// waits for nobody here.
     pub(crate) fn credit(&mut self, turn: Span) {
+        if self.is_connecting() {
+            return;
+        }
         for clock in [&mut self.moved, &mut self.since] {
             if *clock == turn.began {
                 *clock = turn.last();
@@ -380,6 +415,7 @@ mod tests {
             CloseReason::Stopped,
             CloseReason::Evicted,
             CloseReason::BadHeader,
+            CloseReason::Unreachable(io::ErrorKind::Other),
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();

@@ -4,6 +4,7 @@
 //! neither the pool it lives in nor the other workers.
 
 mod calling;
+mod connecting;
 mod growing;
 mod kit;
 mod pacing;
@@ -130,6 +131,9 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
+        if self.vitals.is_connecting() {
+            return Verdict::Close(CloseReason::Unreachable(ErrorKind::TimedOut));
+        }
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
         }

@@ -84,6 +84,24 @@ pub trait Backend {
     /// `WouldBlock` if the queue is empty, or what `accept(2)` says.
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
+    /// Begins a connection, non-blocking, and does not wait for it: an event says that it is there
+    /// or has failed. The default is for worlds that have no such.
+    ///
+    /// # Errors
+    /// What `socket(2)` says, and `connect(2)` at once.
+    fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, format!("nobody can be reached at {addr}")))
+    }
+
+    /// Whether a connection that was begun is there; not yet, if it has not failed.
+    ///
+    /// # Errors
+    /// Why it has failed.
+    fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
+        let _ = socket;
+        Ok(true)
+    }
+
     /// Reads what there is, at most `into`.
     ///
     /// # Errors

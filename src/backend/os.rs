@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -183,6 +183,23 @@ impl Backend for Os {
                 (UnixStream::from(OwnedFd::from(listener.accept()?.0)).into(), None)
             }
         })
+    }
+
+    /// mio's `connect` is non-blocking and close-on-exec from the first call on.
+    fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
+        let stream = TcpStream::from(OwnedFd::from(mio::net::TcpStream::connect(addr)?));
+        stream.set_nodelay(true)?;
+        Ok(stream.into())
+    }
+
+    /// What failed is the socket's error; what has a peer is there; anything else is still to come,
+    /// and if it never does, that is for a deadline to find.
+    fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
+        let Socket::Tcp(stream) = socket else { return Ok(true) };
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream.peer_addr().is_ok()),
+        }
     }
 
     #[inline(always)]

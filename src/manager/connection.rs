@@ -55,10 +55,34 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.admit(socket, false)
     }
 
-    /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
-    /// free again. One that is `proxied` opens when its header has come.
+    /// Makes a worker of a non-blocking socket whose place is taken, and opens it; one that is
+    /// `proxied` opens when its header has come.
     fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
-        let id = self.pool.next_id();
+        let mut vitals = Vitals::new(self.pool.next_id(), self.kit.now);
+        vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
+        vitals.unknown = proxied;
+        let id = self.employ(vitals, socket)?;
+        self.visited.push(id);
+        if let Some(worker) = self.pool.get_mut(id) {
+            if !proxied {
+                worker.open(&mut self.kit);
+            }
+            if worker.owes() || worker.vitals.ending.is_some() {
+                self.pool.list(id);
+            }
+            self.pool.file(id, self.kit.deadlines);
+        }
+        Ok(id)
+    }
+
+    /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
+    /// free again.
+    pub(super) fn employ(
+        &mut self,
+        vitals: Vitals,
+        socket: Socket,
+    ) -> Result<ConnId, (Socket, io::Error)> {
+        let id = vitals.id;
         let session = contain(H::Session::default)
             .ok_or_else(|| io::Error::other("the session's default panicked"));
         let registered = session
@@ -70,25 +94,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Err((socket, error));
             }
         };
-        let mut vitals = Vitals::new(id, self.kit.now);
-        vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
-        vitals.unknown = proxied;
         let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
         self.kit.stats.peak = self.kit.stats.peak.max(self.pool.live() as u64);
         if self.kit.config.debug {
             log::debug!("{id}: put");
-        }
-        self.visited.push(id);
-        if let Some(worker) = self.pool.get_mut(id) {
-            if !proxied {
-                worker.open(&mut self.kit);
-            }
-            if worker.owes() || worker.vitals.ending.is_some() {
-                self.pool.list(id);
-            }
-            self.pool.file(id, self.kit.deadlines);
         }
         Ok(id)
     }
@@ -281,6 +292,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let dropped = if vitals.unknown { 0 } else { input.len() as u64 };
         let end = End {
             id,
+            key: vitals.key(),
             reason,
             age: vitals.opened.until(self.kit.now.tick),
             bytes_in: vitals.bytes_in,
@@ -307,7 +319,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
-        if vitals.unknown {
+        if vitals.unknown && !vitals.is_connecting() {
             return dispose(session);
         }
         self.kit.tell(|handler, desk| handler.closed(&end, session, desk));

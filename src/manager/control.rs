@@ -163,7 +163,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(())
     }
 
-    fn check_running(&self) -> Result<(), Error> {
+    pub(super) fn check_running(&self) -> Result<(), Error> {
         match self.phase {
             Phase::Running => Ok(()),
             Phase::Stopped | Phase::Stopping(_) => Err(Error::NotRunning),
@@ -262,6 +262,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.lose(outcome);
             }
             Command::Put(socket) => self.give_up(socket),
+            Command::Connect(call) => self.obey_call(*call),
             Command::Linger(socket) => self.linger(socket),
             Command::SetConfig(config) => self.apply(*config),
             Command::PublishStats(question) => self.mailbox.publish(question, &self.stats()),

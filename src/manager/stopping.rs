@@ -15,14 +15,15 @@ use crate::worker::Verdict;
 pub(super) struct Drain {
     pub(super) until: Tick,
     live: usize,
-    idle: usize,
+    pub(super) idle: usize,
     put_before: u64,
     unsent_before: u64,
     dropped_before: u64,
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Stops gracefully: refuses new connections, closes idle ones at once, lets requests in
+    /// Stops gracefully: refuses new connections, closes idle ones and those that are
+    /// [connecting](Manager::connect) at once, lets requests in
     /// progress finish and replies go out, and aborts what is left at
     /// [`drain_deadline`](crate::Config::drain_deadline). Runs turns until then; afterwards no
     /// descriptor is open, and it can be started again.
@@ -89,11 +90,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Reads a last time from every idle connection, and closes those that have nothing to say.
+    /// Reads a last time from every idle connection, and closes those that have nothing to say, and
+    /// those that are still to come.
     fn close_idle(&mut self) -> usize {
         let mut closed = 0;
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
+            if worker.vitals.is_connecting() {
+                self.close(id, CloseReason::Stopped);
+                closed += 1;
+                continue;
+            }
             if !worker.is_idle() {
                 continue;
             }
@@ -147,6 +154,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         for command in left {
             match command {
                 Command::Put(socket) => self.give_up(socket),
+                Command::Connect(call) => self.give_up_call(*call),
                 Command::Linger(socket) => socket.discard(),
                 Command::PublishStats(question) => last_question = last_question.max(question),
                 Command::Send(id, bytes) => self.give_back(id, bytes),

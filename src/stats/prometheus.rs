@@ -46,6 +46,7 @@ const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
     (CloseReason::MemoryLimit, "memory_limit"),
     (CloseReason::BadHeader, "bad_header"),
     (CloseReason::Evicted, "evicted"),
+    (CloseReason::Unreachable(io::ErrorKind::Other), "unreachable"),
 ];
 
 impl Stats {
@@ -105,6 +106,8 @@ fn gauges(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
 fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     for (name, value, help) in [
         ("accepted_total", stats.accepted, "Connections that listeners accepted."),
+        ("connects_total", stats.connects, "Connections that were to begin here."),
+        ("connected_total", stats.connected, "Those of them that came about."),
         ("put_total", stats.put, "Connections given to a worker."),
         ("busy_total", stats.busy, "Connections refused because all workers were taken."),
         ("crowded_total", stats.crowded, "Connections refused because their peer had too many."),

@@ -29,6 +29,10 @@ pub enum CloseReason {
     /// It was to begin with a header of the PROXY protocol
     /// ([`ListenOptions`](crate::ListenOptions)), and did not. The handler never knew of it.
     BadHeader,
+    /// It was to begin here ([`Manager::connect`](crate::Manager::connect)) and could not: refused,
+    /// unreachable, out of descriptors; [`TimedOut`](io::ErrorKind::TimedOut) past its deadline.
+    /// [`Handler::opened`](crate::Handler::opened) never ran.
+    Unreachable(io::ErrorKind),
     /// A callback or a handle asked for it.
     Requested,
     /// A callback asked for it, without flushing.
@@ -49,9 +53,10 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many classes [`CloseReason::class`] tells apart.
-    pub(crate) const CLASSES: usize = 16;
+    pub(crate) const CLASSES: usize = 17;
 
-    /// An index for counters; all kinds of [`CloseReason::Io`] are one class.
+    /// An index for counters; all kinds of [`CloseReason::Io`] are one class, and all of
+    /// [`CloseReason::Unreachable`].
     pub(crate) fn class(self) -> usize {
         match self {
             Self::Eof => 0,
@@ -70,6 +75,7 @@ impl CloseReason {
             Self::MemoryLimit => 13,
             Self::BadHeader => 14,
             Self::Evicted => 15,
+            Self::Unreachable(_) => 16,
         }
     }
 
@@ -94,6 +100,7 @@ impl CloseReason {
             Self::WriteStalled
                 | Self::WriteLimit
                 | Self::BadHeader
+                | Self::Unreachable(_)
                 | Self::Aborted
                 | Self::Reset
                 | Self::Io(_)
@@ -112,6 +119,7 @@ impl fmt::Display for CloseReason {
             Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
             Self::BadHeader => "it began with no header of the PROXY protocol",
+            Self::Unreachable(kind) => return write!(f, "it could not be reached: {kind}"),
             Self::Requested => "it was asked for",
             Self::Aborted => "it was aborted",
             Self::Failed => "its callback failed",

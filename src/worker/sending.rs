@@ -31,6 +31,9 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
+        if self.vitals.is_connecting() {
+            return self.arrive(kit);
+        }
         if let Some(waiting) = self.send(kit) {
             return Some(waiting);
         }

@@ -147,7 +147,7 @@ fn module(name: &str, rooms: &[(&str, String)], models: &Path) -> String {
     format!(
         "#[allow(dead_code, clippy::pedantic)]
 mod {name} {{
-use crate::world::{{config, error, id, socket, stats, sync}};
+use crate::world::{{config, error, id, outgoing, socket, stats, sync}};
 {rooms}
 #[path = \"{models}\"]
 pub(super) mod models;

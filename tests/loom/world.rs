@@ -75,6 +75,22 @@ pub(crate) mod id {
     pub struct ConnId(pub(crate) u32);
 }
 
+pub(crate) mod outgoing {
+    use std::net::SocketAddr;
+
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct ConnectOptions;
+
+    #[derive(Clone, Copy, Debug)]
+    pub struct Call;
+
+    impl Call {
+        pub(crate) fn new(_addr: SocketAddr, _options: ConnectOptions) -> Self {
+            Self
+        }
+    }
+}
+
 pub(crate) mod stats {
     #[derive(Clone, Copy, Debug, Default)]
     pub struct Stats {
@@ -101,6 +117,13 @@ pub(crate) mod error {
     #[derive(Debug)]
     pub enum Error {
         QueueFull,
+        Refused,
+    }
+
+    impl Error {
+        pub(crate) fn refused<R, M>(_refusal: R, _mailbox: M) -> Self {
+            Self::Refused
+        }
     }
 
     #[derive(Debug)]

@@ -1,0 +1,156 @@
+//! Connecting: connections that begin here. Until one is there it has a worker and a deadline, and
+//! the handler does not know of it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Manager, Phase};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::guard::contain;
+use crate::handler::{End, Handler};
+use crate::id::ConnId;
+use crate::mailbox::Refusal;
+use crate::outgoing::{Call, ConnectOptions};
+use crate::socket::uninterrupted;
+use crate::vitals::{CloseReason, Vitals};
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// Begins a TCP connection to `addr`, and waits for nothing: it takes a worker's place from now
+    /// on. Once it is there, in a turn to come, [`Handler::opened`] runs, and it is a connection like
+    /// any other, with `TCP_NODELAY` set. If that takes longer than
+    /// [`connect_deadline`](crate::Config::connect_deadline), or fails, [`Handler::closed`] is told
+    /// ([`CloseReason::Unreachable`]). [`max_per_peer`](crate::Config::max_per_peer) does not count
+    /// it.
+    ///
+    /// What it is [sent](crate::Handle::send) until then goes out once it is there, behind what
+    /// `opened` writes. [`Handle::close`](crate::Handle::close) and a stop end it at once; a pause
+    /// begins when it is there.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Busy`]; [`Error::Connect`] if it fails at once, for want of a
+    /// route or of descriptors. `closed` is not called then.
+    ///
+    /// ```
+    /// use pool_manager::{Config, Conn, Handler, Manager};
+    /// use std::io::{self, Write};
+    /// use std::time::Duration;
+    ///
+    /// struct Client;
+    ///
+    /// impl Handler for Client {
+    ///     type Session = ();
+    ///
+    ///     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    ///         conn.write_all(b"hello")
+    ///     }
+    ///
+    ///     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), reply: &[u8]) -> io::Result<()> {
+    ///         println!("{:?} says {} bytes", conn.peer_addr(), reply.len());
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let server = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let mut manager = Manager::with_handler(Config::new(), Client)?;
+    /// manager.start()?;
+    /// manager.connect(server.local_addr()?)?;
+    /// while manager.stats().bytes_out < 5 {
+    ///     manager.turn(Some(Duration::from_secs(1)))?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn connect(&mut self, addr: SocketAddr) -> Result<ConnId, Error> {
+        self.connect_with(addr, ConnectOptions::default())
+    }
+
+    /// As [`Manager::connect`], with a deadline of its own, or a key.
+    ///
+    /// # Errors
+    /// As [`Manager::connect`].
+    pub fn connect_with(
+        &mut self,
+        addr: SocketAddr,
+        options: ConnectOptions,
+    ) -> Result<ConnId, Error> {
+        self.check_running()?;
+        if !self.mailbox.places.take_or_count() {
+            return Err(Error::refused(Refusal::Busy, &self.mailbox));
+        }
+        self.read_clock();
+        self.begin(Call::new(addr, options)).map_err(|error| Error::Connect(addr, error))
+    }
+
+    /// Begins a connection that a callback or a handle asked for, which has a place. If it cannot
+    /// begin, that is told as it is of one that ends later.
+    pub(super) fn obey_call(&mut self, call: Call) {
+        let reason = if matches!(self.phase, Phase::Running) {
+            match self.begin(call) {
+                Ok(_) => return,
+                Err(error) => CloseReason::Unreachable(error.kind()),
+            }
+        } else {
+            self.mailbox.places.release();
+            CloseReason::Stopped
+        };
+        if let Phase::Stopping(drain) = &mut self.phase {
+            drain.idle += 1;
+        }
+        self.tell_unbegun(call, reason);
+    }
+
+    /// A connection that was asked for comes too late: all has stopped.
+    pub(super) fn give_up_call(&mut self, call: Call) {
+        self.mailbox.places.release();
+        self.tell_unbegun(call, CloseReason::Stopped);
+    }
+
+    /// Makes a worker of a connection that begins, whose place is taken; on failure the place is
+    /// free again.
+    fn begin(&mut self, call: Call) -> io::Result<ConnId> {
+        let socket = match uninterrupted(|| self.kit.backend.connect(call.addr)) {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.mailbox.places.release();
+                return Err(error);
+            }
+        };
+        let mut vitals = Vitals::new(self.pool.next_id(), self.kit.now);
+        vitals.connect(call.key(), call.deadline(self.kit.config.connect_deadline));
+        let id = self.employ(vitals, socket).map_err(|(socket, error)| {
+            socket.discard();
+            error
+        })?;
+        self.kit.stats.connects += 1;
+        if self.kit.config.debug {
+            log::debug!("{id}: connecting to {}", call.addr);
+        }
+        Ok(id)
+    }
+
+    /// Tells of the end of a connection that did not begin, under an id of its own.
+    fn tell_unbegun(&mut self, call: Call, reason: CloseReason) {
+        let id = self.pool.use_up_id();
+        self.kit.stats.put += 1;
+        self.kit.stats.connects += 1;
+        self.kit.stats.count_closed(reason);
+        if self.kit.config.debug {
+            log::debug!("{id}: not connected to {}: {reason}", call.addr);
+        }
+        let end = End {
+            id,
+            key: call.key(),
+            reason,
+            age: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            bytes_dropped: 0,
+            bytes_unsent: 0,
+        };
+        match contain(H::Session::default) {
+            Some(session) => self.kit.tell(|handler, desk| handler.closed(&end, session, desk)),
+            None => self.kit.stats.panics += 1,
+        }
+    }
+}
