@@ -4,6 +4,7 @@
 mod support;
 
 mod back_pressure;
+mod connect;
 mod deadlines;
 mod endings;
 mod framing;
