@@ -5,6 +5,7 @@
 //! registration; they are lost once taken. Everything random comes from one seed. This room
 //! knows neither the loop nor its backend.
 
+mod calls;
 mod faults;
 mod queue;
 mod readiness;
@@ -13,12 +14,15 @@ mod tally;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use slab::Slab;
 
 use crate::dice::Dice;
+pub use calls::Answer;
+use calls::{Call, Called};
 pub use faults::Faults;
 use queue::Queue;
 pub(crate) use readiness::Edge;
@@ -60,6 +64,9 @@ struct End {
     shut: bool,
     /// A write of this end found no room.
     starved: bool,
+    /// It was begun by the pool and has not come about; and why it never will, until that is told.
+    calling: bool,
+    failure: Option<ErrorKind>,
     token: Option<u64>,
     edge: Edge,
     received: u64,
@@ -78,6 +85,9 @@ pub(crate) struct Network {
     /// Registered ends by token.
     registered: HashMap<u64, usize>,
     listeners: Vec<Queue>,
+    hosts: HashMap<SocketAddr, Called>,
+    /// Connections that the pool has begun and that will be answered.
+    calls_out: Vec<Call>,
     retired: VecDeque<(u64, Look)>,
     connections: usize,
     /// Reads, writes and waits since time last passed.
@@ -104,6 +114,8 @@ impl Network {
             ends: Slab::new(),
             registered: HashMap::new(),
             listeners: Vec::new(),
+            hosts: HashMap::new(),
+            calls_out: Vec::new(),
             retired: VecDeque::new(),
             connections: 0,
             calls: 0,
@@ -132,6 +144,8 @@ impl Network {
                 open: true,
                 shut: false,
                 starved: false,
+                calling: false,
+                failure: None,
                 token: None,
                 edge: Edge::default(),
                 received: 0,
@@ -192,6 +206,7 @@ impl Network {
         if into.is_empty() {
             self.violations.push(format!("read into nothing (end {end})"));
         }
+        self.check_called(end);
         self.fail(end, self.faults.failed_reads)?;
         let there = self.ends[end].inbox.len();
         if there == 0 {
@@ -229,6 +244,7 @@ impl Network {
     }
 
     pub(crate) fn write(&mut self, end: usize, bytes: &[u8]) -> io::Result<usize> {
+        self.check_called(end);
         self.fail(end, self.faults.failed_writes)?;
         let me = &mut self.ends[end];
         if std::mem::take(&mut me.reset) {
@@ -274,6 +290,7 @@ impl Network {
     }
 
     pub(crate) fn shutdown_write(&mut self, end: usize) -> io::Result<()> {
+        self.check_called(end);
         if self.ends[end].reset || self.ends[end].broken {
             return Err(ErrorKind::NotConnected.into());
         }
@@ -311,6 +328,7 @@ impl Network {
             self.violations.push(format!("closed while registered (end {end})"));
             self.deregister(end);
         }
+        self.hang_up(end);
         let unread = !self.ends[end].inbox.is_empty();
         self.ends[end].open = false;
         self.tally.open -= usize::from(self.ends[end].ours);

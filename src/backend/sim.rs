@@ -5,15 +5,15 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Backend, Bound, Event, Wake};
 pub use crate::dice::Dice;
 use crate::id::ConnId;
+pub use crate::network::{Answer, Faults, Look, Stream, Tally};
 use crate::network::{Edge, Network, Shared, lock};
-pub use crate::network::{Faults, Look, Stream, Tally};
 use crate::socket::Socket;
 
 /// What a socket's inbox holds by default.
@@ -99,6 +99,12 @@ impl Sim {
         Listener { net: self.net.clone(), index }
     }
 
+    /// Who is at an address that the pool may connect to.
+    #[must_use]
+    pub fn host(&self, addr: SocketAddr) -> Host {
+        Host { net: self.net.clone(), addr }
+    }
+
     /// The virtual time.
     #[must_use]
     pub fn now(&self) -> Duration {
@@ -176,6 +182,56 @@ impl Listener {
     }
 }
 
+/// Who is at an address that the pool connects to ([`Manager::connect`](crate::Manager::connect)).
+/// Where nobody was made to answer, calls are refused.
+///
+/// ```
+/// use pool_manager::sim::{Answer, Sim};
+/// use pool_manager::{Config, Manager};
+/// use std::time::Duration;
+///
+/// let sim = Sim::new(1);
+/// let mut manager = Manager::with_backend(Config::new(), |_: &mut _, _: &_| Ok(()), sim.clone())?;
+/// manager.start()?;
+/// let host = sim.host("10.0.0.1:80".parse()?);
+/// host.set_answer(Answer::Accept(Duration::from_millis(20)));
+/// let id = manager.connect(host.addr())?;
+/// manager.turn(None)?;
+/// assert!(host.accept().is_some() && sim.look(id).is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Host {
+    net: Shared,
+    addr: SocketAddr,
+}
+
+impl Host {
+    /// Where it is.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// How it answers connections that begin from now on.
+    pub fn set_answer(&self, answer: Answer) {
+        lock(&self.net).set_answer(self.addr, answer);
+    }
+
+    /// How often it was called, in vain or not.
+    #[must_use]
+    pub fn called(&self) -> u64 {
+        lock(&self.net).called(self.addr)
+    }
+
+    /// The peer's end of the next connection that has come about, if there is one.
+    #[must_use]
+    pub fn accept(&self) -> Option<Stream> {
+        let end = lock(&self.net).arrived(self.addr)?;
+        Some(Stream::new(self.net.clone(), end))
+    }
+}
+
 impl From<Listener> for Bound {
     fn from(listener: Listener) -> Self {
         Self::Sim(listener)
@@ -228,8 +284,11 @@ impl Backend for Sim {
             return Err(ErrorKind::Interrupted.into());
         }
         let woken = std::mem::take(&mut net.woken);
+        net.answer_calls();
         if !woken && !net.any_edge() {
-            net.now += timeout.map_or(FOR_EVER, |timeout| timeout.max(POLL));
+            let until = net.now + timeout.map_or(FOR_EVER, |timeout| timeout.max(POLL));
+            net.now = until.min(net.next_answer());
+            net.answer_calls();
         }
         net.tally.waited = net.now;
         for (token, edge) in net.take_edges() {
@@ -285,6 +344,15 @@ impl Backend for Sim {
     fn accept(&mut self, listener: &mut Listener) -> io::Result<(Socket, Option<IpAddr>)> {
         let (end, from) = lock(&self.net).accept(listener.index)?;
         Ok((Socket::Sim(Stream::new(self.net.clone(), end)), from))
+    }
+
+    fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
+        let end = lock(&self.net).call(addr)?;
+        Ok(Socket::Sim(Stream::new(self.net.clone(), end)))
+    }
+
+    fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
+        lock(&self.net).is_connected(simulated(socket)?.end())
     }
 
     /// As on Linux: a simulated stream has no urgent data and passes no descriptors.

@@ -126,8 +126,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let aborted = self.pool.live();
         let came = (self.kit.stats.put - drain.put_before) as usize;
         self.abort_all();
+        // Those that were asked for too late to begin.
+        let late = (self.kit.stats.put - drain.put_before) as usize - came;
         let report = StopReport {
-            idle: drain.idle,
+            idle: drain.idle + late,
             finished: (drain.live + came).saturating_sub(drain.idle + aborted),
             aborted,
             unsent_bytes: self.kit.stats.bytes_unsent - drain.unsent_before,

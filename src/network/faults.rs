@@ -28,6 +28,8 @@ pub struct Faults {
     pub failed_reads: u16,
     /// A write fails, and the connection with it.
     pub failed_writes: u16,
+    /// A connection cannot begin.
+    pub failed_connects: u16,
     /// Registering fails.
     pub failed_registers: u16,
     /// Waiting fails for another reason than a signal.
@@ -38,8 +40,8 @@ pub struct Faults {
     pub aborted_accepts: u16,
     /// Accepting fails for want of descriptors in the whole system.
     pub starved_accepts: u16,
-    /// How many connections the process has descriptors for: accepting fails for those beyond;
-    /// 0 for any number.
+    /// How many connections the process has descriptors for: accepting and connecting fail for
+    /// those beyond; 0 for any number.
     pub descriptors: usize,
     /// A reset destroys what was not yet read.
     pub destructive_resets: u16,
@@ -85,6 +87,7 @@ impl Faults {
             destructive_resets: weight(1000),
             clock_jumps: weight(20),
             split_events: weight(1) > 0,
+            failed_connects: weight(300),
         }
     }
 }

@@ -48,6 +48,8 @@ impl Network {
         let end = &self.ends[end];
         let peer = &self.ends[end.peer];
         Some(Look {
+            connection: end.connection,
+            calling: end.calling,
             unread: end.inbox.len(),
             ended: end.fin || end.reset,
             received: end.received,
@@ -74,7 +76,11 @@ impl Network {
         let readable = ended || !me.inbox.is_empty();
         me.token = Some(token);
         me.moved = self.now;
-        me.edge = Edge { readable, writable: room, closed: ended };
+        me.edge = if me.calling {
+            Edge::default()
+        } else {
+            Edge { readable, writable: room, closed: ended }
+        };
         Ok(())
     }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Look {
+    /// The number that its two ends share.
+    pub connection: usize,
+    /// Whether it was begun by the pool and has not come about.
+    pub calling: bool,
     /// Bytes that the peer has sent and the pool has not read.
     pub unread: usize,
     /// Whether an end of file, or a reset, comes after them.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Listener, Stream};
-use pool_manager::{CloseReason, ConnId, Error, PutErrorKind};
+use pool_manager::sim::{Dice, Host, Listener, Stream};
+use pool_manager::{CloseReason, ConnId, ConnectOptions, Error, PutErrorKind};
 
 use super::peer::Peer;
 use super::{World, draw, model};
@@ -97,6 +97,45 @@ impl World {
         let peer = self.listeners[self.dice.below(2)].connect_from(addr);
         self.stage.model.borrow_mut().knocks(peer.connection(), addr);
         self.meet(peer);
+    }
+
+    /// Asks for a connection, now and then.
+    pub(super) fn call(&mut self) {
+        let Some(mut dice) = self.calls.take() else { return };
+        if dice.permille(300) {
+            let (host, key, options) = self.stage.callee(&mut dice);
+            if dice.permille(300) {
+                let outcome = self.manager.handle().connect_with(host.addr(), options);
+                self.stage.called(host, key, outcome);
+            } else {
+                self.call_at_once(host, key, options);
+            }
+        }
+        self.calls = Some(dice);
+    }
+
+    fn call_at_once(&mut self, host: Host, key: u64, options: ConnectOptions) {
+        let (taken, most) = (self.taken() - 1, self.manager.config().max_workers as u64);
+        let outcome = self.manager.connect_with(host.addr(), options);
+        let stage = &self.stage;
+        match outcome {
+            Ok(id) => {
+                let mut model = stage.model.borrow_mut();
+                model.took();
+                model.called(key, id, &stage.sim);
+                stage.callees.borrow_mut().push((key, host));
+            }
+            Err(Error::Connect(..)) => {
+                stage.mark("a connect cannot begin, by the manager");
+                stage.model.borrow_mut().not_called(key);
+                assert_eq!(self.taken(), taken, "what could not begin has a place");
+            }
+            Err(refused) => {
+                let busy = matches!(refused, Error::Busy(_));
+                assert!(!busy || taken >= most, "busy, with {taken} of {most} places taken");
+                stage.called(host, key, Err(refused));
+            }
+        }
     }
 
     /// Nobody accepts from now on; who waits, and who comes, is not lost.
@@ -274,6 +313,15 @@ impl World {
     pub(super) fn meet_newcomers(&mut self) {
         for stream in self.stage.newcomers.take() {
             self.meet(stream);
+        }
+        for (key, host) in self.stage.callees.take() {
+            match host.accept() {
+                Some(stream) => self.meet(stream),
+                None if self.stage.model.borrow().is_calling(key) => {
+                    self.stage.callees.borrow_mut().push((key, host));
+                }
+                None => {}
+            }
         }
     }
 }

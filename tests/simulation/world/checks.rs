@@ -49,9 +49,11 @@ impl World {
         assert_eq!(self.stage.sim.violations(), [""; 0]);
     }
 
-    /// Places that are taken: by connections, and by sockets that wait to become some.
+    /// Places that are taken: by connections, by sockets that wait to become some, and by those that
+    /// are to begin.
     pub(super) fn taken(&self) -> u64 {
-        self.stage.sim.tally().open as u64 - self.manager.stats().lingering
+        let waiting = self.stage.model.borrow().waiting_calls();
+        self.stage.sim.tally().open as u64 - self.manager.stats().lingering + waiting
     }
 
     /// What must hold after every turn.

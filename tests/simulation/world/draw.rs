@@ -1,9 +1,9 @@
 //! Draw: random configurations, small ones, so that every limit is met.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use pool_manager::sim::Dice;
+use pool_manager::sim::{Answer, Dice};
 use pool_manager::{Config, Framing, Overload, Prefix, RateLimit};
 
 use super::oracle;
@@ -36,12 +36,14 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
     let (max_request, memory_limit) = room(&mut Dice::new(!deadline.as_nanos() as u64));
     let tick = Dice::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
+    let connect = 1 + Dice::new(deadline.as_nanos() as u64 ^ 8).below(400);
     let buffer_size = 8 + dice.below(200);
     Config::new()
         .rate_limit(others.permille(250).then_some(limit))
         .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .tick(millis(tick))
+        .connect_deadline(millis(connect))
         .framing(framing(dice))
         .buffer_size(buffer_size)
         .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })
@@ -81,6 +83,24 @@ pub(crate) fn invalid(dice: &mut Dice) -> Config {
         },
         _ => valid.write_limit(usize::MAX),
     }
+}
+
+/// Where the connection with this number goes: elsewhere than any other.
+pub(crate) fn callee(number: u64) -> SocketAddr {
+    (Ipv4Addr::from_bits(0x0a00_0000 | number as u32), 80).into()
+}
+
+/// How one that is called answers, and how long that may take, if not as configured.
+pub(crate) fn answer(dice: &mut Dice) -> (Answer, Duration) {
+    let after = Duration::from_micros(dice.below(2) as u64 * dice.below(300_000) as u64);
+    let own = Duration::from_micros(dice.below(2) as u64 * dice.below(400_000) as u64);
+    let answer = match dice.below(8) {
+        0..4 => Answer::Accept(after),
+        4 => Answer::Refuse(after),
+        5 => Answer::Fail(after),
+        _ => Answer::Never,
+    };
+    (answer, own)
 }
 
 /// Where somebody comes from: few places, in the ways that one may be written.

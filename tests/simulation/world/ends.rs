@@ -112,6 +112,7 @@ impl World {
         self.stage.model.borrow_mut().expected(peer.connection());
         self.manager.put(ours).expect("a place");
         self.connect();
+        self.call();
         self.turn();
         let digest = self.digest();
         let Self { manager, stage, turns, .. } = self;

@@ -64,6 +64,17 @@ pub(crate) const ALL: &[&str] = &[
     "a request outgrows its buffer",
     "a request longer than max_request",
     "memory_limit",
+    "a connect comes about",
+    "a connect is refused",
+    "a connect is never answered",
+    "a connect cannot begin",
+    "a connect cannot begin, by the manager",
+    "busy, by connect",
+    "connect in a callback",
+    "sent to while connecting",
+    "closed while connecting",
+    "stopped while connecting",
+    "stopped before it connects",
 ];
 
 /// How often each was met.

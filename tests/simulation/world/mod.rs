@@ -20,8 +20,10 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Faults, Listener, Sim, Stream};
-use pool_manager::{Config, Error, Manager, Overload, PutError, PutErrorKind, Socket};
+use pool_manager::sim::{Dice, Faults, Host, Listener, Sim, Stream};
+use pool_manager::{
+    Config, ConnectOptions, Error, Manager, Overload, PutError, PutErrorKind, Socket,
+};
 
 pub(crate) use marks::Marks;
 use model::Model;
@@ -40,6 +42,8 @@ pub(crate) struct Stage {
     model: RefCell<Model>,
     /// Peers of sockets that callbacks put.
     newcomers: RefCell<Vec<Stream>>,
+    /// Who was called, with which key, and has not been met.
+    callees: RefCell<Vec<(u64, Host)>>,
     /// Nothing has happened that may destroy a last reply.
     lossless: Cell<bool>,
 }
@@ -71,6 +75,33 @@ impl Stage {
     fn count_panic(&self, mark: &'static str) {
         self.count(mark);
         std::panic::panic_any(PLANNED);
+    }
+
+    /// Somebody to be called, and with what.
+    fn callee(&self, dice: &mut Dice) -> (Host, u64, ConnectOptions) {
+        let (answer, own) = draw::answer(dice);
+        let mut model = self.model.borrow_mut();
+        let host = self.sim.host(draw::callee(model.next_key()));
+        host.set_answer(answer);
+        let (key, options) = model.calls(&host, answer, own, self.sim.now());
+        (host, key, options)
+    }
+
+    /// What came of asking for a connection that begins at the turn boundary.
+    fn called(&self, host: Host, key: u64, outcome: Result<(), Error>) {
+        let mut model = self.model.borrow_mut();
+        match outcome {
+            Ok(()) => {
+                model.took();
+                self.callees.borrow_mut().push((key, host));
+            }
+            Err(refused) => {
+                let busy = matches!(refused, Error::Busy(_));
+                model.busy += u64::from(busy);
+                model.marks.hit_if("busy, by connect", busy);
+                model.not_called(key);
+            }
+        }
     }
 
     /// A socket that is not taken comes back as it was.
@@ -155,6 +186,8 @@ struct World {
     manager: Manager<Player, Sim>,
     peers: Vec<Peer>,
     dice: Dice,
+    /// For connections that are asked for, in seeds that have some.
+    calls: Option<Dice>,
     listeners: [Listener; 2],
     /// They were taken from the manager and not given back.
     away: bool,
@@ -198,6 +231,7 @@ impl World {
             sim: sim.clone(),
             model: RefCell::new(Model::new(&config, trace)),
             newcomers: RefCell::new(Vec::new()),
+            callees: RefCell::new(Vec::new()),
             lossless: Cell::new(lossless),
         });
         if trace {
@@ -205,7 +239,11 @@ impl World {
         }
         let mut other = Dice::new(seed ^ 2);
         let other = other.permille(200).then_some(other);
-        let player = Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other };
+        let mut calls = Dice::new(seed ^ 4);
+        let calls = calls.permille(250).then_some(calls);
+        let player_s = calls.is_some().then(|| Dice::new(seed ^ 5));
+        let player =
+            Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other, calls: player_s };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
@@ -215,6 +253,7 @@ impl World {
             manager,
             peers: Vec::new(),
             dice,
+            calls,
             running: false,
             reliable: faults.failed_waits == 0,
             crowded,
@@ -248,6 +287,9 @@ impl World {
         self.trace(|| format!("step {step}, at {:?}", self.stage.sim.now()));
         for _ in 0..self.dice.below(4) {
             self.act();
+        }
+        if self.running {
+            self.call();
         }
         if self.running && self.dice.permille(300) {
             self.give_listeners_back();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pool_manager::sim::Sim;
 use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
 
+mod calls;
 mod clocks;
 mod places;
 mod rate;
@@ -102,6 +103,8 @@ pub(crate) struct Account {
     counted: bool,
     /// The handler was shown it when it was accepted.
     shown: bool,
+    /// It was begun by the pool, and is not there yet.
+    connecting: bool,
     /// It was opened in a stop, or once one was asked for; and surely in one.
     late: (bool, bool),
     /// Turns in which it had work and was not served.
@@ -185,6 +188,10 @@ pub(crate) struct Model {
     turn_ids: Vec<u32>,
     /// The highest index that a worker had.
     highest: u32,
+    /// Connections that were asked for, by their keys; how many began, and came about.
+    calls: BTreeMap<u64, calls::Call>,
+    next_key: u64,
+    connects: (u64, u64),
 }
 
 impl Model {
@@ -224,6 +231,9 @@ impl Model {
             failed_turns: 0,
             turn_ids: Vec::new(),
             highest: 0,
+            calls: BTreeMap::new(),
+            next_key: 0,
+            connects: (0, 0),
         }
     }
 
@@ -353,7 +363,8 @@ impl Model {
     }
 
     pub(crate) fn all_ended(&self) -> bool {
-        self.accounts.values().all(|account| account.id.is_none() || account.end.is_some())
+        let ended = |account: &Account| account.id.is_none() || account.end.is_some();
+        self.accounts.values().all(ended) && self.all_calls_ended()
     }
 
     /// Whether its peer was served and got all of the reply.
@@ -382,11 +393,16 @@ impl Model {
                 complaints.push(format!("{id}: neither closed nor registered"));
                 continue;
             };
+            if account.connecting {
+                account.keep_connecting();
+                continue;
+            }
             if let Err(wrong) = account.check(turn, config, most, look) {
                 complaints.push(format!("{id}: {wrong}: {look:?} {account:?} {turn:?}"));
             }
         }
         self.complaints.extend(complaints);
+        self.check_calls(turn, sim);
         let numbers = &mut self.numbers;
         self.accounts.retain(|_, account| {
             let kept = !account.gone || account.end.is_none();
@@ -447,14 +463,19 @@ impl Model {
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());
         must(&"live", live, self.live());
         must(&"ticks", stats.ticks, self.ticks.0);
-        let mut io = 0;
+        must(&"connects", stats.connects, self.connects.0);
+        must(&"connected", stats.connected, self.connects.1);
+        let (mut io, mut unreachable) = (0, 0);
         for (reason, count) in &self.closed {
             match reason {
                 CloseReason::Io(_) => io += count,
+                CloseReason::Unreachable(_) => unreachable += count,
                 reason => must(reason, stats.closed(*reason), *count),
             }
         }
         must(&"Io", stats.closed(CloseReason::Io(std::io::ErrorKind::Other)), io);
+        let kind = std::io::ErrorKind::Other;
+        must(&"Unreachable", stats.closed(CloseReason::Unreachable(kind)), unreachable);
         for (cause, count) in &self.requests {
             must(cause, stats.requests(*cause), *count);
         }

@@ -15,6 +15,8 @@ pub(crate) struct Player {
     /// For the hooks that are not about a connection. Most seeds have none, so that those that
     /// once failed stay what they were.
     pub(crate) other: Option<Dice>,
+    /// For connections that are asked for; most seeds have none, for the same reason.
+    pub(crate) calls: Option<Dice>,
 }
 
 /// What a callback that wants to be a panic returns.
@@ -50,7 +52,8 @@ impl Handler for Player {
     }
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        self.world.model.borrow_mut().opened(conn.id(), number(conn), &self.world.sim);
+        let (id, key) = (conn.id(), conn.key());
+        self.world.model.borrow_mut().opened(id, number(conn), key, &self.world.sim);
         let greeting = if self.dice.permille(100) { &b"welcome"[..] } else { b"" };
         or_panic(self.play(conn, greeting, "a panic in opened", 400))
     }
@@ -91,6 +94,7 @@ impl Handler for Player {
         if !self.world.model.borrow().wild {
             return;
         }
+        self.call(desk);
         match self.dice.below(20) {
             0 => self.put(desk),
             1..4 => self.command(desk),
@@ -104,6 +108,7 @@ impl Handler for Player {
         if !self.world.model.borrow().wild {
             return;
         }
+        self.call(desk);
         match self.dice.below(100) {
             0 => self.put(desk),
             1 => self.world.count_panic("a panic in closed"),
@@ -162,6 +167,7 @@ impl Player {
         if !self.world.model.borrow().wild {
             return Some(written);
         }
+        self.call(conn.desk());
         match self.dice.below(calm) {
             0 => {
                 self.world.model.borrow_mut().closing(id, CloseReason::Requested);
@@ -244,6 +250,18 @@ impl Player {
             }
             _ => {}
         }
+    }
+
+    /// Asks for a connection, now and then.
+    fn call(&mut self, desk: &mut Desk) {
+        let Some(dice) = self.calls.as_mut() else { return };
+        if !dice.permille(40) {
+            return;
+        }
+        let (host, key, options) = self.world.callee(dice);
+        let outcome = desk.connect_with(host.addr(), options);
+        self.world.mark("connect in a callback");
+        self.world.called(host, key, outcome);
     }
 
     fn put(&mut self, desk: &mut Desk) {

@@ -97,6 +97,12 @@ impl Account {
         self.paused = pause;
     }
 
+    /// What is asked of one that is not there yet counts from when it is.
+    pub(super) fn keep_connecting(&mut self) {
+        self.ordered = self.ordered.saturating_sub(1);
+        self.resumed = self.resumed.saturating_sub(1);
+    }
+
     pub(super) fn check(
         &mut self,
         turn: Turned,

@@ -19,7 +19,7 @@ impl Account {
         let ending = self.closing || self.over || self.end.is_some() || look.ended || look.broken;
         let working = look.unread > 0 || look.pending || look.received > self.delivered;
         let owing = self.owed || look.sent < self.replied || self.sends_total > 0;
-        !(moving || paused || ending || working || owing)
+        !(self.connecting || moving || paused || ending || working || owing)
     }
 }
 

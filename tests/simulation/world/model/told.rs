@@ -11,24 +11,27 @@ use super::clocks::{early, idle, unheard};
 use super::{LINGERING, Model, SENDS, longest};
 
 impl Model {
-    pub(crate) fn opened(&mut self, id: ConnId, number: usize, sim: &Sim) {
+    pub(crate) fn opened(&mut self, id: ConnId, number: usize, key: Option<u64>, sim: &Sim) {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
-        self.opened += 1;
+        self.note_calls(now, None);
+        self.opened += u64::from(key.is_none());
         self.peak = self.peak.max(self.live());
         let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
-        if late.1 {
+        if late.1 && key.is_none() {
             self.marks.hit("accepted in a stop");
         }
         let account = self.accounts.entry(number).or_default();
         account.late = late;
         let unseen = account.knocked && !account.shown;
-        let twice = account.id.replace(id).is_some();
+        let connecting = account.connecting;
+        let twice = account.id.replace(id).is_some_and(|known| known != id || !connecting);
         account.moved = (began, now);
         account.seen_moved = now;
         account.called = (now, began);
         account.opened = (began, now);
-        if twice || self.numbers.insert(id, number).is_some() {
+        let known = self.numbers.insert(id, number);
+        if twice || known.is_some_and(|known| known != number || !connecting) {
             self.complain(format!("{id}: opened twice"));
         }
         if let Err(wrong) = self.counts(number) {
@@ -36,6 +39,9 @@ impl Model {
         }
         if unseen {
             self.complain(format!("{id}: accepted, and nobody was asked to wrap it"));
+        }
+        if let Some(key) = key {
+            self.call_opened(key, id, sim);
         }
         let index = id.as_u64() as u32;
         self.highest = self.highest.max(index);
@@ -66,6 +72,9 @@ impl Model {
             return self.complain(format!("{id}: a callback of somebody else's socket"));
         };
         let mut wrong = Vec::new();
+        if account.connecting {
+            wrong.push("a callback before it is there".to_owned());
+        }
         if account.end.is_some() || account.over {
             wrong.push("a callback after the last".to_owned());
         }
@@ -362,6 +371,10 @@ impl Model {
     /// A connection has ended: once, and with totals that add up.
     pub(crate) fn closed(&mut self, end: &End, sim: &Sim) {
         let (now, began) = (sim.now(), sim.tally().waited);
+        self.note_calls(now, end.key.filter(|_| sim.look(end.id).is_none()));
+        if end.key.is_some_and(|key| self.call_closed(end, key, sim)) {
+            return;
+        }
         *self.closed.entry(end.reason).or_default() += 1;
         let values = [end.bytes_in, end.bytes_out, end.bytes_dropped, end.bytes_unsent];
         for (total, value) in self.totals.iter_mut().zip(values) {
