@@ -36,6 +36,42 @@ pub(crate) const ALL: &[Canary] = &[
         "if PLANTED { self.close_listener(listener.clone()) } else { lock(&self.net).release_listener(listener.index) }",
     ),
     canary(
+        "written_to_before_it_is_there",
+        "worker/sending.rs",
+        "if self.vitals.is_connecting() {\n            return self.arrive(kit);",
+        "if self.vitals.is_connecting() && !PLANTED {\n            return self.arrive(kit);",
+    ),
+    canary(
+        "connecting_past_its_deadline",
+        "vitals.rs",
+        "self.blocked = true;\n        self.set_patience(deadline);",
+        "self.blocked = true;\n        if !PLANTED { self.set_patience(deadline); }",
+    ),
+    canary(
+        "a_connect_deadline_that_outlives_the_connect",
+        "vitals.rs",
+        "self.patience = 0;",
+        "if !PLANTED { self.patience = 0; }",
+    ),
+    canary(
+        "a_place_kept_by_what_cannot_begin",
+        "manager/connecting.rs",
+        "            Err(error) => {\n                self.mailbox.places.release();",
+        "            Err(error) => {\n                if !PLANTED { self.mailbox.places.release(); }",
+    ),
+    canary(
+        "not_told_of_a_connect_in_vain",
+        "manager/connection.rs",
+        "if vitals.unknown && !vitals.is_connecting() {",
+        "if vitals.unknown && (PLANTED || !vitals.is_connecting()) {",
+    ),
+    canary(
+        "connecting_during_a_stop",
+        "manager/stopping.rs",
+        "if worker.vitals.is_connecting() {\n                self.close",
+        "if worker.vitals.is_connecting() && !PLANTED {\n                self.close",
+    ),
+    canary(
         "no_generation_check",
         "pool.rs",
         ".as_mut().filter(|worker| worker.vitals.id == id)",
