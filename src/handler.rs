@@ -81,6 +81,18 @@ pub trait Handler {
         body: &[u8],
     ) -> io::Result<()>;
 
+    /// A reply, or what was sent, has to wait for the peer: its socket takes no more. This is where to
+    /// stop what would make more wait, such as [reading](Desk::pause) from where it comes; what
+    /// comes meanwhile is queued up to [`write_limit`](crate::Config::write_limit). Called once until
+    /// [`flushed`](Handler::flushed) tells that all has gone out, or the connection is closed.
+    ///
+    /// # Errors
+    /// The connection is closed after flushing.
+    fn blocked(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
+        let _ = (conn, session);
+        Ok(())
+    }
+
     /// A reply that had to wait for the peer has gone out entirely: the peer keeps up again. Not
     /// called for what went out at once, whether it was written in a request or in this hook.
     ///

@@ -49,6 +49,8 @@ pub enum Cause {
     MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
+    /// In [`Handler::blocked`](crate::Handler::blocked): a reply has to wait for the peer.
+    Blocked,
     /// In [`Handler::flushed`](crate::Handler::flushed): a reply that had to wait has gone out.
     Flushed,
 }

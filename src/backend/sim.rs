@@ -200,7 +200,7 @@ impl Listener {
 /// assert!(host.accept().is_some() && sim.look(id).is_some());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Host {
     net: Shared,
     addr: SocketAddr,
@@ -229,6 +229,12 @@ impl Host {
     pub fn accept(&self) -> Option<Stream> {
         let end = lock(&self.net).arrived(self.addr)?;
         Some(Stream::new(self.net.clone(), end))
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Host({})", self.addr)
     }
 }
 

@@ -107,6 +107,7 @@ impl Network {
     /// Whether a connection that was begun has come about; a failure is told once.
     pub(crate) fn is_connected(&mut self, end: usize) -> io::Result<bool> {
         self.count_call();
+        self.answer_calls();
         let end = &mut self.ends[end];
         match end.failure.take() {
             Some(kind) => Err(kind.into()),

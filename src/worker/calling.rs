@@ -21,6 +21,7 @@ impl<S> Worker<S> {
         let began = kit.config.slow_callback.map(|_| kit.backend.now());
         let output = &mut kit.spares.output;
         let mark = output.mark();
+        let gathered = if cause == Cause::Blocked { 0 } else { mark };
         let held = kit.spares.input.held();
         let mut conn = Conn {
             vitals: &mut self.vitals,
@@ -28,7 +29,7 @@ impl<S> Worker<S> {
             output,
             desk: &mut kit.desk,
             // What has gathered and was offered to no socket yet is not the peer's fault.
-            write_limit: kit.config.write_limit.saturating_add(mark),
+            write_limit: kit.config.write_limit.saturating_add(gathered),
             now: kit.now.tick,
             cause,
         };

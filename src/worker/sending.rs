@@ -6,7 +6,7 @@ use std::mem;
 use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
 use crate::handler::Handler;
-use crate::time::{Now, Tick};
+use crate::time::Tick;
 use crate::vitals::{Cause, CloseReason};
 
 /// Writes of one connection a visit.
@@ -51,7 +51,11 @@ impl<S> Worker<S> {
 
     /// Sends the replies that have gathered; a verdict if not all went out.
     #[inline(always)]
-    pub(super) fn send<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict> {
+    pub(super) fn send<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
         if kit.spares.output.is_empty() && !self.socket.is_boxed() {
             return None;
         }
@@ -63,7 +67,11 @@ impl<S> Worker<S> {
 
     /// Goes on after a first write that did not take all.
     #[cold]
-    fn send_rest<H, B: Backend>(&mut self, kit: &mut Kit<H, B>, sent: Sent) -> Option<Verdict> {
+    fn send_rest<H, B>(&mut self, kit: &mut Kit<H, B>, sent: Sent) -> Option<Verdict>
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
         let mut sent = sent;
         for _ in 1..WRITES {
             if sent == Sent::Some {
@@ -73,18 +81,31 @@ impl<S> Worker<S> {
         match sent {
             Sent::All => None,
             Sent::Failed(reason) => Some(Verdict::Close(reason)),
-            Sent::Blocked => Some(self.owe(kit.now, Verdict::Wait)),
-            Sent::Some => Some(self.owe(kit.now, Verdict::Again)),
+            Sent::Blocked => Some(self.owe(kit, Verdict::Wait)),
+            Sent::Some => Some(self.owe(kit, Verdict::Again)),
         }
     }
 
     /// From now on both deadlines are for the reply.
-    fn owe(&mut self, now: Now, verdict: Verdict) -> Verdict {
-        if !mem::replace(&mut self.vitals.blocked, true) {
-            self.vitals.since = now.stamp;
-            self.vitals.moved = now.stamp;
+    fn owe<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        if mem::replace(&mut self.vitals.blocked, true) {
+            return verdict;
         }
-        verdict
+        self.vitals.since = kit.now.stamp;
+        self.vitals.moved = kit.now.stamp;
+        if self.vitals.ending.is_none() {
+            self.call(kit, Cause::Blocked, |handler, conn, session, _| {
+                handler.blocked(conn, session)
+            });
+        }
+        match self.vitals.ending.filter(|reason| !reason.is_polite()) {
+            Some(reason) => Verdict::Close(reason),
+            None => verdict,
+        }
     }
 
     /// Writes once, or flushes what a transport has gathered if there is nothing to write.
@@ -119,6 +140,7 @@ impl<S> Worker<S> {
     #[inline(always)]
     pub(super) fn conclude<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
     where
+        H: Handler<Session = S>,
         B: Backend,
     {
         let rude = matches!(verdict, Verdict::Close(reason) if !reason.is_polite());

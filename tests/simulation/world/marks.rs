@@ -38,6 +38,7 @@ pub(crate) const ALL: &[&str] = &[
     "a panic in a callback",
     "a panic in opened",
     "a panic in flushed",
+    "a panic in blocked",
     "a panic in closed",
     "a panic in tick",
     "a panic in undelivered",

@@ -87,6 +87,8 @@ pub(crate) struct Account {
     quiet: Duration,
     /// Callbacks in this turn.
     calls: u32,
+    /// The hook said that a reply has to wait, and none that it has gone out.
+    blocked: bool,
     /// The hook said that a reply has gone out.
     flushed: bool,
     was_full: bool,

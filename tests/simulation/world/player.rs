@@ -81,6 +81,18 @@ impl Handler for Player {
         or_panic(played)
     }
 
+    fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        if conn.cause() != Cause::Blocked {
+            self.world.model.borrow_mut().complain("blocked for another cause");
+        }
+        self.world.model.borrow_mut().blocked(conn.id());
+        // In few seeds more than that, so that those that once failed stay what they were.
+        if self.calls.is_none() {
+            return Ok(());
+        }
+        or_panic(self.play(conn, b"", "a panic in blocked", 60))
+    }
+
     fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if conn.cause() != Cause::Flushed {
             self.world.model.borrow_mut().complain("flushed for another cause");

@@ -124,6 +124,10 @@ impl Account {
         if untold && turn.asleep {
             return Err("the hook was not told that a reply has gone out".into());
         }
+        let waits = look.full && look.room == 0 && !self.closing && !self.over && !look.ended;
+        if waits && turn.asleep && !self.blocked {
+            return Err("the hook was not told that a reply has to wait".into());
+        }
         self.was_full = look.full || untold;
         self.progressed = progress;
         self.seen = (look.received, look.sent);

@@ -194,12 +194,20 @@ impl Model {
         }
     }
 
+    /// The hook tells that a reply has to wait.
+    pub(crate) fn blocked(&mut self, id: ConnId) {
+        let Some(account) = self.account(id) else { return };
+        let again = std::mem::replace(&mut account.blocked, true);
+        if again || account.connecting || account.end.is_some() {
+            self.complain(format!("{id}: blocked again, or not there"));
+        }
+    }
+
     /// The hook tells that a reply which had to wait has gone out.
     pub(crate) fn flushed(&mut self, id: ConnId) {
         let Some(account) = self.account(id) else { return };
         account.flushed = true;
-        let had_to =
-            account.owed || account.progressed || account.calls > 0 || account.sends_total > 0;
+        let had_to = std::mem::take(&mut account.blocked);
         if !had_to {
             self.complain(format!("{id}: flushed, though nothing had to wait"));
         }
