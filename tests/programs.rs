@@ -65,6 +65,7 @@ fn help_names_every_option() {
         ("balanced", "--listen --agent --trust --max --deadline-ms --drain-ms --help"),
         ("metrics", "--listen --metrics --max --deadline-ms --help"),
         ("restart", "--listen --deadline-ms --help"),
+        ("forward", "--to --listen --max --connect-ms --deadline-ms --debug --help"),
         ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
         ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
         ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
@@ -83,7 +84,7 @@ fn help_names_every_option() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    for name in SERVERS.iter().chain(&["restart", "balanced"]) {
+    for name in SERVERS.iter().chain(&["restart", "balanced", "forward"]) {
         for (args, named) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["nonsense"], "nonsense"),
@@ -118,6 +119,8 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         ("http", ["--max-request", "99999999999"]),
         ("chat", ["--write-limit", "131071"]),
         ("offload", ["--threads", "0"]),
+        ("forward", ["--to", "nonsense"]),
+        ("forward", ["--max", "5"]),
     ] {
         assert_fails(name, &args, 2);
     }

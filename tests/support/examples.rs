@@ -38,6 +38,7 @@ pub(crate) fn directory() -> &'static Path {
             "restart",
             "balanced",
             "metrics",
+            "forward",
         ]
         .map(|name| modified(&directory.join(name)));
         if built.into_iter().min().flatten() < newest(Path::new(env!("CARGO_MANIFEST_DIR"))) {
