@@ -116,7 +116,7 @@ fn without_a_place_for_its_upstream_a_client_is_closed() {
 /// What one does not read stays where it comes from, and in the kernel's buffers.
 fn who_is_slow_slows_the_other(from: TcpStream, to: TcpStream) {
     let (mut from, mut to) = (from, to);
-    let bytes = stream(96 << 20);
+    let bytes = stream(32 << 20);
     let written = write_until_it_stalls(&mut from, &bytes);
     assert!(written < bytes.len() / 2, "{written} bytes went nowhere");
     let rest = bytes[written..].to_vec();
