@@ -72,6 +72,12 @@ pub(crate) const ALL: &[Canary] = &[
         "if worker.vitals.is_connecting() && !PLANTED {\n                self.close",
     ),
     canary(
+        "not_told_that_a_reply_waits",
+        "worker/sending.rs",
+        "        if self.vitals.ending.is_none() {\n            self.call(kit, Cause::Blocked",
+        "        if self.vitals.ending.is_none() && !PLANTED {\n            self.call(kit, Cause::Blocked",
+    ),
+    canary(
         "no_generation_check",
         "pool.rs",
         ".as_mut().filter(|worker| worker.vitals.id == id)",
