@@ -14,7 +14,7 @@ use crate::lingering;
 use crate::mailbox::Refusal;
 use crate::peers::Peer;
 use crate::socket::{Socket, uninterrupted};
-use crate::vitals::{CloseReason, Vitals};
+use crate::vitals::{CloseReason, State, Vitals};
 use crate::worker::{Verdict, Worker};
 
 /// How many idle connections that turn out to have spoken are tried for one newcomer.
@@ -60,14 +60,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
         let mut vitals = Vitals::new(self.pool.next_id(), self.kit.now);
         vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
-        vitals.unknown = proxied;
+        vitals.state.set(State::UNKNOWN, proxied);
         let id = self.employ(vitals, socket)?;
         self.visited.push(id);
         if let Some(worker) = self.pool.get_mut(id) {
             if !proxied {
                 worker.open(&mut self.kit);
             }
-            if worker.owes() || worker.vitals.ending.is_some() {
+            if worker.owes() || worker.vitals.state.any(State::ENDING) {
                 self.pool.list(id);
             }
             self.pool.file(id, self.kit.deadlines);
@@ -285,11 +285,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
         let Worker { vitals, mut socket, input, output, session } = worker;
-        if vitals.unknown {
+        let unknown = vitals.state.any(State::UNKNOWN);
+        if unknown {
             // What came of its header is nobody's request, and is not counted as one.
             self.kit.stats.bytes_in -= vitals.bytes_in;
         }
-        let dropped = if vitals.unknown { 0 } else { input.len() as u64 };
+        let dropped = if unknown { 0 } else { input.len() as u64 };
         let end = End {
             id,
             key: vitals.key(),
@@ -319,7 +320,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
-        if vitals.unknown && !vitals.is_connecting() {
+        if unknown && !vitals.is_connecting() {
             return dispose(session);
         }
         self.kit.tell(|handler, desk| handler.closed(&end, session, desk));

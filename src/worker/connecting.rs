@@ -18,7 +18,7 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if let Some(reason) = self.vitals.ending {
+        if let Some(reason) = self.vitals.ending() {
             return Some(Verdict::Close(reason));
         }
         match kit.backend.is_connected(&self.socket) {
@@ -34,7 +34,7 @@ impl<S> Worker<S> {
         if sent > 0 && output.len() > sent {
             output.move_behind(sent);
             if output.len() > kit.config.write_limit {
-                self.vitals.ending = Some(CloseReason::WriteLimit);
+                self.vitals.end_now(CloseReason::WriteLimit);
             }
         }
         self.rests()

@@ -1,13 +1,12 @@
 //! Sending: replies go out once a visit, in order; what the socket does not take is owed.
 
 use std::io::ErrorKind;
-use std::mem;
 
 use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason};
+use crate::vitals::{Cause, CloseReason, State};
 
 /// Writes of one connection a visit.
 const WRITES: u32 = 16;
@@ -37,10 +36,10 @@ impl<S> Worker<S> {
         if let Some(waiting) = self.send(kit) {
             return Some(waiting);
         }
-        if mem::take(&mut self.vitals.blocked) {
+        if self.vitals.state.leave(State::BLOCKED) {
             let held = !kit.spares.input.is_empty();
             self.vitals.since = if held { kit.now.stamp } else { Tick::NEVER };
-            if self.vitals.ending.is_none() {
+            if !self.vitals.state.any(State::ENDING) {
                 self.call(kit, Cause::Flushed, |handler, conn, session, _| {
                     handler.flushed(conn, session)
                 });
@@ -56,7 +55,7 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if kit.spares.output.is_empty() && !self.socket.is_boxed() {
+        if kit.spares.output.is_empty() && !self.vitals.state.any(State::BOXED) {
             return None;
         }
         match self.write(kit) {
@@ -92,17 +91,17 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if mem::replace(&mut self.vitals.blocked, true) {
+        if !self.vitals.state.enter(State::BLOCKED) {
             return verdict;
         }
         self.vitals.since = kit.now.stamp;
         self.vitals.moved = kit.now.stamp;
-        if self.vitals.ending.is_none() {
+        if !self.vitals.state.any(State::ENDING) {
             self.call(kit, Cause::Blocked, |handler, conn, session, _| {
                 handler.blocked(conn, session)
             });
         }
-        match self.vitals.ending.filter(|reason| !reason.is_polite()) {
+        match self.vitals.ending().filter(|reason| !reason.is_polite()) {
             Some(reason) => Verdict::Close(reason),
             None => verdict,
         }
@@ -127,7 +126,7 @@ impl<S> Worker<S> {
                 self.vitals.bytes_out += count as u64;
                 self.vitals.moved = kit.now.stamp;
                 kit.stats.bytes_out += count as u64;
-                let all = output.is_empty() && !self.socket.is_boxed();
+                let all = output.is_empty() && !self.vitals.state.any(State::BOXED);
                 if all { Sent::All } else { Sent::Some }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Blocked,
@@ -144,7 +143,7 @@ impl<S> Worker<S> {
         B: Backend,
     {
         let rude = matches!(verdict, Verdict::Close(reason) if !reason.is_polite());
-        if rude || self.vitals.blocked {
+        if rude || self.vitals.state.any(State::BLOCKED) {
             return verdict;
         }
         match self.send(kit) {
@@ -152,7 +151,7 @@ impl<S> Worker<S> {
             Some(failed @ Verdict::Close(_)) => failed,
             Some(waiting) => {
                 if let Verdict::Close(reason) = verdict {
-                    self.vitals.ending = Some(reason);
+                    self.vitals.end(reason);
                 }
                 waiting
             }
