@@ -70,8 +70,10 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Config(error) => Some(error),
-            Self::Start(error) | Self::Wait(error) => Some(error),
-            Self::Listen(_, error) | Self::Connect(_, error) => Some(error),
+            Self::Start(error)
+            | Self::Listen(_, error)
+            | Self::Connect(_, error)
+            | Self::Wait(error) => Some(error),
             _ => None,
         }
     }
@@ -87,8 +89,10 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Config(_) => io::ErrorKind::InvalidInput,
-            Error::Start(error) | Error::Wait(error) => error.kind(),
-            Error::Listen(_, error) | Error::Connect(_, error) => error.kind(),
+            Error::Start(error)
+            | Error::Listen(_, error)
+            | Error::Connect(_, error)
+            | Error::Wait(error) => error.kind(),
             Error::QueueFull | Error::Busy(_) => io::ErrorKind::WouldBlock,
             Error::AlreadyRunning | Error::NotRunning | Error::Dropped => io::ErrorKind::Other,
         };

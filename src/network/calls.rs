@@ -26,6 +26,7 @@ const UNCALLED: [ErrorKind; 4] = [
 /// assert_eq!(Answer::default(), Answer::Refuse(std::time::Duration::ZERO));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Answer {
     /// It accepts after this time.
     Accept(Duration),

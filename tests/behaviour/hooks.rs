@@ -1,4 +1,5 @@
-//! The hooks that are not about a request: what comes back undelivered, and the end of a turn.
+//! The hooks that are not about a request: what comes back undelivered, the end of a turn, and a
+//! reply that has to wait.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -7,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handle, Handler, Manager,
+    Cause, CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handle, Handler, Manager,
 };
 
 use crate::support::{pair, turn_until};
@@ -174,4 +175,94 @@ fn panics_in_these_hooks_end_nobody() {
     let stats = manager.stats();
     assert_eq!((stats.live, stats.panics), (1, stats.turns + 1));
     assert_eq!(stats.closed_total(), 1);
+}
+
+/// What a hook does besides.
+type Then = fn(&mut Conn<'_>) -> io::Result<()>;
+
+/// Answers with much more than a socket takes, and notes what it is told of it.
+#[derive(Default)]
+struct Lavish {
+    told: Rc<RefCell<Vec<Cause>>>,
+    on_blocked: Option<Then>,
+}
+
+impl Handler for Lavish {
+    type Session = ();
+
+    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+        conn.write_all(&vec![b'x'; if body == b"much" { 32 << 20 } else { 3 }])
+    }
+
+    fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.told.borrow_mut().push(conn.cause());
+        self.on_blocked.map_or(Ok(()), |then| then(conn))
+    }
+
+    fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.told.borrow_mut().push(conn.cause());
+        Ok(())
+    }
+}
+
+fn lavish(lavish: Lavish) -> (Manager<Lavish>, TcpStream) {
+    let config = Config::new().framing(Framing::Drained).write_limit(64 << 20);
+    let mut manager = Manager::with_handler(config, lavish).unwrap();
+    manager.start().unwrap();
+    let (client, ours) = pair();
+    manager.put(ours).unwrap();
+    (manager, client)
+}
+
+#[test]
+fn a_handler_is_told_once_that_a_reply_has_to_wait_and_once_that_it_has_gone_out() {
+    let told = Rc::<RefCell<Vec<Cause>>>::default();
+    let (mut manager, mut client) = lavish(Lavish { told: told.clone(), on_blocked: None });
+    client.write_all(b"few").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().bytes_out == 3);
+    assert_eq!(*told.borrow(), [], "what goes out at once has not waited");
+    for round in 1..=2 {
+        client.write_all(b"much").unwrap();
+        turn_until(&mut manager, |_| told.borrow().len() == 2 * round - 1);
+        for _ in 0..5 {
+            manager.turn(Some(Duration::from_millis(1))).unwrap();
+        }
+        assert_eq!(told.borrow().len(), 2 * round - 1, "once");
+        client.set_nonblocking(true).unwrap();
+        let mut waste = vec![0; 1 << 20];
+        turn_until(&mut manager, |_| {
+            while matches!(io::Read::read(&mut client, &mut waste), Ok(1..)) {}
+            told.borrow().len() == 2 * round
+        });
+        client.set_nonblocking(false).unwrap();
+    }
+    assert_eq!(*told.borrow(), [Cause::Blocked, Cause::Flushed].repeat(2));
+}
+
+#[test]
+fn what_is_decided_when_a_reply_has_to_wait_counts() {
+    let cases: [(Then, CloseReason); 4] = [
+        (
+            |conn| {
+                conn.abort();
+                Ok(())
+            },
+            CloseReason::Aborted,
+        ),
+        (|_| Err(io::ErrorKind::Other.into()), CloseReason::Failed),
+        (|_| panic!("a test"), CloseReason::Panicked),
+        // No more than write_limit is unsent, whatever it is that wants to write.
+        (|conn| conn.write_all(&vec![b'y'; 60 << 20]), CloseReason::WriteLimit),
+    ];
+    for (then, reason) in cases {
+        let (mut manager, mut client) =
+            lavish(Lavish { on_blocked: Some(then), ..Lavish::default() });
+        client.write_all(b"much").unwrap();
+        let reader =
+            std::thread::spawn(move || io::Read::read_to_end(&mut client, &mut Vec::new()));
+        turn_until(&mut manager, |manager| manager.stats().live == 0);
+        assert_eq!(manager.stats().closed(reason), 1, "{reason}: {}", manager.stats());
+        drop(manager);
+        let _ = reader.join();
+    }
 }
