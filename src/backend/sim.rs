@@ -187,11 +187,12 @@ impl Listener {
 ///
 /// ```
 /// use pool_manager::sim::{Answer, Sim};
-/// use pool_manager::{Config, Manager};
+/// use pool_manager::{Config, Conn, Manager};
 /// use std::time::Duration;
 ///
 /// let sim = Sim::new(1);
-/// let mut manager = Manager::with_backend(Config::new(), |_: &mut _, _: &_| Ok(()), sim.clone())?;
+/// let ignore = |_: &mut Conn<'_>, _: &[u8]| Ok(());
+/// let mut manager = Manager::with_backend(Config::new(), ignore, sim.clone())?;
 /// manager.start()?;
 /// let host = sim.host("10.0.0.1:80".parse()?);
 /// host.set_answer(Answer::Accept(Duration::from_millis(20)));

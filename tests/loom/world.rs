@@ -79,7 +79,7 @@ pub(crate) mod outgoing {
     use std::net::SocketAddr;
 
     #[derive(Clone, Copy, Debug, Default)]
-    pub struct ConnectOptions;
+    pub struct ConnectOptions(());
 
     #[derive(Clone, Copy, Debug)]
     pub struct Call;

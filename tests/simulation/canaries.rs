@@ -44,8 +44,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "connecting_past_its_deadline",
         "vitals.rs",
-        "self.blocked = true;\n        self.set_patience(deadline);",
-        "self.blocked = true;\n        if !PLANTED { self.set_patience(deadline); }",
+        "self.state.enter(State::BLOCKED);\n        self.set_patience(deadline);",
+        "self.state.enter(State::BLOCKED);\n        if !PLANTED { self.set_patience(deadline); }",
     ),
     canary(
         "a_connect_deadline_that_outlives_the_connect",
@@ -62,8 +62,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "not_told_of_a_connect_in_vain",
         "manager/connection.rs",
-        "if vitals.unknown && !vitals.is_connecting() {",
-        "if vitals.unknown && (PLANTED || !vitals.is_connecting()) {",
+        "if unknown && !vitals.is_connecting() {",
+        "if unknown && (PLANTED || !vitals.is_connecting()) {",
     ),
     canary(
         "connecting_during_a_stop",
@@ -74,8 +74,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "not_told_that_a_reply_waits",
         "worker/sending.rs",
-        "        if self.vitals.ending.is_none() {\n            self.call(kit, Cause::Blocked",
-        "        if self.vitals.ending.is_none() && !PLANTED {\n            self.call(kit, Cause::Blocked",
+        "        if !self.vitals.state.any(State::ENDING) {\n            self.call(kit, Cause::Blocked",
+        "        if !self.vitals.state.any(State::ENDING) && !PLANTED {\n            self.call(kit, Cause::Blocked",
     ),
     canary(
         "no_generation_check",
