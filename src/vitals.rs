@@ -245,7 +245,7 @@ impl Vitals {
     pub(crate) fn connected(&mut self, now: Now) {
         self.state.leave(State::UNKNOWN);
         self.state.leave(State::BLOCKED);
-        self.patience = 0;
+        self.set_patience(Duration::ZERO);
         self.moved = now.stamp;
     }
 
@@ -305,12 +305,8 @@ impl Vitals {
     }
 
     /// Counts what happened in a turn from just before its end rather than from its beginning:
-    /// who was served last in a slow turn has not been silent since it began. Who is connecting
-    /// waits for nobody here.
+    /// who was served last in a slow turn has not been silent since it began.
     pub(crate) fn credit(&mut self, turn: Span) {
-        if self.is_connecting() {
-            return;
-        }
         for clock in [&mut self.moved, &mut self.since] {
             if *clock == turn.began {
                 *clock = turn.last();

@@ -79,7 +79,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return Err(Error::refused(Refusal::Busy, &self.mailbox));
         }
         self.read_clock();
-        self.begin(Call::new(addr, options)).map_err(|error| Error::Connect(addr, error))
+        let outcome = self.begin(Call::new(addr, options));
+        // What follows is not what took us long.
+        self.read_clock();
+        outcome.map_err(|error| Error::Connect(addr, error))
     }
 
     /// Begins a connection that a callback or a handle asked for, which has a place. If it cannot
@@ -122,6 +125,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             socket.discard();
             error
         })?;
+        self.visited.push(id);
         self.kit.stats.connects += 1;
         if self.kit.config.debug {
             log::debug!("{id}: connecting to {}", call.addr);

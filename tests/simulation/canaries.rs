@@ -50,8 +50,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "a_connect_deadline_that_outlives_the_connect",
         "vitals.rs",
-        "self.patience = 0;",
-        "if !PLANTED { self.patience = 0; }",
+        "self.set_patience(Duration::ZERO);",
+        "if !PLANTED { self.set_patience(Duration::ZERO); }",
     ),
     canary(
         "a_place_kept_by_what_cannot_begin",

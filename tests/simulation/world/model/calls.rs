@@ -6,6 +6,7 @@ use std::time::Duration;
 use pool_manager::sim::{Answer, Host, Sim};
 use pool_manager::{CloseReason, Config, ConnId, ConnectOptions, End};
 
+use super::clocks::ticks;
 use super::{Account, Model, Turned};
 
 /// What is known of a connection that was asked for.
@@ -19,6 +20,10 @@ pub(crate) struct Call {
     /// When it was asked for, and when it had begun at the latest.
     asked: Duration,
     begun: Option<Duration>,
+    /// From when its age counts, at the earliest.
+    since: Duration,
+    /// From when its deadline counts, at the latest.
+    latest: Duration,
     /// Its id, if the manager itself was asked.
     id: Option<ConnId>,
     opened: bool,
@@ -54,9 +59,10 @@ impl Call {
         let heard = |accepts: &Account, reason| accepts.causes.contains(&reason);
         let justified = match end.reason {
             CloseReason::Unreachable(ErrorKind::TimedOut) => {
-                let begun = self.begun.unwrap_or(now);
+                let begun = self.begun.map_or(now, |begun| begun.max(self.latest));
                 let answered = self.after().is_some_and(|after| begun + after <= waited);
-                now >= self.asked + self.deadline.0 && !answered
+                let tick = Duration::from_millis(1);
+                now + tick >= self.asked + self.deadline.0 && !answered
             }
             CloseReason::Unreachable(ErrorKind::ConnectionRefused) => {
                 matches!(self.answer, Answer::Refuse(_)) && now >= came
@@ -98,6 +104,8 @@ impl Model {
             deadline,
             asked: now,
             begun: None,
+            since: now,
+            latest: now,
             id: None,
             opened: false,
             ended: false,
@@ -115,10 +123,11 @@ impl Model {
 
     /// The manager itself began it: from now on its id names it.
     pub(crate) fn called(&mut self, key: u64, id: ConnId, sim: &Sim) {
-        self.note_calls(sim.now(), None);
+        self.note_calls(sim, None);
         let look = sim.look(id);
         let Some(call) = self.calls.get_mut(&key) else { return };
         call.id = Some(id);
+        call.since = call.asked;
         let began = call.begun.is_some();
         let Some(look) = look.filter(|look| look.calling && began) else {
             return self.complain(format!("{id}: connecting, but nobody was called"));
@@ -132,12 +141,16 @@ impl Model {
 
     /// Who has been called since is connecting, and counts as put; but one that was called in vain,
     /// which is told at once.
-    pub(super) fn note_calls(&mut self, now: Duration, in_vain: Option<u64>) {
+    pub(super) fn note_calls(&mut self, sim: &Sim, in_vain: Option<u64>) {
+        let (now, waited) = (sim.now(), sim.tally().waited);
         let mut begun = 0;
         for (key, call) in &mut self.calls {
             let called = !call.ended && call.host.called() > 0 && in_vain != Some(*key);
             if call.begun.is_none() && called {
                 call.begun = Some(now);
+                call.latest = now;
+                // A turn has one time for all that it does.
+                call.since = call.asked.min(waited);
                 begun += 1;
             }
             if call.begun.is_none() || call.begun == Some(now) {
@@ -169,7 +182,7 @@ impl Model {
         let again = std::mem::replace(&mut call.opened, true) || call.ended;
         let there = matches!(call.answer, Answer::Accept(after) if now >= call.asked + after);
         let other = call.id.is_some_and(|known| known != id);
-        let times = (call.asked, call.begun.unwrap_or(now));
+        let times = (call.since, call.begun.unwrap_or(now));
         if again || !there || other {
             let wrong = format!("{id}: opened again, or not there, or another: {call:?}");
             self.complain(wrong);
@@ -250,12 +263,20 @@ impl Model {
 
     /// What must hold after a turn for those that are neither there nor ended.
     pub(super) fn check_calls(&mut self, turn: Turned, sim: &Sim) {
-        self.note_calls(sim.now(), None);
-        let ticks = Duration::from_millis(2);
+        self.note_calls(sim, None);
+        let two = Duration::from_millis(2);
         let mut complaints = Vec::new();
-        for call in self.calls.values().filter(|call| call.is_pending()) {
+        for call in self.calls.values_mut().filter(|call| call.is_pending()) {
             let Some(begun) = call.begun else { continue };
-            if turn.punctual && turn.began > begun.saturating_add(call.deadline.1 + ticks) {
+            // What was slow in the turn it began in is not its own time, up to when the clock is
+            // read again.
+            for (began, ended) in [turn.before, (turn.began, turn.ended)] {
+                if ticks(begun) >= ticks(began) {
+                    call.latest = call.latest.max(ended);
+                }
+            }
+            let due = call.latest.saturating_add(call.deadline.1 + two);
+            if turn.punctual && turn.began > due {
                 complaints.push(format!("past its connect deadline: {call:?} {turn:?}"));
             }
             let there = call.id.and_then(|id| sim.look(id)).filter(|look| !look.calling);

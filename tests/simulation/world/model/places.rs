@@ -70,7 +70,8 @@ impl Model {
     pub(super) fn evicted(&self, end: &End, sim: &Sim) -> Result<(), String> {
         let full = self.configs.iter().any(|config| {
             // Its own socket is closed by now, and the one that it makes a place for is not.
-            let full = config.max_workers > 0 && sim.tally().open >= config.max_workers;
+            let taken = sim.tally().open + self.waiting_calls() as usize;
+            let full = config.max_workers > 0 && taken >= config.max_workers;
             full && matches!(config.overload, Overload::EvictIdle)
         });
         if !full {

@@ -14,7 +14,7 @@ impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, key: Option<u64>, sim: &Sim) {
         let (now, began) = (sim.now(), sim.tally().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
-        self.note_calls(now, None);
+        self.note_calls(sim, None);
         self.opened += u64::from(key.is_none());
         self.peak = self.peak.max(self.live());
         let late = (self.stopping, self.stopping && self.draining > Duration::ZERO);
@@ -379,7 +379,7 @@ impl Model {
     /// A connection has ended: once, and with totals that add up.
     pub(crate) fn closed(&mut self, end: &End, sim: &Sim) {
         let (now, began) = (sim.now(), sim.tally().waited);
-        self.note_calls(now, end.key.filter(|_| sim.look(end.id).is_none()));
+        self.note_calls(sim, end.key.filter(|_| sim.look(end.id).is_none()));
         if end.key.is_some_and(|key| self.call_closed(end, key, sim)) {
             return;
         }
