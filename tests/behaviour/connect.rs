@@ -190,7 +190,8 @@ fn a_port_at_which_nobody_listens_is_told_once() {
 
 #[test]
 fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
-    let (mut manager, told) = caller_with(drained().clients_deadline(PATIENCE * 2), b"");
+    let config = drained().clients_deadline(PATIENCE * 2);
+    let (mut manager, told) = caller_with(config.clone(), b"");
     let (_listener, addr, _crowd) = silent();
     let deadline = Duration::from_micros(150_500);
     let began = Instant::now();
@@ -203,7 +204,7 @@ fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
     assert_eq!(told.borrow().reasons(), unreachable(ErrorKind::TimedOut));
     assert_eq!(manager.stats().timers, 1);
     // The configured one, which is that of those who have no other.
-    manager.set_config(drained().connect_deadline(Duration::from_millis(40))).unwrap();
+    manager.set_config(config.connect_deadline(Duration::from_millis(40))).unwrap();
     let began = Instant::now();
     manager.connect(addr).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
