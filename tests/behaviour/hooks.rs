@@ -206,7 +206,9 @@ impl Handler for Lavish {
 }
 
 fn lavish(lavish: Lavish) -> (Manager<Lavish>, TcpStream) {
-    let config = Config::new().framing(Framing::Drained).write_limit(64 << 20);
+    let long = Duration::from_secs(600);
+    let config =
+        Config::new().framing(Framing::Drained).write_limit(64 << 20).clients_deadline(long);
     let mut manager = Manager::with_handler(config, lavish).unwrap();
     manager.start().unwrap();
     let (client, ours) = pair();
