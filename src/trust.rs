@@ -112,7 +112,12 @@ impl FromStr for Network {
         let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
         let Some(bits) = bits else { return Ok(addr.into()) };
         let most = if addr.is_ipv4() { 32 } else { 128 };
-        if bits > most { Err(wrong()) } else { Ok(Self { first: addr, bits }) }
+        match (addr.to_canonical(), bits) {
+            _ if bits > most => Err(wrong()),
+            // It maps IPv4 addresses, which are looked for as such.
+            (first @ IpAddr::V4(_), 96..) => Ok(Self { first, bits: bits - 96 }),
+            _ => Ok(Self { first: addr, bits }),
+        }
     }
 }
 
@@ -153,6 +158,8 @@ mod tests {
             ("fd00::/8", "fdff::1", "fe00::1"),
             ("::/0", "ffff::", "1.2.3.4"),
             ("::1", "::1", "::2"),
+            ("::ffff:10.0.0.0/104", "10.9.9.9", "11.0.0.0"),
+            ("::ffff:10.0.0.1/128", "::ffff:10.0.0.1", "10.0.0.2"),
         ] {
             let network: Network = network.parse().unwrap();
             assert!(network.contains(inside.parse().unwrap()), "{network} {inside}");

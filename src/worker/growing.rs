@@ -26,7 +26,11 @@ impl<S> Worker<S> {
         let closes = matches!(verdict, Verdict::Close(_));
         let verdict = if self.input.capacity() > 0 || closes || kit.spares.may_keep_input() {
             verdict
-        } else if self.vitals.blocked || self.vitals.paused || self.vitals.ending.is_some() {
+        } else if self.vitals.unknown
+            || self.vitals.blocked
+            || self.vitals.paused
+            || self.vitals.ending.is_some()
+        {
             // Nothing can be delivered now, and nothing kept for later.
             Verdict::Close(CloseReason::MemoryLimit)
         } else {

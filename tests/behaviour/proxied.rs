@@ -173,3 +173,18 @@ fn connections_to_a_unix_socket_have_headers_if_any_have() {
     client.read_exact(&mut told).unwrap();
     assert_eq!(&told, expected);
 }
+
+#[test]
+fn half_a_header_that_memory_has_no_room_for_is_nobody_s_request() {
+    let (mut rig, addr) = telling(lines().buffer_size(128).memory_limit(128), "127.0.0.1");
+    let mut first = connect(addr);
+    first.write_all(&HEADER[..20]).unwrap();
+    rig.bytes_in(20);
+    let mut second = connect(addr);
+    second.write_all(&HEADER[..20]).unwrap();
+    rig.until(|rig| rig.manager.stats().closed(CloseReason::MemoryLimit) == 1);
+    assert_eq!(rig.record.all(), [], "the handler hears nothing of it");
+    assert_eq!(rig.manager.stats().requests_total(), 0);
+    first.write_all(&[&HEADER[20..], b"hello\n"].concat()).unwrap();
+    assert_told(&mut rig, &mut first, "192.0.2.7:4711 said hello, 6 bytes");
+}

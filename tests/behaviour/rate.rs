@@ -120,3 +120,18 @@ fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
     let bodies: Vec<_> = rig.record.requests().into_iter().map(|(_, body)| body).collect();
     assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"rest"]);
 }
+
+#[test]
+fn a_changed_limit_forgives_what_was_allowed_under_the_old_one() {
+    let mut rig = echo(lines(RateLimit::per_second(1).burst(100)));
+    let (mut client, _) = rig.connect();
+    client.write_all(&b"x\n".repeat(100)).unwrap();
+    rig.requests(100);
+    rig.manager.set_config(lines(RateLimit::per_second(50).burst(2))).unwrap();
+    let began = Instant::now();
+    client.write_all(&b"x\n".repeat(3)).unwrap();
+    rig.requests(103);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(38), "no burst beyond the one it had: {took:?}");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+}
