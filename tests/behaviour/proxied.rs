@@ -188,3 +188,14 @@ fn half_a_header_that_memory_has_no_room_for_is_nobody_s_request() {
     first.write_all(&[&HEADER[20..], b"hello\n"].concat()).unwrap();
     assert_told(&mut rig, &mut first, "192.0.2.7:4711 said hello, 6 bytes");
 }
+
+#[test]
+fn clients_behind_a_balancer_are_not_counted_as_one() {
+    let (mut rig, addr) = telling(lines().max_per_peer(1), "127.0.0.1");
+    let mut clients = [(); 3].map(|()| connect(addr));
+    for client in &mut clients {
+        client.write_all(&[HEADER, b"hello\n"].concat()).unwrap();
+        assert_told(&mut rig, client, "192.0.2.7:4711 said hello, 6 bytes");
+    }
+    assert_eq!(rig.manager.stats().crowded, 0);
+}
