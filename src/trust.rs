@@ -3,7 +3,7 @@
 //! Values alone: it knows neither listeners nor connections.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// How a listener takes what it accepts; for [`Manager::listen_with`](crate::Manager::listen_with).
@@ -53,9 +53,9 @@ impl ListenOptions {
     }
 
     /// Whether a connection from there begins with a header.
-    pub(crate) fn trusts(&self, peer: Option<SocketAddr>) -> bool {
+    pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         let Some(trusted) = &self.trusted else { return false };
-        peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer.ip())))
+        peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer)))
     }
 }
 
@@ -174,6 +174,6 @@ mod tests {
     fn who_has_no_address_is_trusted_where_anybody_is() {
         assert!(!ListenOptions::new().trusts(None));
         assert!(ListenOptions::new().proxy_protocol([]).trusts(None));
-        assert!(!ListenOptions::new().proxy_protocol([]).trusts("1.2.3.4:5".parse().ok()));
+        assert!(!ListenOptions::new().proxy_protocol([]).trusts("1.2.3.4".parse().ok()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_manager::{CloseReason, Config, Conn, Framing, ListenOptions};
 
-use crate::support::{Rig, connect, rig};
+use crate::support::{Rig, connect, reset, rig};
 
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
@@ -198,4 +198,15 @@ fn clients_behind_a_balancer_are_not_counted_as_one() {
         assert_told(&mut rig, client, "192.0.2.7:4711 said hello, 6 bytes");
     }
     assert_eq!(rig.manager.stats().crowded, 0);
+}
+
+/// A socket that was reset says no longer whose it was, and its bytes can still be read.
+#[test]
+fn who_is_not_trusted_is_not_believed_for_having_gone() {
+    let (mut rig, addr) = telling(lines(), "10.0.0.0/8");
+    let mut client = connect(addr);
+    client.write_all(&[HEADER, b"hello\n"].concat()).unwrap();
+    reset(client);
+    rig.until(|rig| rig.manager.stats().closed_total() == 1);
+    assert_eq!(rig.manager.stats().proxied, 0);
 }
