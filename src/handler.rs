@@ -13,7 +13,7 @@ use crate::id::ConnId;
 use crate::output::Output;
 use crate::socket::Socket;
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason, Vitals};
+use crate::vitals::{Cause, CloseReason, State, Vitals};
 
 /// What is done with connections and their requests. Any
 /// `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is one; implement it for a state per connection
@@ -244,7 +244,7 @@ impl Conn<'_> {
     /// Closes the connection after this callback, without flushing or lingering. If input is
     /// unread the peer sees a reset, else an end of file.
     pub fn abort(&mut self) {
-        self.vitals.ending = Some(CloseReason::Aborted);
+        self.vitals.end_now(CloseReason::Aborted);
     }
 
     /// Stops reading from and delivering for this connection after this callback, until it is
@@ -252,7 +252,7 @@ impl Conn<'_> {
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
     /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
-        self.vitals.paused = true;
+        self.vitals.state.enter(State::PAUSED);
     }
 
     /// Sets this connection's own idle deadline, in place of
@@ -277,7 +277,7 @@ impl Write for Conn<'_> {
         if self.output.push(bytes, self.write_limit) {
             return Ok(());
         }
-        self.vitals.ending = Some(CloseReason::WriteLimit);
+        self.vitals.end_now(CloseReason::WriteLimit);
         Err(io::Error::new(io::ErrorKind::StorageFull, "more reply than write_limit is unsent"))
     }
 

@@ -243,7 +243,7 @@ mod tests {
     impl Transport for Flood {}
 
     fn now(millis: u64) -> Now {
-        Now::new(Duration::from_millis(millis))
+        Now::new((millis, false))
     }
 
     fn readable() -> Event {

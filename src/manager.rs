@@ -11,7 +11,6 @@ mod waiting;
 
 use std::fmt;
 use std::io;
-use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -251,8 +250,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     fn serve_ready(&mut self) -> usize {
         let before = self.visited.len();
         self.pool.take_ready(&mut self.visited);
-        let visited = mem::take(&mut self.visited);
-        for &id in &visited[before..] {
+        let after = self.visited.len();
+        for at in before..after {
+            let id = self.visited[at];
             let Some(worker) = self.pool.unlist(id) else { continue };
             let verdict = worker.serve(&mut self.kit);
             // Most are at rest now, and their deadlines are not sooner than before.
@@ -264,8 +264,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingering.len() > 0 {
             self.lingering.serve(&mut self.kit.backend, &mut self.kit.stats, self.kit.now);
         }
-        self.visited = visited;
-        self.visited.len() - before
+        after - before
     }
 
     /// 6. Deadlines, at most a batch, and after the reads.

@@ -52,12 +52,13 @@ impl Output {
 
     /// Lets go of the first `count` unsent bytes.
     pub(crate) fn advance(&mut self, count: usize) {
-        assert!(count <= self.len(), "sent more than there was");
-        self.sent += count;
-        if self.sent == self.bytes.len() {
+        if count == self.len() {
             self.bytes.clear();
             self.sent = 0;
+            return;
         }
+        assert!(count < self.len(), "sent more than there was");
+        self.sent += count;
     }
 
     /// Where the next byte will go, for [`Output::rewind`].

@@ -212,12 +212,11 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::socket::Socket;
-    use crate::vitals::Vitals;
+    use crate::vitals::{State, Vitals};
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
 
     fn now(millis: u64) -> Now {
-        Now::new(Duration::from_millis(millis))
+        Now::new((millis, false))
     }
 
     fn deadlines() -> Deadlines {
@@ -301,7 +300,7 @@ mod tests {
         let id = insert(&mut pool);
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 0);
-        assert!(pool.get_mut(id).unwrap().output.push(b"owed", 9));
+        assert!(pool.get_mut(id).unwrap().gather(b"owed", 9));
         pool.mark_ready(id, event(true, false));
         assert_eq!(pool.ready.len(), 0, "one that owes is not read");
         pool.mark_ready(id, event(false, true));
@@ -329,7 +328,7 @@ mod tests {
     fn a_paused_worker_is_remembered_as_readable_but_not_served() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
-        pool.get_mut(id).unwrap().vitals.paused = true;
+        pool.get_mut(id).unwrap().vitals.state.enter(State::PAUSED);
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().vitals.readable);
@@ -348,7 +347,7 @@ mod tests {
         for &id in &ids[2..] {
             pool.remove(id);
         }
-        pool.get_mut(ids[1]).unwrap().vitals.paused = true;
+        pool.get_mut(ids[1]).unwrap().vitals.state.enter(State::PAUSED);
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_001)));
         assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_000)));
@@ -359,7 +358,7 @@ mod tests {
     fn a_clock_that_stands_still_arms_no_timer() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
-        pool.get_mut(id).unwrap().vitals.paused = true;
+        pool.get_mut(id).unwrap().vitals.state.enter(State::PAUSED);
         while pool.pop_due(now(5_000), deadlines()).is_some() {}
         pool.file(id, deadlines());
         assert_eq!(pool.next_due(), Tick::NEVER);

@@ -16,10 +16,11 @@ impl Tick {
     /// This tick moved by `by`, rounded up; saturates at [`Tick::NEVER`].
     pub(crate) fn after(self, by: Duration) -> Self {
         let (whole, partial) = millis(by);
-        Self(self.0.saturating_add(whole).saturating_add(partial))
+        Self(self.0.saturating_add(whole).saturating_add(partial.into()))
     }
 
     /// How long from this tick until `later`; zero if that has begun.
+    #[inline]
     pub(crate) fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
@@ -55,18 +56,17 @@ impl Span {
 }
 
 impl Now {
-    pub(crate) fn new(at: Duration) -> Self {
-        let (tick, partial) = millis(at);
-        Self { tick: Tick(tick), stamp: Tick(tick.saturating_add(partial)) }
+    /// So many whole milliseconds since the epoch, and perhaps a part of one more.
+    pub(crate) fn new((whole, partial): (u64, bool)) -> Self {
+        Self { tick: Tick(whole), stamp: Tick(whole.saturating_add(partial.into())) }
     }
 }
 
-/// The whole milliseconds in a span, and 1 if there is a part of one more.
-fn millis(span: Duration) -> (u64, u64) {
+/// The whole milliseconds in a span, and whether there is a part of one more.
+pub(crate) fn millis(span: Duration) -> (u64, bool) {
     let whole = span.subsec_millis();
     let partial = span.subsec_nanos() != whole * 1_000_000;
-    let millis = span.as_secs().saturating_mul(1_000).saturating_add(u64::from(whole));
-    (millis, u64::from(partial))
+    (span.as_secs().saturating_mul(1_000).saturating_add(u64::from(whole)), partial)
 }
 
 #[cfg(test)]
@@ -76,9 +76,9 @@ mod tests {
     #[test]
     fn the_present_rounds_down_and_deadlines_round_up() {
         assert_eq!(Tick(5).after(Duration::from_nanos(1)), Tick(6));
-        let now = Now::new(Duration::from_nanos(1_000_001));
+        let now = Now::new(millis(Duration::from_nanos(1_000_001)));
         assert_eq!((now.tick, now.stamp), (Tick(1), Tick(2)));
-        let now = Now::new(Duration::from_millis(3));
+        let now = Now::new(millis(Duration::from_millis(3)));
         assert_eq!((now.tick, now.stamp), (Tick(3), Tick(3)));
     }
 

@@ -5,6 +5,7 @@
 
 mod pace;
 mod reason;
+mod state;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::id::ConnId;
 use crate::time::{Now, Span, Tick};
 pub(crate) use pace::Pace;
 pub use reason::CloseReason;
+pub(crate) use state::State;
 
 /// Why the callback runs now.
 ///
@@ -122,8 +124,10 @@ pub(crate) struct Vitals {
     pub(crate) bytes_out: u64,
     /// This connection's own idle deadline, in milliseconds; 0 for the configured one.
     pub(crate) patience: u32,
-    /// Once set, nothing more is read or delivered: what is owed is flushed, then it closes.
-    pub(crate) ending: Option<CloseReason>,
+    /// Why it closes; in step with its state.
+    ending: Option<CloseReason>,
+    /// What is out of the ordinary about it.
+    pub(crate) state: State,
     /// It is on the ready list.
     pub(crate) listed: bool,
     /// The kernel said that there is something to read, and no read has come to its end since.
@@ -133,16 +137,8 @@ pub(crate) struct Vitals {
     pub(crate) insistent: bool,
     /// The peer will send no more.
     pub(crate) eof: bool,
-    /// A write found the socket full, and no writable event was served since.
-    pub(crate) blocked: bool,
-    /// Nothing is read or delivered until it is resumed.
-    pub(crate) paused: bool,
-    /// A request is held until its time has come, by the rate limit.
-    pub(crate) throttled: bool,
     /// It was read a last time, because the manager stops.
     pub(crate) farewell: bool,
-    /// The handler does not know of it yet: its header is still to come.
-    pub(crate) unknown: bool,
     /// It was accepted in a stop.
     pub(crate) newcomer: bool,
     beside: Option<Box<Beside>>,
@@ -160,24 +156,26 @@ impl Vitals {
             bytes_out: 0,
             patience: 0,
             ending: None,
+            state: State::default(),
             listed: false,
             readable: false,
             insistent: false,
             eof: false,
-            blocked: false,
-            paused: false,
-            throttled: false,
             farewell: false,
-            unknown: false,
             newcomer: false,
             beside: None,
         }
     }
 
+    /// Whether nothing is delivered for now.
+    pub(crate) fn stands_still(&self) -> bool {
+        self.state.any(State::PAUSED | State::THROTTLED)
+    }
+
     /// When this connection's time is up: the idle or the total deadline, whichever is sooner.
     /// The clocks of one that is paused or held back stand still, unless it owes a reply.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
-        if (self.paused || self.throttled) && !self.blocked {
+        if self.stands_still() && !self.state.any(State::BLOCKED) {
             return Tick::NEVER;
         }
         self.running_deadline(deadlines)
@@ -192,7 +190,7 @@ impl Vitals {
     /// When there is something to do for it though nothing comes: its deadline, or the time of the
     /// request that is held.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
-        if self.paused || self.throttled {
+        if self.stands_still() {
             self.held_due(deadlines)
         } else {
             self.running_deadline(deadlines)
@@ -201,7 +199,7 @@ impl Vitals {
 
     #[cold]
     fn held_due(&self, deadlines: Deadlines) -> Tick {
-        if self.paused || self.blocked {
+        if self.state.any(State::PAUSED | State::BLOCKED) {
             return self.deadline(deadlines);
         }
         deadlines.pace.due(self.evenly())
@@ -233,12 +231,13 @@ impl Vitals {
 
     /// Whether a request may be delivered now, which it then has to be; else it is held.
     pub(crate) fn keeps_pace(&mut self, deadlines: Deadlines, now: Now) -> bool {
-        self.throttled = !self.is_due(deadlines, now);
-        if !self.throttled {
+        let due = self.is_due(deadlines, now);
+        self.state.set(State::THROTTLED, !due);
+        if due {
             let beside = self.beside.get_or_insert_default();
             beside.evenly = deadlines.pace.after(beside.evenly, now.tick);
         }
-        !self.throttled
+        due
     }
 
     /// The limit may be another from now on: what the old one allowed is no debt under it.
@@ -251,20 +250,32 @@ impl Vitals {
     /// Whether a request that is held may go on. Its peer has waited for us: clocks begin anew.
     #[cold]
     pub(crate) fn catch_up(&mut self, deadlines: Deadlines, now: Now) -> bool {
-        self.throttled = !self.is_due(deadlines, now);
-        if !self.throttled {
+        let due = self.is_due(deadlines, now);
+        self.state.set(State::THROTTLED, !due);
+        if due {
             self.moved = now.stamp;
             self.since = now.stamp;
         }
-        !self.throttled
+        due
     }
 
     /// Ends the connection for this reason, unless it is ending for another. A natural end, which
     /// a pause may hold back, gives way.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         if self.ending.is_none_or(CloseReason::is_natural) {
-            self.ending = Some(reason);
+            self.end_now(reason);
         }
+    }
+
+    /// Ends the connection for this reason, whatever it is ending for.
+    pub(crate) fn end_now(&mut self, reason: CloseReason) {
+        self.ending = Some(reason);
+        self.state.enter(State::ENDING);
+    }
+
+    /// Why it closes once what is owed is flushed, if it does.
+    pub(crate) fn ending(&self) -> Option<CloseReason> {
+        if self.state.any(State::ENDING) { self.ending } else { None }
     }
 
     /// Counts what happened in a turn from just before its end rather than from its beginning:
@@ -279,7 +290,7 @@ impl Vitals {
 
     /// Ends a pause: clocks that stood still go on from `stamp`.
     pub(crate) fn resume(&mut self, stamp: Tick) {
-        if std::mem::take(&mut self.paused) && !self.blocked {
+        if self.state.leave(State::PAUSED) && !self.state.any(State::BLOCKED) {
             self.moved = stamp;
             self.since = if self.since == Tick::NEVER { Tick::NEVER } else { stamp };
         }
@@ -299,7 +310,7 @@ mod tests {
     use std::io;
 
     fn vitals() -> Vitals {
-        Vitals::new(ConnId::new(0, 1), Now::new(Duration::from_millis(100)))
+        Vitals::new(ConnId::new(0, 1), Now::new((100, false)))
     }
 
     #[test]
@@ -328,9 +339,9 @@ mod tests {
     fn a_paused_connection_waits_unless_it_owes_a_reply() {
         let config = Config::new();
         let mut vitals = vitals();
-        vitals.paused = true;
+        vitals.state.enter(State::PAUSED);
         assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick::NEVER);
-        vitals.blocked = true;
+        vitals.state.enter(State::BLOCKED);
         assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(3_100));
     }
 
@@ -351,7 +362,7 @@ mod tests {
         vitals.resume(Tick(9_000));
         assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(3_100), "it was not paused");
         vitals.since = Tick(100);
-        vitals.paused = true;
+        vitals.state.enter(State::PAUSED);
         vitals.resume(Tick(50_000));
         assert_eq!(vitals.deadline(Deadlines::from(&config)), Tick(53_000));
         assert_eq!(vitals.since, Tick(50_000));

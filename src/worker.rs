@@ -8,9 +8,9 @@ mod growing;
 mod kit;
 mod pacing;
 mod proxied;
+mod reading;
 mod sending;
 
-use std::io::ErrorKind;
 use std::mem;
 
 use crate::backend::{Backend, Event};
@@ -21,15 +21,16 @@ use crate::output::Output;
 use crate::socket::Socket;
 use crate::spares::Spares;
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason, Vitals};
+use crate::vitals::{Cause, CloseReason, State, Vitals};
 
 pub(crate) use kit::Kit;
 
-/// What one visit may do at most, so that nobody waits long for its turn; a read counts as
-/// [`READ_LEAST`] bytes even if it got fewer.
-const READ_BYTES: usize = 64 << 10;
-const READ_LEAST: usize = 4 << 10;
-const CALLBACKS: u32 = 256;
+/// What one visit may do at most, so that nobody waits long for its turn: in bytes read, of which a
+/// read counts as [`READ`] at least, and a callback as [`CALLBACK`]. So it is at most 16 reads and
+/// 256 callbacks.
+const BUDGET: usize = 64 << 10;
+const READ: usize = 4 << 10;
+const CALLBACK: usize = 256;
 
 /// What becomes of a worker after a visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,8 @@ enum Step {
     Panicked,
 }
 
-/// Invariant: between visits, `input` and `output` have storage iff they hold bytes; during one, what
-/// they held is in the hot buffers.
+/// Invariant: between visits, `input` and `output` have storage iff they hold bytes, and then its
+/// state says that it keeps some; during one, what they held is in the hot buffers.
 #[derive(Debug)]
 pub(crate) struct Worker<S> {
     pub(crate) vitals: Vitals,
@@ -63,28 +64,48 @@ pub(crate) struct Worker<S> {
 
 impl<S> Worker<S> {
     pub(crate) fn new(vitals: Vitals, socket: Socket, session: S) -> Self {
+        let mut vitals = vitals;
+        vitals.state.set(State::BOXED, socket.is_boxed());
         Self { vitals, socket, input: Buffer::default(), output: Output::default(), session }
     }
 
     /// Whether bytes of reply have yet to go out.
     pub(crate) fn owes(&self) -> bool {
-        self.vitals.blocked || !self.output.is_empty()
+        self.vitals.state.any(State::BLOCKED) || !self.output.is_empty()
+    }
+
+    /// Queues bytes behind those that have yet to go out; false if `limit` allows no more.
+    pub(crate) fn gather(&mut self, bytes: &[u8], limit: usize) -> bool {
+        self.vitals.state.enter(State::KEEPS);
+        self.output.push(bytes, limit)
     }
 
     /// Whether it is between two requests, with nobody about to answer.
     pub(crate) fn is_idle(&self) -> bool {
-        self.input.is_empty() && !self.owes() && !self.vitals.paused
+        self.input.is_empty() && !self.owes() && !self.vitals.state.any(State::PAUSED)
     }
 
-    /// Notes an edge of readiness, and says whether it gives the worker something to do.
+    /// Notes an edge of readiness, and says whether it gives the worker something to do. One that
+    /// has been sent bytes by others is on the ready list already.
     pub(crate) fn note(&mut self, event: Event) -> bool {
-        let (owes, boxed) = (self.owes(), self.socket.is_boxed());
         let vitals = &mut self.vitals;
-        let readable = event.readable || event.closed || event.priority || boxed;
+        let readable = event.readable || event.closed || event.priority;
         vitals.readable |= readable;
         vitals.insistent |= event.closed || event.priority;
-        let still = vitals.paused || vitals.throttled;
-        if owes { event.writable || event.closed || boxed } else { readable && !still }
+        if vitals.state.is_empty() { readable } else { self.wants(event) }
+    }
+
+    /// Whether an edge gives something to do to a worker that is out of the ordinary.
+    #[cold]
+    fn wants(&mut self, event: Event) -> bool {
+        let boxed = self.vitals.state.any(State::BOXED);
+        self.vitals.readable |= boxed;
+        if self.owes() {
+            event.writable || event.closed || boxed
+        } else {
+            let readable = event.readable || event.closed || event.priority || boxed;
+            readable && !self.vitals.stands_still()
+        }
     }
 
     /// Tells the handler that the connection is there; what it writes goes out at the first visit.
@@ -103,24 +124,53 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if let Some(reason) = self.vitals.ending.filter(|reason| !reason.is_polite()) {
-            return Verdict::Close(reason);
-        }
-        let pays = self.owes() || self.socket.is_boxed();
-        self.attach(&mut kit.spares);
-        let mut held_up = if pays { self.pay(kit) } else { self.rests() };
-        if held_up.is_none() && self.vitals.unknown {
-            held_up = self.introduce(kit);
-        }
+        let keeps = self.input.capacity() > 0 || self.output.capacity() > 0;
+        debug_assert!(self.vitals.state.any(State::KEEPS) || !keeps, "buffers it does not know of");
+        let held_up = if self.vitals.state.is_empty() { None } else { self.prepare(kit) };
         let verdict = match held_up {
             None => self.converse(kit),
             Some(verdict) => verdict,
         };
-        let mut verdict = self.conclude(kit, verdict);
-        if self.input.capacity() > 0 || !kit.spares.input.is_empty() {
-            verdict = self.keep(kit, verdict);
+        let verdict = self.conclude(kit, verdict);
+        if verdict == Verdict::Wait && self.vitals.state.is_empty() && kit.spares.input.is_empty() {
+            return verdict;
         }
-        self.detach_output(&mut kit.spares);
+        self.put_away(kit, verdict)
+    }
+
+    /// What comes before a visit that is out of the ordinary; a verdict if there is no more to it.
+    #[cold]
+    #[inline(never)]
+    fn prepare<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        let pays = self.owes() || self.vitals.state.any(State::BOXED);
+        self.attach(&mut kit.spares);
+        if let Some(reason) = self.vitals.ending().filter(|reason| !reason.is_polite()) {
+            return Some(Verdict::Close(reason));
+        }
+        let mut held_up = if pays { self.pay(kit) } else { self.rests() };
+        if held_up.is_none() && self.vitals.state.any(State::UNKNOWN) {
+            held_up = self.introduce(kit);
+        }
+        if held_up.is_none() && self.is_held_back(kit) {
+            held_up = Some(Verdict::Wait);
+        }
+        held_up
+    }
+
+    /// What comes after a visit that leaves something behind: its buffers, or the connection itself.
+    #[cold]
+    #[inline(never)]
+    fn put_away<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        let verdict = self.keep(kit, verdict);
+        self.detach(&mut kit.spares);
         verdict
     }
 
@@ -133,7 +183,7 @@ impl<S> Worker<S> {
         if self.owes() {
             return Verdict::Close(CloseReason::WriteStalled);
         }
-        if self.vitals.unknown {
+        if self.vitals.state.any(State::UNKNOWN) {
             return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut kit.spares);
@@ -141,7 +191,7 @@ impl<S> Worker<S> {
         if held > 0 || self.vitals.bytes_in == 0 {
             self.deliver(kit, kit.config.framing.remainder(held), Cause::Expired);
         }
-        let reason = self.vitals.ending.unwrap_or(CloseReason::Expired);
+        let reason = self.vitals.ending().unwrap_or(CloseReason::Expired);
         let verdict = self.conclude(kit, self.end(reason));
         self.detach(&mut kit.spares);
         verdict
@@ -149,14 +199,13 @@ impl<S> Worker<S> {
 
     /// An end that is natural waits while the connection is paused: somebody is still to answer.
     fn end(&self, reason: CloseReason) -> Verdict {
-        if self.vitals.paused && reason.is_natural() {
+        if self.vitals.state.any(State::PAUSED) && reason.is_natural() {
             return Verdict::Wait;
         }
         Verdict::Close(reason)
     }
 
     /// The hot buffers become those this worker kept, if it kept any.
-    #[inline(always)]
     fn attach(&mut self, spares: &mut Spares) {
         if self.input.capacity() > 0 {
             mem::swap(&mut self.input, &mut spares.input);
@@ -169,21 +218,17 @@ impl<S> Worker<S> {
     /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
     fn detach(&mut self, spares: &mut Spares) {
         self.detach_input(spares);
-        self.detach_output(spares);
-    }
-
-    #[inline(always)]
-    fn detach_output(&mut self, spares: &mut Spares) {
         if self.output.capacity() > 0 || !spares.output.is_empty() {
             mem::swap(&mut self.output, &mut spares.output);
             if self.output.is_empty() {
                 spares.give_back_output(mem::take(&mut self.output));
             }
         }
+        let keeps = self.input.capacity() > 0 || self.output.capacity() > 0;
+        self.vitals.state.set(State::KEEPS, keeps);
     }
 
     #[cold]
-    #[inline(never)]
     fn detach_input(&mut self, spares: &mut Spares) {
         if self.input.capacity() == 0 {
             if !spares.input.is_empty() {
@@ -204,30 +249,29 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        if self.is_held_back(kit) {
-            return Verdict::Wait;
-        }
-        let mut to_read = READ_BYTES;
-        for _ in 0..CALLBACKS {
-            let (bounds, cause) = loop {
-                let input = &mut kit.spares.input;
-                match self.step(input, &kit.config.framing, kit.longest, to_read) {
-                    Step::Deliver(bounds, cause) => break (bounds, cause),
-                    Step::Fill if kit.spares.input.is_full() && !self.grow(kit) => {
-                        let held = kit.spares.input.len();
-                        break (kit.config.framing.remainder(held), Cause::MemoryLimit);
-                    }
+        let mut budget = BUDGET;
+        loop {
+            let (bounds, cause) =
+                match self.step(&mut kit.spares.input, &kit.config.framing, kit.longest) {
+                    Step::Deliver(bounds, cause) => (bounds, cause),
+                    Step::Rest(verdict) => return verdict,
+                    Step::Fill if budget == 0 => return Verdict::Again,
                     Step::Fill => match self.fill(kit) {
-                        Ok(count) => to_read = to_read.saturating_sub(count.max(READ_LEAST)),
+                        Ok(Some(count)) => {
+                            budget = budget.saturating_sub(count.max(READ));
+                            continue;
+                        }
+                        Ok(None) => {
+                            let held = kit.spares.input.len();
+                            (kit.config.framing.remainder(held), Cause::MemoryLimit)
+                        }
                         Err(reason) => return Verdict::Close(reason),
                     },
-                    Step::Rest(verdict) => return verdict,
                     Step::Panicked => {
                         kit.stats.panics += 1;
                         return Verdict::Close(CloseReason::Panicked);
                     }
-                }
-            };
+                };
             if self.is_early(kit) {
                 return Verdict::Wait;
             }
@@ -240,21 +284,24 @@ impl<S> Worker<S> {
                     return verdict;
                 }
             }
+            budget = budget.saturating_sub(CALLBACK);
+            if budget == 0 && !kit.spares.input.is_empty() {
+                return Verdict::Again;
+            }
         }
-        Verdict::Again
     }
 
     /// Whether nothing more may be read or delivered.
     fn rests(&self) -> Option<Verdict> {
-        match self.vitals.ending {
+        match self.vitals.ending() {
             Some(reason) => Some(self.end(reason)),
-            None => self.vitals.paused.then_some(Verdict::Wait),
+            None => self.vitals.state.any(State::PAUSED).then_some(Verdict::Wait),
         }
     }
 
     /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
     #[inline]
-    fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize, to_read: usize) -> Step {
+    fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize) -> Step {
         if input.is_empty() {
             if self.vitals.eof {
                 return Step::Rest(Verdict::Close(CloseReason::Eof));
@@ -282,13 +329,7 @@ impl<S> Worker<S> {
                 }
             }
         }
-        if !self.vitals.readable {
-            Step::Rest(Verdict::Wait)
-        } else if to_read == 0 {
-            Step::Rest(Verdict::Again)
-        } else {
-            Step::Fill
-        }
+        if self.vitals.readable { Step::Fill } else { Step::Rest(Verdict::Wait) }
     }
 
     /// What makes a body of held bytes that are no frame, if anything does.
@@ -303,44 +344,6 @@ impl<S> Worker<S> {
             Some(Cause::Drained)
         } else {
             None
-        }
-    }
-
-    /// Reads once, and says how much. What it learns about the end of the stream, or of what there
-    /// is to read, is remembered in the vital signs.
-    #[inline(always)]
-    fn fill<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Result<usize, CloseReason> {
-        let vitals = &mut self.vitals;
-        let spare = kit.spares.input.spare(READ_BYTES);
-        let room = spare.len();
-        kit.stats.reads += 1;
-        match kit.backend.read(&mut self.socket, spare) {
-            Ok(0) => {
-                vitals.eof = true;
-                vitals.readable = false;
-                Ok(0)
-            }
-            Ok(count) => {
-                kit.spares.input.commit(count);
-                kit.stats.bytes_in += count as u64;
-                vitals.bytes_in += count as u64;
-                vitals.moved = kit.now.stamp;
-                if vitals.since == Tick::NEVER {
-                    vitals.since = kit.now.stamp;
-                }
-                let short = count < room && !vitals.insistent;
-                if short && kit.backend.short_read_is_drained(&self.socket) {
-                    vitals.readable = false;
-                }
-                Ok(count)
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                vitals.readable = false;
-                vitals.insistent = false;
-                Ok(0)
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
-            Err(error) => Err(CloseReason::of(&error)),
         }
     }
 
@@ -373,7 +376,8 @@ impl<S> Worker<S> {
             }
         }
         if let Some(reason) = cause.ends() {
-            self.vitals.ending.get_or_insert(reason);
+            let reason = self.vitals.ending().unwrap_or(reason);
+            self.vitals.end_now(reason);
         }
     }
 }

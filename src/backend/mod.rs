@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub use crate::mailbox::Wake;
 use crate::socket::Socket;
+use crate::time::millis;
 pub use os::Os;
 
 /// What the loop needs from the world.
@@ -40,6 +41,12 @@ pub trait Backend {
 
     /// The time since an arbitrary fixed moment; never goes back.
     fn now(&mut self) -> Duration;
+
+    /// The whole milliseconds of [`Backend::now`], and whether a part of one more has passed. Asked
+    /// twice a turn: a world may know a shorter way.
+    fn millis(&mut self) -> (u64, bool) {
+        millis(self.now())
+    }
 
     /// Waits until something is ready, `timeout` has passed (rounded up; `None`: for ever) or a
     /// wake came, and keeps the events for [`Backend::events`]. Says whether there are any, a

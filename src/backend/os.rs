@@ -20,6 +20,7 @@ use super::oneshot::{Direction, Oneshot};
 use super::{Backend, Bound, Event, Wake};
 use crate::id::Token;
 use crate::socket::{Socket, as_stream};
+use crate::time::millis;
 
 /// How many events one wait hands out.
 const EVENTS: usize = 1024;
@@ -32,6 +33,7 @@ pub struct Os {
     poll: Option<Poll>,
     events: Events,
     epoch: Instant,
+    millisecond: Millisecond,
     /// Unused but where it is needed: see [`REARM`].
     oneshot: Oneshot,
 }
@@ -46,10 +48,12 @@ impl Os {
     /// Opens nothing yet; that is done at start.
     #[must_use]
     pub fn new() -> Self {
+        let epoch = clock();
         Self {
             poll: None,
             events: Events::with_capacity(EVENTS),
-            epoch: Instant::now(),
+            epoch,
+            millisecond: Millisecond::new(epoch, 0),
             oneshot: Oneshot::default(),
         }
     }
@@ -101,7 +105,17 @@ impl Backend for Os {
     }
 
     fn now(&mut self) -> Duration {
-        Instant::now().saturating_duration_since(self.epoch)
+        clock().saturating_duration_since(self.epoch)
+    }
+
+    /// Most readings fall into the millisecond of the one before, and are not converted.
+    fn millis(&mut self) -> (u64, bool) {
+        let now = clock();
+        if now >= self.millisecond.ends {
+            let (number, _) = millis(now.saturating_duration_since(self.epoch));
+            self.millisecond = Millisecond::new(self.epoch, number);
+        }
+        (self.millisecond.number, now != self.millisecond.began)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
@@ -211,6 +225,26 @@ impl Backend for Os {
     fn short_read_is_drained(&self, socket: &Socket) -> bool {
         let linux = cfg!(any(target_os = "linux", target_os = "android"));
         linux && !REARM && matches!(socket, Socket::Tcp(_))
+    }
+}
+
+fn clock() -> Instant {
+    Instant::now()
+}
+
+/// One whole millisecond since the epoch.
+#[derive(Debug)]
+struct Millisecond {
+    number: u64,
+    began: Instant,
+    ends: Instant,
+}
+
+impl Millisecond {
+    #[cold]
+    fn new(epoch: Instant, number: u64) -> Self {
+        let began = epoch + Duration::from_millis(number);
+        Self { number, began, ends: began + Duration::from_millis(1) }
     }
 }
 

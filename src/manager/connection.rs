@@ -14,7 +14,7 @@ use crate::lingering;
 use crate::mailbox::Refusal;
 use crate::peers::Peer;
 use crate::socket::{Socket, uninterrupted};
-use crate::vitals::{CloseReason, Vitals};
+use crate::vitals::{CloseReason, State, Vitals};
 use crate::worker::{Verdict, Worker};
 
 /// How many idle connections that turn out to have spoken are tried for one newcomer.
@@ -72,7 +72,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         };
         let mut vitals = Vitals::new(id, self.kit.now);
         vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
-        vitals.unknown = proxied;
+        vitals.state.set(State::UNKNOWN, proxied);
         let worker = Worker::new(vitals, socket, session);
         self.pool.insert(worker, self.kit.deadlines);
         self.kit.stats.put += 1;
@@ -85,7 +85,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             if !proxied {
                 worker.open(&mut self.kit);
             }
-            if worker.owes() || worker.vitals.ending.is_some() {
+            if worker.owes() || worker.vitals.state.any(State::ENDING) {
                 self.pool.list(id);
             }
             self.pool.file(id, self.kit.deadlines);
@@ -274,11 +274,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
         let Worker { vitals, mut socket, input, output, session } = worker;
-        if vitals.unknown {
+        let unknown = vitals.state.any(State::UNKNOWN);
+        if unknown {
             // What came of its header is nobody's request, and is not counted as one.
             self.kit.stats.bytes_in -= vitals.bytes_in;
         }
-        let dropped = if vitals.unknown { 0 } else { input.len() as u64 };
+        let dropped = if unknown { 0 } else { input.len() as u64 };
         let end = End {
             id,
             reason,
@@ -307,7 +308,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.kit.config.debug {
             log::debug!("{id}: closed after {:?}: {reason}", end.age);
         }
-        if vitals.unknown {
+        if unknown {
             return dispose(session);
         }
         self.kit.tell(|handler, desk| handler.closed(&end, session, desk));

@@ -16,7 +16,7 @@ use crate::stats::Stats;
 use crate::time::{Now, Tick};
 use crate::trust::ListenOptions;
 use crate::unix::{self, Claim};
-use crate::vitals::CloseReason;
+use crate::vitals::{CloseReason, State};
 use crate::worker::Worker;
 
 /// At most one warning of a kind in this time.
@@ -276,7 +276,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.change(id, |worker| worker.vitals.end(CloseReason::Requested));
             }
             Command::Pause(id) => {
-                self.change(id, |worker| worker.vitals.paused = true);
+                self.change(id, |worker| worker.vitals.state.set(State::PAUSED, true));
             }
             Command::Resume(id) => {
                 let stamp = self.kit.now.stamp;
@@ -291,8 +291,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let limit = self.kit.config.write_limit;
         let (mut closing, mut taken) = (false, false);
         let known = self.change(id, |worker| {
-            closing = worker.vitals.ending.is_some_and(|reason| !reason.is_natural());
-            taken = !closing && worker.output.push(&bytes, limit);
+            closing = worker.vitals.ending().is_some_and(|reason| !reason.is_natural());
+            taken = !closing && worker.gather(&bytes, limit);
         });
         if !taken {
             self.give_back(id, bytes);
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn an_alarm_tells_of_growth_alone_and_at_most_once_a_second() {
-        let at = |millis| Now::new(Duration::from_millis(millis));
+        let at = |millis| Now::new((millis, false));
         let mut alarm = Alarm::default();
         assert_eq!(alarm.news(0, at(5)), None);
         assert_eq!(alarm.news(3, at(10)), Some(3));

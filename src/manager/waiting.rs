@@ -42,7 +42,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST)),
             due => {
                 self.read_clock();
-                let left = self.kit.now.tick.until(due).min(LONGEST);
+                let left = self.kit.now.tick.until(due.min(self.kit.now.tick.after(LONGEST)));
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
         }
@@ -78,7 +78,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///    long, what happened in it counts from its end: those who were served must not pay for it.
     pub(super) fn read_clock(&mut self) {
         let began = self.kit.now.stamp;
-        self.kit.now = Now::new(self.kit.backend.now());
+        self.kit.now = Now::new(self.kit.backend.millis());
         let span = Span { began, ended: self.kit.now.stamp };
         if span.is_long() {
             for &id in &self.visited {
@@ -92,14 +92,31 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// When the next turn is due even if nothing becomes ready: not later than now if work is left,
     /// `NEVER` if nothing is planned.
+    #[inline(always)]
     fn due(&self) -> Tick {
-        if self.pool.any_ready() || self.kit.desk.has_work() || self.lingering.has_work() {
+        if self.pool.any_ready() || self.kit.desk.has_work() {
             return self.kit.now.tick;
         }
-        let mut due = self.pool.next_due();
-        due = due.min(self.lingering.next_due());
+        let due = self.pool.next_due().min(self.tick_at);
+        let lingers = self.lingering.len() > 0;
+        let reaps = self.kit.spares.can_reap();
+        let stops = matches!(self.phase, Phase::Stopping(_));
+        if lingers | reaps | stops | self.listeners.any_ready() {
+            due.min(self.due_besides())
+        } else {
+            due
+        }
+    }
+
+    /// As [`Manager::due`], for what is not there most of the time.
+    #[cold]
+    #[inline(never)]
+    fn due_besides(&self) -> Tick {
+        if self.lingering.has_work() {
+            return self.kit.now.tick;
+        }
+        let mut due = self.lingering.next_due();
         due = due.min(self.listeners.next_due(&self.mailbox.places, &self.kit.config.overload));
-        due = due.min(self.tick_at);
         if self.kit.spares.can_reap() {
             due = due.min(self.reap_at);
         }

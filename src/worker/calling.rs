@@ -43,7 +43,7 @@ impl<S> Worker<S> {
             None => {
                 kit.stats.panics += 1;
                 kit.spares.output.rewind(mark);
-                self.vitals.ending = Some(CloseReason::Panicked);
+                self.vitals.end_now(CloseReason::Panicked);
             }
         }
     }

@@ -4,41 +4,36 @@
 use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
 use crate::handler::Handler;
-use crate::vitals::{Cause, CloseReason};
+use crate::vitals::{Cause, CloseReason, State};
 
 impl<S> Worker<S> {
     /// Makes room in a full input buffer. False if the manager's memory is used up.
     #[cold]
     #[inline(never)]
     pub(super) fn grow<H, B>(&mut self, kit: &mut Kit<H, B>) -> bool {
+        self.vitals.state.enter(State::KEEPS);
         kit.spares.grow_input(&mut self.input, kit.longest)
     }
 
-    /// Keeps what is held, or lets go of the buffer that held something. What becomes of a worker
-    /// that has kept none so far and from now on has to, though memory is used up?
-    #[cold]
-    #[inline(never)]
+    /// What becomes of a worker at the end of a visit that has kept no input so far and from now on
+    /// has to, though memory is used up?
     pub(super) fn keep<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
     where
         H: Handler<Session = S>,
         B: Backend,
     {
+        let keeps_more = self.input.capacity() == 0 && !kit.spares.input.is_empty();
         let closes = matches!(verdict, Verdict::Close(_));
-        let verdict = if self.input.capacity() > 0 || closes || kit.spares.may_keep_input() {
+        let uncallable = State::UNKNOWN | State::BLOCKED | State::PAUSED | State::ENDING;
+        if !keeps_more || closes || kit.spares.may_keep_input() {
             verdict
-        } else if self.vitals.unknown
-            || self.vitals.blocked
-            || self.vitals.paused
-            || self.vitals.ending.is_some()
-        {
+        } else if self.vitals.state.any(uncallable) {
             // Nothing can be delivered now, and nothing kept for later.
             Verdict::Close(CloseReason::MemoryLimit)
         } else {
             let held = kit.spares.input.len();
             self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
             self.conclude(kit, self.rests().unwrap_or(verdict))
-        };
-        self.detach_input(&mut kit.spares);
-        verdict
+        }
     }
 }

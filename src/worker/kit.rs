@@ -34,7 +34,7 @@ impl<H, B: Backend> Kit<H, B> {
             flush_at: flush_at(&config),
             longest: config.longest(),
             config,
-            now: Now::new(backend.now()),
+            now: Now::new(backend.millis()),
             backend,
             handler,
             desk,

@@ -1,6 +1,7 @@
 //! Pacing: a request that comes too early for the rate limit is held, and the wheel says until when.
 
 use super::{Kit, Worker};
+use crate::vitals::State;
 
 impl<S> Worker<S> {
     /// Whether the request that is there comes too early, and is held. If not, it is delivered.
@@ -17,8 +18,7 @@ impl<S> Worker<S> {
     }
 
     /// Whether the time of the request that is held has not come yet.
-    #[inline(always)]
     pub(super) fn is_held_back<H, B>(&mut self, kit: &Kit<H, B>) -> bool {
-        self.vitals.throttled && !self.vitals.catch_up(kit.deadlines, kit.now)
+        self.vitals.state.any(State::THROTTLED) && !self.vitals.catch_up(kit.deadlines, kit.now)
     }
 }

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::proxy::{self, Parsed};
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason};
+use crate::vitals::{Cause, CloseReason, State};
 
 /// Reads of one connection a visit, until its header is there.
 const READS: u32 = 16;
@@ -57,7 +57,7 @@ impl<S> Worker<S> {
         self.vitals.bytes_in -= length as u64;
         kit.stats.bytes_in -= length as u64;
         kit.stats.proxied += 1;
-        self.vitals.unknown = false;
+        self.vitals.state.leave(State::UNKNOWN);
         self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
     }
 }

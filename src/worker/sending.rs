@@ -1,13 +1,12 @@
 //! Sending: replies go out once a visit, in order; what the socket does not take is owed.
 
 use std::io::ErrorKind;
-use std::mem;
 
 use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::time::{Now, Tick};
-use crate::vitals::{Cause, CloseReason};
+use crate::vitals::{Cause, CloseReason, State};
 
 /// Writes of one connection a visit.
 const WRITES: u32 = 16;
@@ -34,10 +33,10 @@ impl<S> Worker<S> {
         if let Some(waiting) = self.send(kit) {
             return Some(waiting);
         }
-        if mem::take(&mut self.vitals.blocked) {
+        if self.vitals.state.leave(State::BLOCKED) {
             let held = !kit.spares.input.is_empty();
             self.vitals.since = if held { kit.now.stamp } else { Tick::NEVER };
-            if self.vitals.ending.is_none() {
+            if !self.vitals.state.any(State::ENDING) {
                 self.call(kit, Cause::Flushed, |handler, conn, session, _| {
                     handler.flushed(conn, session)
                 });
@@ -49,7 +48,7 @@ impl<S> Worker<S> {
     /// Sends the replies that have gathered; a verdict if not all went out.
     #[inline(always)]
     pub(super) fn send<H, B: Backend>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict> {
-        if kit.spares.output.is_empty() && !self.socket.is_boxed() {
+        if kit.spares.output.is_empty() && !self.vitals.state.any(State::BOXED) {
             return None;
         }
         match self.write(kit) {
@@ -77,7 +76,7 @@ impl<S> Worker<S> {
 
     /// From now on both deadlines are for the reply.
     fn owe(&mut self, now: Now, verdict: Verdict) -> Verdict {
-        if !mem::replace(&mut self.vitals.blocked, true) {
+        if self.vitals.state.enter(State::BLOCKED) {
             self.vitals.since = now.stamp;
             self.vitals.moved = now.stamp;
         }
@@ -103,7 +102,7 @@ impl<S> Worker<S> {
                 self.vitals.bytes_out += count as u64;
                 self.vitals.moved = kit.now.stamp;
                 kit.stats.bytes_out += count as u64;
-                let all = output.is_empty() && !self.socket.is_boxed();
+                let all = output.is_empty() && !self.vitals.state.any(State::BOXED);
                 if all { Sent::All } else { Sent::Some }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Blocked,
@@ -119,7 +118,7 @@ impl<S> Worker<S> {
         B: Backend,
     {
         let rude = matches!(verdict, Verdict::Close(reason) if !reason.is_polite());
-        if rude || self.vitals.blocked {
+        if rude || self.vitals.state.any(State::BLOCKED) {
             return verdict;
         }
         match self.send(kit) {
@@ -127,7 +126,7 @@ impl<S> Worker<S> {
             Some(failed @ Verdict::Close(_)) => failed,
             Some(waiting) => {
                 if let Verdict::Close(reason) = verdict {
-                    self.vitals.ending = Some(reason);
+                    self.vitals.end_now(reason);
                 }
                 waiting
             }

@@ -26,8 +26,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "a_tick_left_out_of_due",
         "manager/waiting.rs",
-        "due = due.min(self.tick_at);",
-        "if !PLANTED { due = due.min(self.tick_at); }",
+        "self.pool.next_due().min(self.tick_at);",
+        "self.pool.next_due().min(if PLANTED { Tick::NEVER } else { self.tick_at });",
     ),
     canary(
         "listeners_that_are_taken_are_closed",
@@ -43,7 +43,7 @@ pub(crate) const ALL: &[Canary] = &[
     ),
     canary(
         "short_read_ends_despite_read_closed",
-        "worker.rs",
+        "worker/reading.rs",
         "let short = count < room && !vitals.insistent;",
         "let short = count < room && (PLANTED || !vitals.insistent);",
     ),
@@ -56,12 +56,12 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "events_refresh_the_deadline",
         "worker.rs",
-        "let pays = self.owes()",
-        "if PLANTED { self.vitals.moved = kit.now.stamp; }\n        let pays = self.owes()",
+        "let held_up = if self",
+        "if PLANTED { self.vitals.moved = kit.now.stamp; }\n        let held_up = if self",
     ),
     canary(
         "bytes_refresh_the_total_deadline",
-        "worker.rs",
+        "worker/reading.rs",
         "if vitals.since == Tick::NEVER {",
         "if vitals.since == Tick::NEVER || PLANTED {",
     ),
@@ -138,8 +138,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "lingering_left_out_of_due",
         "manager/waiting.rs",
-        "due = due.min(self.lingering.next_due());",
-        "if !PLANTED { due = due.min(self.lingering.next_due()); }",
+        "let mut due = self.lingering.next_due();",
+        "let mut due = if PLANTED { Tick::NEVER } else { self.lingering.next_due() };",
     ),
     canary(
         "spares_left_out_of_due",
@@ -201,14 +201,14 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "writable_event_ignored",
         "worker.rs",
-        "if owes { event.writable || event.closed || boxed }",
-        "if owes { event.writable && !PLANTED || event.closed || boxed }",
+        "event.writable || event.closed || boxed",
+        "event.writable && !PLANTED || event.closed || boxed",
     ),
     canary(
         "pause_ignored",
         "worker.rs",
-        "self.vitals.paused.then_some(Verdict::Wait)",
-        "(self.vitals.paused && !PLANTED).then_some(Verdict::Wait)",
+        "self.vitals.state.any(State::PAUSED).then_some(Verdict::Wait)",
+        "(self.vitals.state.any(State::PAUSED) && !PLANTED).then_some(Verdict::Wait)",
     ),
     canary(
         "no_lingering",

@@ -61,9 +61,9 @@ fn play(seed: u64) -> u64 {
             "seed {seed}: {current:?}: none since {last:?}, {now:?}"
         );
         if let Some(limit) = current {
-            let most = f64::from(limit.per_second) * (now - since + TICKS).as_secs_f64();
-            let came = (served.get() - before) as f64;
-            let most = most + f64::from(limit.burst) + 1.0;
+            let time = (now + TICKS).saturating_sub(since).as_micros() as usize;
+            let most = limit.per_second as usize * time / 1_000_000 + limit.burst as usize + 1;
+            let came = served.get() - before;
             assert!(came <= most, "seed {seed}: {limit:?}: {came} since {since:?}, {now:?}");
         }
     }

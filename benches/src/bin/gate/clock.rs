@@ -5,23 +5,23 @@
 use std::hint::black_box;
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pool_manager::Socket;
 use pool_manager::backend::{Backend, Bound, Event, Os, Wake};
 
-/// How far one reading is from the next. A turn at full speed takes a few of these.
-const STEP: Duration = Duration::from_micros(20);
+/// Readings a millisecond. A turn at full speed takes a few.
+const READINGS: u64 = 50;
 
 /// Every method is that of [`Os`]; one that the trait gains must be handed on as well.
 pub(crate) struct Clocked {
     os: Os,
-    now: Duration,
+    readings: u64,
 }
 
 impl Clocked {
     pub(crate) fn new() -> Self {
-        Self { os: Os::new(), now: Duration::ZERO }
+        Self { os: Os::new(), readings: 0 }
     }
 }
 
@@ -39,8 +39,17 @@ impl Backend for Clocked {
     #[inline]
     fn now(&mut self) -> Duration {
         black_box(self.os.now());
-        self.now += STEP;
-        self.now
+        self.readings += 1;
+        Duration::from_millis(self.readings) / READINGS as u32
+    }
+
+    /// That of [`Os`] converts a reading only if it is of another millisecond than the one before,
+    /// which a slow run would make many: so what is paid for here is the reading and a division.
+    #[inline]
+    fn millis(&mut self) -> (u64, bool) {
+        black_box(Instant::now());
+        self.readings += 1;
+        (self.readings / READINGS, !self.readings.is_multiple_of(READINGS))
     }
 
     #[inline]
