@@ -256,7 +256,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(worker) = self.pool.unlist(id) else { continue };
             let verdict = worker.serve(&mut self.kit);
             // Most are at rest now, and their deadlines are not sooner than before.
-            let rests = verdict == Verdict::Wait && worker.vitals.is_filed(self.kit.deadlines);
+            let rests = verdict == Verdict::Wait && worker.vitals.state.is_empty();
+            debug_assert!(!rests || worker.vitals.is_filed(self.kit.deadlines), "{id} is due");
             if !rests || matches!(self.phase, Phase::Stopping(_)) {
                 self.settle(id, verdict);
             }

@@ -10,7 +10,7 @@ use slab::Slab;
 use crate::backend::Event;
 use crate::id::ConnId;
 use crate::time::{Now, Tick};
-use crate::vitals::Deadlines;
+use crate::vitals::{Deadlines, State};
 use crate::wheel::Wheel;
 use crate::worker::Worker;
 
@@ -180,6 +180,7 @@ impl<S> Pool<S> {
     /// away, which costs nothing here: the timer comes early and is armed again then.
     pub(crate) fn file(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
+        worker.vitals.state.leave(State::SOONER);
         let due = worker.vitals.due(deadlines);
         if due < worker.vitals.filed {
             worker.vitals.filed = due;
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::socket::Socket;
-    use crate::vitals::{State, Vitals};
+    use crate::vitals::Vitals;
     use std::os::unix::net::UnixStream;
 
     fn now(millis: u64) -> Now {

@@ -290,6 +290,7 @@ impl Vitals {
 
     /// Ends a pause: clocks that stood still go on from `stamp`.
     pub(crate) fn resume(&mut self, stamp: Tick) {
+        self.state.enter(State::SOONER);
         if self.state.leave(State::PAUSED) && !self.state.any(State::BLOCKED) {
             self.moved = stamp;
             self.since = if self.since == Tick::NEVER { Tick::NEVER } else { stamp };
@@ -301,6 +302,7 @@ impl Vitals {
     pub(crate) fn set_patience(&mut self, deadline: Duration) {
         let millis = deadline.as_nanos().div_ceil(1_000_000);
         self.patience = u32::try_from(millis).unwrap_or(u32::MAX);
+        self.state.enter(State::SOONER);
     }
 }
 

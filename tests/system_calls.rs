@@ -114,7 +114,7 @@ fn a_burst_of_lines_costs_one_read_and_one_write() {
     assert_eq!(manager.stats().requests_total(), 1_600);
 }
 
-/// One visit has a budget of 256 callbacks; the rest has been read already.
+/// One visit has a budget of 256 callbacks at most; the rest has been read already.
 #[test]
 fn a_burst_beyond_the_budget_of_one_visit_costs_no_more_reads() {
     let mut manager = echo(drained().framing(Framing::Delimited(b'\n')));

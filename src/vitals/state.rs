@@ -21,6 +21,8 @@ impl State {
     pub(crate) const BOXED: Self = Self(1 << 4);
     /// It may keep a buffer of its own.
     pub(crate) const KEEPS: Self = Self(1 << 5);
+    /// It may be due sooner than the wheel knows.
+    pub(crate) const SOONER: Self = Self(1 << 7);
     /// Nothing more is read or delivered: what is owed is flushed, then it closes.
     pub(crate) const ENDING: Self = Self(1 << 6);
 
@@ -74,6 +76,7 @@ mod tests {
             State::BOXED,
             State::KEEPS,
             State::ENDING,
+            State::SOONER,
         ];
         let mut state = State::default();
         for one in all {
