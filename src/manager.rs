@@ -162,6 +162,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.phase = Phase::Running;
         self.read_clock();
         self.take_effect();
+        self.plan_tick();
         self.kit.desk.set_open(true);
         self.mailbox.open(wake);
         log::info!("started: {:?}", self.kit.config);
