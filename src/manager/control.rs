@@ -200,14 +200,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     fn apply(&mut self, config: Config) {
-        let same_tick = self.kit.config.tick == config.tick;
+        let Config { tick, reap_interval, .. } = self.kit.config;
         self.kit.configure(config);
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
         self.take_effect();
-        if !same_tick {
+        // What is planned already is not put off by being asked for again.
+        if self.kit.config.tick != tick {
             self.plan_tick();
+        }
+        if self.kit.config.reap_interval != reap_interval {
+            self.plan_reaping();
         }
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
@@ -228,7 +232,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
-        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
     }
 
     /// A snapshot of the counters.
