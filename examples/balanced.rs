@@ -145,6 +145,10 @@ fn serve(options: Options) -> Result<(), Failure> {
     let (listener, questions) = (bind(&options.listen)?, bind(&options.agent)?);
     let addr = listener.local_addr().map_err(run_error)?;
     let agent = questions.local_addr().map_err(run_error)?;
+    if agent.port() == addr.port() {
+        // By its port a connection is known to be a question.
+        return Err(usage_error("--agent: must have another port than --listen"));
+    }
     let (condition, most) = (Rc::new(RefCell::new(Condition::default())), options.most);
     let handler = Balanced { condition: condition.clone(), agent, most };
     let config = options.config.max_workers(most + QUESTIONS);

@@ -89,25 +89,20 @@ impl Handler for Room {
         }
         let line = printable(line);
         match line.split_once(' ').unwrap_or((&line, "")) {
-            ("", "") => Ok(()),
-            ("/name", name) => self.rename(conn, member, name),
-            ("/who", "") => writeln!(conn, "* {} here", self.members.len()),
-            ("/quit", "") => {
-                conn.close();
-                Ok(())
-            }
+            ("", "") => {}
+            ("/name", name) => self.rename(conn, member, name)?,
+            ("/who", "") => writeln!(conn, "* {} here", self.members.len())?,
+            ("/quit", "") => conn.close(),
             (command, _) if command.starts_with('/') => {
-                writeln!(conn, "! the commands are /name NAME, /who and /quit")
+                writeln!(conn, "! the commands are /name NAME, /who and /quit")?;
             }
-            _ => {
-                self.tell(format_args!("{}: {line}", member.0));
-                if self.gathered.len() >= GATHERED_MOST {
-                    conn.pause();
-                    self.paused.push(conn.id());
-                }
-                Ok(())
-            }
+            _ => self.tell(format_args!("{}: {line}", member.0)),
         }
+        if self.gathered.len() >= GATHERED_MOST {
+            conn.pause();
+            self.paused.push(conn.id());
+        }
+        Ok(())
     }
 
     fn closed(&mut self, _: &End, member: Member, _: &mut Desk) {

@@ -151,6 +151,7 @@ fn succeed<H: Handler>(
         }
         if began.elapsed() > PATIENCE {
             successor.kill()?;
+            successor.wait()?;
             return Err(format!("it does not listen after {PATIENCE:?}").into());
         }
     }

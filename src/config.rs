@@ -99,7 +99,9 @@ pub struct Config {
     /// more is told what one is told when all workers are taken, and closed, whatever
     /// [`overload`](Self::overload) says; [`Stats::crowded`](crate::Stats::crowded) counts it.
     /// Those of Unix sockets and those that were put are not counted, nor those accepted while
-    /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address.
+    /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address;
+    /// those whose header says who the client is ([`ListenOptions`](crate::ListenOptions)) are not
+    /// counted, for it was the balancer that let them in.
     /// Default: 0, no limit.
     pub max_per_peer: usize,
     /// How many requests a second a connection may make. One that comes too early is not lost: it is
@@ -394,6 +396,7 @@ mod tests {
         }
         let error = Config::new().rate_limit(RateLimit::per_second(u32::MAX)).checked();
         assert!(error.unwrap_err().to_string().contains("at most 1000000"));
+        assert!(Config::new().rate_limit(RateLimit::per_second(1_000_000)).checked().is_ok());
         assert!(Config::new().min_workers(7).checked().is_ok(), "no maximum");
         assert!(Config::new().buffer_size(16 << 20).checked().is_ok());
     }

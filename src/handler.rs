@@ -219,7 +219,7 @@ impl Conn<'_> {
     /// The peer's address: of a connection that a balancer passes on, the one its header says
     /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise it asks
     /// the kernel each time (`getpeername(2)`, one system call), so keep it in the session if every
-    /// request needs it. `None` for Unix sockets, and after a reset.
+    /// request needs it. `None` for Unix sockets, and after a reset: having none is no sign of trust.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.vitals.peer().or_else(|| self.socket.peer_addr())

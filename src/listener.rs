@@ -174,7 +174,8 @@ impl<L> Listeners<L> {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
                 let options = &self.all[index].options;
-                let proxied = options.has_proxies() && options.trusts(socket.peer_addr());
+                // A socket that was reset meanwhile no longer says whose it was.
+                let proxied = options.has_proxies() && options.trusts(addr);
                 let addr = addr.filter(|_| !proxied);
                 Accepted::Connection { socket, addr, promised, proxied }
             }

@@ -163,6 +163,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.phase = Phase::Running;
         self.read_clock();
         self.take_effect();
+        self.plan_tick();
+        self.plan_reaping();
         self.kit.desk.set_open(true);
         self.mailbox.open(wake);
         log::info!("started: {:?}", self.kit.config);
@@ -310,8 +312,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     fn reap_spares(&mut self) {
         if self.kit.spares.can_reap() && self.reap_at <= self.kit.now.tick {
             self.kit.spares.reap();
-            self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
+            self.plan_reaping();
         }
+    }
+
+    /// From now on spares are reaped after an interval.
+    fn plan_reaping(&mut self) {
+        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
     }
 
     /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and

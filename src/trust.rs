@@ -3,7 +3,7 @@
 //! Values alone: it knows neither listeners nor connections.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// How a listener takes what it accepts; for [`Manager::listen_with`](crate::Manager::listen_with).
@@ -53,9 +53,9 @@ impl ListenOptions {
     }
 
     /// Whether a connection from there begins with a header.
-    pub(crate) fn trusts(&self, peer: Option<SocketAddr>) -> bool {
+    pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         let Some(trusted) = &self.trusted else { return false };
-        peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer.ip())))
+        peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer)))
     }
 }
 
@@ -112,7 +112,12 @@ impl FromStr for Network {
         let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
         let Some(bits) = bits else { return Ok(addr.into()) };
         let most = if addr.is_ipv4() { 32 } else { 128 };
-        if bits > most { Err(wrong()) } else { Ok(Self { first: addr, bits }) }
+        match (addr.to_canonical(), bits) {
+            _ if bits > most => Err(wrong()),
+            // It maps IPv4 addresses, which are looked for as such.
+            (first @ IpAddr::V4(_), 96..) => Ok(Self { first, bits: bits - 96 }),
+            _ => Ok(Self { first: addr, bits }),
+        }
     }
 }
 
@@ -153,6 +158,8 @@ mod tests {
             ("fd00::/8", "fdff::1", "fe00::1"),
             ("::/0", "ffff::", "1.2.3.4"),
             ("::1", "::1", "::2"),
+            ("::ffff:10.0.0.0/104", "10.9.9.9", "11.0.0.0"),
+            ("::ffff:10.0.0.1/128", "::ffff:10.0.0.1", "10.0.0.2"),
         ] {
             let network: Network = network.parse().unwrap();
             assert!(network.contains(inside.parse().unwrap()), "{network} {inside}");
@@ -167,6 +174,6 @@ mod tests {
     fn who_has_no_address_is_trusted_where_anybody_is() {
         assert!(!ListenOptions::new().trusts(None));
         assert!(ListenOptions::new().proxy_protocol([]).trusts(None));
-        assert!(!ListenOptions::new().proxy_protocol([]).trusts("1.2.3.4:5".parse().ok()));
+        assert!(!ListenOptions::new().proxy_protocol([]).trusts("1.2.3.4".parse().ok()));
     }
 }

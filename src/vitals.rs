@@ -273,6 +273,13 @@ impl Vitals {
         due
     }
 
+    /// The limit may be another from now on: what the old one allowed is no debt under it.
+    pub(crate) fn change_pace(&mut self, pace: Pace, now: Now) {
+        if let Some(beside) = &mut self.beside {
+            beside.evenly = pace.forgiving(beside.evenly, now.tick);
+        }
+    }
+
     /// Whether a request that is held may go on. Its peer has waited for us: clocks begin anew.
     #[cold]
     pub(crate) fn catch_up(&mut self, deadlines: Deadlines, now: Now) -> bool {

@@ -297,6 +297,7 @@ impl<S> Worker<S> {
     }
 
     /// Whether nothing more may be read or delivered.
+    #[inline(always)]
     fn rests(&self) -> Option<Verdict> {
         match self.vitals.ending() {
             Some(reason) => Some(self.end(reason)),
@@ -305,7 +306,7 @@ impl<S> Worker<S> {
     }
 
     /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
-    #[inline]
+    #[inline(always)]
     fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize) -> Step {
         if input.is_empty() {
             if self.vitals.eof {
@@ -338,6 +339,7 @@ impl<S> Worker<S> {
     }
 
     /// What makes a body of held bytes that are no frame, if anything does.
+    #[inline(always)]
     fn completes(&self, input: &Buffer, framing: &Framing, longest: usize) -> Option<Cause> {
         if input.is_full() && framing.is_stream() {
             Some(Cause::Full)

@@ -206,6 +206,18 @@ fn one_that_does_not_read_is_closed_and_the_others_hear_everything() {
 
 #[test]
 fn one_that_says_more_than_can_be_passed_on_has_to_wait() {
+    has_to_wait(&format!("{}\n", "x".repeat(1_000)));
+}
+
+#[test]
+fn one_that_changes_its_name_all_the_time_has_to_wait() {
+    let names = ["\u{20000}", "\u{20001}"].map(|letter| letter.repeat(32));
+    has_to_wait(&format!("/name {}\n/name {}\n", names[0], names[1]).repeat(4));
+}
+
+/// Who says this again and again is not read as fast as it can say it.
+#[track_caller]
+fn has_to_wait(lines: &str) {
     const MOST: usize = 8 << 20;
     let (_program, addr) = listening("chat", &[]);
     let mut speaker = connect(addr);
@@ -213,7 +225,7 @@ fn one_that_says_more_than_can_be_passed_on_has_to_wait() {
     // It does read: or that would be why it is not read.
     let mut heard = speaker.try_clone().expect("a clone");
     thread::spawn(move || std::io::copy(&mut heard, &mut std::io::sink()));
-    let lines = format!("{}\n", "x".repeat(1_000)).repeat(16);
+    let lines = lines.repeat(16);
     let (began, mut taken) = (Instant::now(), 0);
     while began.elapsed() < Duration::from_secs(2) && taken < MOST {
         say(&mut speaker, &lines);

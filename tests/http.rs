@@ -245,6 +245,21 @@ fn a_peer_of_the_older_version_is_told_whether_it_may_stay() {
 }
 
 #[test]
+fn who_wants_to_close_and_to_stay_is_closed() {
+    let (_program, addr) = listening("http", &[]);
+    for wishes in ["Connection: close, keep-alive", "Connection: close\r\nConnection: keep-alive"] {
+        let mut client = connect(addr);
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{wishes}\r\n\r\n");
+        client.write_all(request.as_bytes()).expect("send");
+        let reply = hear_all(&mut client);
+        assert!(
+            reply.starts_with("HTTP/1.1 200 ") && reply.contains("Connection: close"),
+            "{reply}"
+        );
+    }
+}
+
+#[test]
 fn it_says_what_time_it_is() {
     let (_program, addr) = listening("http", &[]);
     let reply = told(addr, LAST);

@@ -141,6 +141,15 @@ fn an_address_that_cannot_be_listened_on_is_named() {
 }
 
 #[test]
+fn balanced_cannot_tell_questions_from_clients_at_one_port() {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = free.expect("a port").port();
+    let addrs = [1, 2].map(|last| format!("127.0.0.{last}:{port}"));
+    let line = assert_fails("balanced", &["--listen", &addrs[0], "--agent", &addrs[1]], 2);
+    assert!(line.contains("another port"), "{line}");
+}
+
+#[test]
 fn the_port_of_a_program_that_runs_is_in_use() {
     let (_program, addr) = listening("reactor_echo", &[]);
     let line = assert_fails("reactor_echo", &["--listen", &addr.to_string()], 1);

@@ -57,6 +57,7 @@ fn strings_are_set_counted_and_deleted() {
             ("PING", "+PONG\r\n"),
             ("ping \"two words\"", "$9\r\ntwo words\r\n"),
             ("echo \"\\x41\\n\"", "$2\r\nA\n\r\n"),
+            ("echo two' words'", "$9\r\ntwo words\r\n"),
             ("GET a", "$-1\r\n"),
             ("SET a 1", "+OK\r\n"),
             ("GET a", "$1\r\n1\r\n"),
@@ -102,7 +103,12 @@ fn what_cannot_be_done_is_said_in_the_words_of_redis() {
             ("SET a b EX 0", "-ERR invalid expire time in 'set' command\r\n"),
             ("SET a b PX 9223372036854775807", "-ERR invalid expire time in 'set' command\r\n"),
             ("EXPIRE a 9223372036854775807", "-ERR invalid expire time in 'expire' command\r\n"),
+            ("EXPIRE a -9223372036854776", "-ERR invalid expire time in 'expire' command\r\n"),
             ("EXPIRE a soon", integer),
+            ("SET a b EX 0 EX soon", integer),
+            ("SET a b EX soon PX", "-ERR syntax error\r\n"),
+            ("SET a b EX 1 PX 1", "-ERR syntax error\r\n"),
+            ("FLUSHALL now", "-ERR syntax error\r\n"),
             ("SELECT 1", "-ERR DB index is out of range\r\n"),
             ("nonsense", "-ERR unknown command 'nonsense', with args beginning with: \r\n"),
             ("no 'a b' c", "-ERR unknown command 'no', with args beginning with: 'a b' 'c' \r\n"),
@@ -134,6 +140,11 @@ fn keys_expire_and_can_be_made_to() {
             ("EXPIRE a 50", ":1\r\n"),
             ("TTL a", ":50\r\n"),
             ("EXPIRE nothing 50", ":0\r\n"),
+            ("SET a 1 EX 1 EX 9223370000000000", "+OK\r\n"),
+            ("EXPIRE a 9223370000000000", ":1\r\n"),
+            ("EXPIRE a -9223372036854775", ":1\r\n"),
+            ("SET a 1 PX 100000 px 5000", "+OK\r\n"),
+            ("TTL a", ":5\r\n"),
             ("EXPIRE a 0", ":1\r\n"),
             ("EXISTS a", ":0\r\n"),
             ("SET a 1 PX 20", "+OK\r\n"),
@@ -166,6 +177,19 @@ fn what_clients_ask_when_they_start_is_answered() {
     assert!(all.contains("*6\r\n$3\r\nget\r\n:2\r\n*0\r\n:0\r\n:0\r\n:0\r\n"), "{all}");
 }
 
+/// A page of anybody's may have its reader's browser send a form to any port of the reader's machine.
+#[test]
+fn a_browser_gets_no_word_in() {
+    let (_program, addr) = resp(&[]);
+    for head in ["POST / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut browser = connect(addr);
+        browser.write_all(head.as_bytes()).expect("send");
+        browser.write_all(b"SET a taken\r\n").expect("send");
+        assert!(!hear_all(&mut browser).contains('+'), "{head}");
+        assert_answers(addr, &[("GET a", "$-1\r\n")]);
+    }
+}
+
 #[test]
 fn what_is_no_request_is_answered_and_closed() {
     let (_program, addr) = resp(&[]);
@@ -178,10 +202,15 @@ fn what_is_no_request_is_answered_and_closed() {
         (b"*1\r\n\x07\r\n", "expected '$', got '?'"),
         (b"*1\r\n$-1\r\n", "invalid bulk length"),
         (b"*1\r\n$x\r\n", "invalid bulk length"),
+        (b"*01\r\n$4\r\nPING\r\n", "invalid multibulk length"),
+        (b"*1\r\n$04\r\nPING\r\n", "invalid bulk length"),
+        (b"*1\r\n$-0\r\n", "invalid bulk length"),
         (b"*2\r\n$3\r\nGET\r\n$524289\r\n", "invalid bulk length"),
         (&deep, "too big bulk count string"),
         (b"say \"unbalanced\r\n", "unbalanced quotes in request"),
         (b"'a'b\r\n", "unbalanced quotes in request"),
+        (b"ECHO a\"b\"c\r\n", "unbalanced quotes in request"),
+        (b"ECHO a'b\r\n", "unbalanced quotes in request"),
         (&vec![b'x'; 64 << 10], "too big inline request"),
     ] {
         let mut client = connect(addr);

@@ -137,13 +137,15 @@ struct Facts {
     chunked: bool,
     length: usize,
     keep_alive: bool,
+    closes: bool,
 }
 
 impl Facts {
     fn of(fields: &[Header<'_>], minor: u8) -> Result<Self, Status> {
         let mut hosts = 0;
         let mut length = None;
-        let mut facts = Self { chunked: false, length: 0, keep_alive: minor > 0 };
+        let keep_alive = minor > 0;
+        let mut facts = Self { chunked: false, length: 0, keep_alive, closes: false };
         for &Header { name, value } in fields {
             if name.eq_ignore_ascii_case("host") {
                 hosts += 1;
@@ -167,13 +169,15 @@ impl Facts {
             return Err(BAD_REQUEST);
         }
         facts.length = length.unwrap_or(0);
+        facts.keep_alive &= !facts.closes;
         Ok(facts)
     }
 
+    /// What is to become of the connection; a wish to close outweighs the other (RFC 9112, 9.3).
     fn connection(&mut self, value: &[u8]) {
         for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
             if option.eq_ignore_ascii_case(b"close") {
-                self.keep_alive = false;
+                self.closes = true;
             } else if option.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pool_manager::Conn;
 
@@ -89,6 +89,11 @@ const COMMANDS: [Command; 19] = [
 
 /// Runs one command, and writes its one reply.
 pub(crate) fn run(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
+    if [&b"post"[..], b"host:"].iter().any(|word| args.at(0).eq_ignore_ascii_case(word)) {
+        // A browser, whose page wants it to say commands in the lines behind this one.
+        context.conn.close();
+        return Ok(());
+    }
     let named = |command: &&Command| command.0.as_bytes().eq_ignore_ascii_case(args.at(0));
     let Some(&(name, arity, run)) = COMMANDS.iter().find(named) else {
         return context.conn.error(&unknown(args));
@@ -132,10 +137,13 @@ fn get(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
 }
 
-/// When a key expires that is given so many units of time; `None` if no calendar goes so far.
-fn from_now(count: i64, unit: Duration) -> Option<Instant> {
-    let millis = u64::try_from(count).ok()?.checked_mul(unit.as_millis() as u64)?;
-    Instant::now().checked_add(Duration::from_millis(millis)).filter(|_| millis < u64::MAX / 4)
+/// When a key expires that is given so many times so many milliseconds; `None` if it is further from
+/// 1970 than 64 bits of milliseconds tell. What has passed already is now.
+fn from_now(count: i64, unit: i64) -> Option<Instant> {
+    let millis = count.checked_mul(unit)?;
+    let today = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
+    millis.checked_add(i64::try_from(today).ok()?)?;
+    Instant::now().checked_add(Duration::from_millis(millis.try_into().unwrap_or(0)))
 }
 
 fn set(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
@@ -146,25 +154,31 @@ fn set(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
         match &option[..] {
             b"NX" if only_if != Some(true) => only_if = Some(false),
             b"XX" if only_if != Some(false) => only_if = Some(true),
-            b"EX" | b"PX" if expires.is_none() && index + 1 < args.len() => {
-                let unit = Duration::from_millis(if option == b"EX" { 1_000 } else { 1 });
+            b"EX" | b"PX" if index + 1 < args.len() => {
+                let unit = if option == b"EX" { 1_000 } else { 1 };
                 index += 1;
-                let Some(count) = args.integer(index) else {
-                    return context.conn.error(NO_INTEGER);
-                };
-                expires = if count > 0 { from_now(count, unit) } else { None };
-                if expires.is_none() {
-                    return context.conn.error("ERR invalid expire time in 'set' command");
+                if expires.replace((index, unit)).is_some_and(|(_, before)| before != unit) {
+                    return context.conn.error(SYNTAX);
                 }
             }
             _ => return context.conn.error(SYNTAX),
         }
         index += 1;
     }
+    let mut until = None;
+    if let Some((index, unit)) = expires {
+        let Some(count) = args.integer(index) else {
+            return context.conn.error(NO_INTEGER);
+        };
+        until = from_now(count, unit).filter(|_| count > 0);
+        if until.is_none() {
+            return context.conn.error("ERR invalid expire time in 'set' command");
+        }
+    }
     if only_if.is_some_and(|there| there != context.store.get(args.at(1)).is_some()) {
         return context.conn.null();
     }
-    context.store.set(args.at(1), args.at(2), expires);
+    context.store.set(args.at(1), args.at(2), until);
     context.conn.simple("OK")
 }
 
@@ -227,13 +241,12 @@ fn expire(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     let Some(seconds) = args.integer(2) else {
         return context.conn.error(NO_INTEGER);
     };
-    let expires = from_now(seconds, Duration::from_secs(1));
-    if seconds > 0 && expires.is_none() {
+    let Some(expires) = from_now(seconds, 1_000) else {
         return context.conn.error("ERR invalid expire time in 'expire' command");
-    }
+    };
     let there = context.store.get(key).is_some();
     if seconds > 0 {
-        context.store.expire(key, expires);
+        context.store.expire(key, Some(expires));
     } else {
         context.store.remove(key);
     }
@@ -334,6 +347,9 @@ fn config(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
 fn select(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     match args.integer(1) {
         Some(0) => context.conn.simple("OK"),
+        Some(index) if i32::try_from(index).is_err() => context
+            .conn
+            .error("ERR value is out of range, value must between -2147483648 and 2147483647"),
         Some(_) => context.conn.error("ERR DB index is out of range"),
         None => context.conn.error(NO_INTEGER),
     }
@@ -343,7 +359,13 @@ fn dbsize(context: &mut Context<'_, '_>, _args: Args<'_>) -> io::Result<()> {
     context.conn.integer(context.store.len())
 }
 
-fn flushall(context: &mut Context<'_, '_>, _args: Args<'_>) -> io::Result<()> {
+fn flushall(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
+    // It is done at once whatever is asked for.
+    let known =
+        |arg: &[u8]| arg.eq_ignore_ascii_case(b"sync") || arg.eq_ignore_ascii_case(b"async");
+    if args.len() > 2 || !args.from(1).all(known) {
+        return context.conn.error(SYNTAX);
+    }
     context.store.clear();
     context.conn.simple("OK")
 }

@@ -40,7 +40,7 @@ Usage: resp [OPTIONS]
   --help                 this text
 
 Commands: PING ECHO GET SET [EX|PX|NX|XX] MGET MSET INCR DEL EXISTS EXPIRE TTL PTTL DBSIZE FLUSHALL
-SELECT CLIENT COMMAND CONFIG QUIT.
+SELECT CLIENT COMMAND CONFIG QUIT. A request may have 16384 words.
 SIGINT or SIGTERM stops gracefully; a second one at once.";
 
 struct Options {

@@ -124,7 +124,8 @@ fn number(
         }
     }
     match held.get(end..) {
-        Some([b'\r', _, ..]) if end > digits => {
+        // One number is written in one way.
+        Some([b'\r', _, ..]) if end > digits && (held[digits] != b'0' || end == at + 1) => {
             Ok(Some((if negative { -value } else { value }, end + 2)))
         }
         Some([] | [b'\r']) => Ok(None),
@@ -144,25 +145,32 @@ pub(crate) fn from_line(line: &[u8]) -> Result<Vec<u8>, Broken> {
     Ok(request)
 }
 
-/// The words of a line: `"` and `'` quote, and within `"` a backslash escapes.
+/// The words of a line: `"` and `'` quote, at the latest to a word's end, and within `"` a backslash
+/// escapes.
 fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
     let (mut words, mut rest) = (Vec::new(), line.trim_ascii());
-    while let Some(&first) = rest.first() {
+    while !rest.is_empty() {
         let mut word = Vec::new();
-        if first == b'"' || first == b'\'' {
-            rest = quoted(&rest[1..], first, &mut word)?;
-            if rest.first().is_some_and(|byte| !byte.is_ascii_whitespace()) {
-                return Err(Broken::Quotes);
+        while let Some((&byte, after)) = within_word(rest) {
+            rest = after;
+            if byte == b'"' || byte == b'\'' {
+                rest = quoted(rest, byte, &mut word)?;
+                if within_word(rest).is_some() {
+                    return Err(Broken::Quotes);
+                }
+            } else {
+                word.push(byte);
             }
-        } else {
-            let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
-            word.extend(&rest[..end]);
-            rest = &rest[end..];
         }
         words.push(word);
         rest = rest.trim_ascii_start();
     }
     Ok(words)
+}
+
+/// The next byte and what is behind it, unless the word ends here.
+fn within_word(rest: &[u8]) -> Option<(&u8, &[u8])> {
+    rest.split_first().filter(|(byte, _)| !byte.is_ascii_whitespace())
 }
 
 /// Reads up to the closing quote, and returns what is behind it.

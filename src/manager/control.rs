@@ -189,7 +189,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// one at once if `memory_limit` allows; what is held beyond a lowered `max_request` or
     /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is
     /// counted from when bytes last moved, the total one from the request's first byte; either may
-    /// have passed already. Takes time in proportion to the number of connections.
+    /// have passed already. Who used a burst under another `rate_limit` has used one under this.
+    /// Takes time in proportion to the number of connections.
     ///
     /// # Errors
     /// [`Error::Config`]; the configuration is as before.
@@ -199,13 +200,22 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     fn apply(&mut self, config: Config) {
+        let Config { tick, reap_interval, .. } = self.kit.config;
         self.kit.configure(config);
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
         self.take_effect();
+        // What is planned already is not put off by being asked for again.
+        if self.kit.config.tick != tick {
+            self.plan_tick();
+        }
+        if self.kit.config.reap_interval != reap_interval {
+            self.plan_reaping();
+        }
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
+            worker.vitals.change_pace(self.kit.deadlines.pace, self.kit.now);
             worker.input.set_scanned(0);
             if !worker.input.is_empty() {
                 self.kit.spares.enlarge(&mut worker.input);
@@ -222,8 +232,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.kit.configure_spares();
         self.pool.reserve(self.kit.config.min_workers);
         self.visited.reserve(self.kit.config.min_workers);
-        self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
-        self.plan_tick();
     }
 
     /// A snapshot of the counters.

@@ -235,6 +235,57 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_counter_has_its_own_name() {
+        let stats = Stats {
+            live: 101,
+            peak: 102,
+            lingering: 103,
+            bytes_held: 104,
+            spare: 105,
+            accepted: 106,
+            put: 107,
+            busy: 108,
+            crowded: 109,
+            proxied: 110,
+            lost: 111,
+            bytes_in: 112,
+            bytes_out: 113,
+            bytes_dropped: 114,
+            bytes_unsent: 115,
+            turns: 116,
+            ticks: 117,
+            waits: 118,
+            reads: 119,
+            writes: 120,
+            accepts: 121,
+            accept_errors: 122,
+            starved: 123,
+            events: 124,
+            stale_events: 125,
+            commands: 126,
+            stale_commands: 127,
+            throttled: 128,
+            timers: 129,
+            buffers: 130,
+            slow_callbacks: 131,
+            panics: 132,
+            ..Stats::default()
+        };
+        let names = "connections connections_peak lingering held_bytes spare_buffers accepted_total \
+            put_total busy_total crowded_total proxied_total lost_total read_bytes_total \
+            written_bytes_total dropped_bytes_total unsent_bytes_total turns_total ticks_total \
+            waits_total reads_total writes_total accepts_total accept_errors_total starved_total \
+            events_total stale_events_total commands_total stale_commands_total throttled_total \
+            deadlines_total buffers_total slow_callbacks_total panics_total";
+        let text = stats.prometheus().to_string();
+        for (value, name) in (101..=132).zip(names.split(' ')) {
+            let line = format!("pool_manager_{name} {value}");
+            assert!(text.lines().any(|found| found == line), "{line} is missing: {text}");
+        }
+        assert_eq!(names.split(' ').count(), 32);
+    }
+
     /// A counter that is not shown would be missed only when it is wanted.
     #[test]
     fn every_counter_is_shown() {

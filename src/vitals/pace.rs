@@ -45,6 +45,12 @@ impl Pace {
     pub(crate) fn after(self, evenly: u64, now: Tick) -> u64 {
         evenly.max(now.0.saturating_mul(1 << FINER)).saturating_add(self.gap)
     }
+
+    /// What another limit allowed before, as far as this one would have: a burst.
+    pub(crate) fn forgiving(self, evenly: u64, now: Tick) -> u64 {
+        let latest = now.0.saturating_add(1).saturating_mul(1 << FINER);
+        evenly.min(latest.saturating_add(self.ahead).saturating_add(self.gap))
+    }
 }
 
 #[cfg(test)]

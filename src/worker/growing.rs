@@ -24,9 +24,10 @@ impl<S> Worker<S> {
     {
         let keeps_more = self.input.capacity() == 0 && !kit.spares.input.is_empty();
         let closes = matches!(verdict, Verdict::Close(_));
+        let uncallable = State::UNKNOWN | State::BLOCKED | State::PAUSED | State::ENDING;
         if !keeps_more || closes || kit.spares.may_keep_input() {
             verdict
-        } else if self.vitals.state.any(State::BLOCKED | State::PAUSED | State::ENDING) {
+        } else if self.vitals.state.any(uncallable) {
             // Nothing can be delivered now, and nothing kept for later.
             Verdict::Close(CloseReason::MemoryLimit)
         } else {

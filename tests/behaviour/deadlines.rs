@@ -639,3 +639,18 @@ fn a_handler_is_called_every_so_often_though_nobody_is_there() {
     manager.start().unwrap();
     assert_eq!(manager.next_deadline(), None);
 }
+
+#[test]
+fn a_configuration_that_is_set_again_and_again_does_not_put_off_the_tick() {
+    let (ticks, config) = (Rc::new(Cell::new(0)), Config::new().tick(millis(40)));
+    let mut manager = Manager::with_handler(config.clone(), Ticking(ticks.clone())).unwrap();
+    manager.start().unwrap();
+    let began = Instant::now();
+    while ticks.get() == 0 && began.elapsed() < crate::support::PATIENCE {
+        manager.turn(Some(millis(5))).unwrap();
+        manager.set_config(config.clone()).unwrap();
+    }
+    assert_eq!(ticks.get(), 1);
+    manager.set_config(config.tick(millis(3_600_000))).unwrap();
+    assert!(manager.next_deadline() > Some(millis(3_000_000)), "another one is planned anew");
+}

@@ -120,6 +120,22 @@ fn min_workers_may_be_raised_and_lowered() {
 }
 
 #[test]
+fn a_configuration_that_is_set_again_and_again_does_not_put_off_reaping() {
+    let mut config = lines().min_workers(5).reap_interval(Duration::from_millis(60));
+    let mut rig = echo(config.clone());
+    config = config.min_workers(1);
+    rig.until(|rig| {
+        rig.manager.set_config(config.clone()).unwrap();
+        rig.manager.turn(Some(Duration::from_millis(5))).unwrap();
+        rig.manager.stats().spare == 1
+    });
+    rig.manager.set_config(config.min_workers(3)).unwrap();
+    rig.manager.set_config(lines().min_workers(1).reap_interval(LATER)).unwrap();
+    rig.pass(Duration::from_millis(150));
+    assert_eq!(rig.manager.stats().spare, 3, "another interval is planned anew");
+}
+
+#[test]
 fn spares_above_the_minimum_are_reaped_once_an_interval_did_not_need_them() {
     let interval = Duration::from_millis(40);
     for min in [0, 2] {

@@ -520,3 +520,21 @@ fn the_path_of_a_listener_that_was_taken_stays() {
     std::os::unix::net::UnixStream::connect(&path).expect("it listens still");
     std::fs::remove_file(&path).expect("the path stays");
 }
+
+#[test]
+fn listeners_are_not_taken_from_a_stop_that_still_serves_who_waits_at_them() {
+    let config = Config::new().framing(Framing::Delimited(b'\n')).max_workers(1);
+    let mut rig = echo(config.overload(Overload::Pause));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    let mut first = connect(addr);
+    first.write_all(b"half a ").unwrap();
+    rig.bytes_in(7);
+    let mut second = connect(addr);
+    second.write_all(b"waits\n").unwrap();
+    rig.manager.handle().stop().unwrap();
+    rig.turn();
+    assert!(rig.manager.take_listeners().is_empty());
+    first.write_all(b"line\n").unwrap();
+    assert_eq!(rig.read_exact(&mut first, 11), b"half a line");
+    assert_eq!(rig.read_exact(&mut second, 5), b"waits");
+}

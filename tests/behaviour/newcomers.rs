@@ -178,3 +178,15 @@ fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     converse(&mut rig, &mut connect(addr));
 }
+
+#[test]
+fn who_is_accepted_in_a_stop_makes_way_for_nobody() {
+    let mut rig = echo(evicting(1).drain_deadline(PAUSE * 5));
+    let addr = rig.manager.listen("127.0.0.1:0").unwrap();
+    // More than are accepted in one turn.
+    let clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
+    rig.manager.stop().unwrap();
+    let stats = rig.manager.stats();
+    assert_eq!((stats.closed(CloseReason::Evicted), stats.put, stats.busy), (0, 1, 99), "{stats}");
+    drop(clients);
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_manager::{CloseReason, Config, Conn, Framing, ListenOptions};
 
-use crate::support::{Rig, connect, rig};
+use crate::support::{Rig, connect, reset, rig};
 
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
@@ -172,4 +172,41 @@ fn connections_to_a_unix_socket_have_headers_if_any_have() {
     let mut told = [0; 30];
     client.read_exact(&mut told).unwrap();
     assert_eq!(&told, expected);
+}
+
+#[test]
+fn half_a_header_that_memory_has_no_room_for_is_nobody_s_request() {
+    let (mut rig, addr) = telling(lines().buffer_size(128).memory_limit(128), "127.0.0.1");
+    let mut first = connect(addr);
+    first.write_all(&HEADER[..20]).unwrap();
+    rig.bytes_in(20);
+    let mut second = connect(addr);
+    second.write_all(&HEADER[..20]).unwrap();
+    rig.until(|rig| rig.manager.stats().closed(CloseReason::MemoryLimit) == 1);
+    assert_eq!(rig.record.all(), [], "the handler hears nothing of it");
+    assert_eq!(rig.manager.stats().requests_total(), 0);
+    first.write_all(&[&HEADER[20..], b"hello\n"].concat()).unwrap();
+    assert_told(&mut rig, &mut first, "192.0.2.7:4711 said hello, 6 bytes");
+}
+
+#[test]
+fn clients_behind_a_balancer_are_not_counted_as_one() {
+    let (mut rig, addr) = telling(lines().max_per_peer(1), "127.0.0.1");
+    let mut clients = [(); 3].map(|()| connect(addr));
+    for client in &mut clients {
+        client.write_all(&[HEADER, b"hello\n"].concat()).unwrap();
+        assert_told(&mut rig, client, "192.0.2.7:4711 said hello, 6 bytes");
+    }
+    assert_eq!(rig.manager.stats().crowded, 0);
+}
+
+/// A socket that was reset says no longer whose it was, and its bytes can still be read.
+#[test]
+fn who_is_not_trusted_is_not_believed_for_having_gone() {
+    let (mut rig, addr) = telling(lines(), "10.0.0.0/8");
+    let mut client = connect(addr);
+    client.write_all(&[HEADER, b"hello\n"].concat()).unwrap();
+    reset(client);
+    rig.until(|rig| rig.manager.stats().closed_total() == 1);
+    assert_eq!(rig.manager.stats().proxied, 0);
 }

@@ -4,9 +4,9 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use pool_manager::{Cause, CloseReason, Config, Framing, RateLimit};
+use pool_manager::{Cause, CloseReason, Config, Conn, Framing, RateLimit};
 
-use crate::support::{echo, unix_pair};
+use crate::support::{echo, rig, unix_pair};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -119,4 +119,32 @@ fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
     assert_eq!(rig.first_close(), CloseReason::Eof);
     let bodies: Vec<_> = rig.record.requests().into_iter().map(|(_, body)| body).collect();
     assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"rest"]);
+}
+
+#[test]
+fn a_changed_limit_forgives_what_was_allowed_under_the_old_one() {
+    let mut rig = echo(lines(RateLimit::per_second(1).burst(100)));
+    let (mut client, _) = rig.connect();
+    client.write_all(&b"x\n".repeat(100)).unwrap();
+    rig.requests(100);
+    rig.manager.set_config(lines(RateLimit::per_second(50).burst(2))).unwrap();
+    let began = Instant::now();
+    client.write_all(&b"x\n".repeat(3)).unwrap();
+    rig.requests(103);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(38), "no burst beyond the one it had: {took:?}");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+}
+
+#[test]
+fn who_gets_no_reply_is_not_blamed_for_the_wait_either() {
+    let deadline = Duration::from_millis(40);
+    let config = lines(RateLimit::per_second(5)).clients_deadline(deadline);
+    let mut rig = rig(config, |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+    let (mut client, _) = rig.connect();
+    client.write_all(b"one\ntwo\n").unwrap();
+    rig.requests(2);
+    let served = Instant::now();
+    assert_eq!(rig.first_close(), CloseReason::Expired);
+    assert!(served.elapsed() >= Duration::from_millis(35), "{:?}", served.elapsed());
 }

@@ -3,6 +3,7 @@
 
 mod canaries;
 mod proxied;
+mod rates;
 mod strings;
 mod world;
 

@@ -3,7 +3,7 @@
 use std::env;
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cases::{Case, Kind};
@@ -28,7 +28,7 @@ const PLAIN: &str = "glibc.cpu.hwcaps=-AVX_Fast_Unaligned_Load,-AVX2,-AVX,-AVX51
 
 /// Measures `case`, and leaves callgrind's file in `keep`.
 pub(crate) fn cost(case: &Case, keep: &Path) -> Result<Cost, Box<dyn Error>> {
-    let file = keep.join(case.name).with_extension("callgrind");
+    let file = profile_of(case, keep);
     let (instructions, allocations) = collect(case, &file)?;
     let served = (case.rounds * case.requests()) as f64;
     Ok(Cost {
@@ -38,10 +38,15 @@ pub(crate) fn cost(case: &Case, keep: &Path) -> Result<Cost, Box<dyn Error>> {
     })
 }
 
+/// Where callgrind's file of a case is kept.
+pub(crate) fn profile_of(case: &Case, keep: &Path) -> PathBuf {
+    keep.join(case.name).with_extension("callgrind")
+}
+
 /// Instructions and allocations of all measured rounds.
 fn collect(case: &Case, file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "-q", "--combine-dumps=yes"]);
+    valgrind.args(["--tool=callgrind", "-q", "--combine-dumps=yes", "--dump-instr=yes"]);
     valgrind.arg(format!("--toggle-collect={COLLECTED}"));
     valgrind.arg(format!("--callgrind-out-file={}", file.display()));
     let told = run(&mut valgrind, case, case.rounds)?;

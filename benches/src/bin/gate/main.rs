@@ -4,8 +4,9 @@
 //! ```text
 //! cargo run --release -p bench --bin gate                # all cases, against benches/figures.txt
 //! cargo run --release -p bench --bin gate -- --write     # renews that file
+//! cargo run --release -p bench --bin gate -- --case echo-64 --profile    # where it goes
 //! cargo run --release -p bench --bin gate -- --case echo-64 --keep target
-//! callgrind_annotate --inclusive=yes target/echo-64.callgrind      # where it goes
+//! callgrind_annotate --inclusive=yes target/echo-64.callgrind           # the same, line by line
 //! ```
 //!
 //! The exit code is 1 if a figure is more than 3 % above the committed one, allocations and system
@@ -20,6 +21,7 @@ mod clock;
 mod count;
 mod figures;
 mod lockstep;
+mod profile;
 mod server;
 
 use std::error::Error;
@@ -43,6 +45,7 @@ the committed figures. Needs valgrind and strace.
 Usage: gate [OPTIONS]
 
   --case NAME  count this case; may be given several times [all]
+  --profile    tell where the instructions go, by function and what was inlined into it
   --keep DIR   leave the profiles there: callgrind_annotate DIR/NAME.callgrind
   --write      renew benches/figures.txt
   --help       this text";
@@ -52,6 +55,7 @@ struct Wanted {
     cases: Vec<&'static Case>,
     help: bool,
     write: bool,
+    profile: bool,
     keep: Option<PathBuf>,
     /// Be the server of the first case, for that many rounds.
     serve: Option<u64>,
@@ -85,6 +89,7 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
         match argument {
             Long("help") | Short('h') => wanted.help = true,
             Long("write") => wanted.write = true,
+            Long("profile") => wanted.profile = true,
             Long("keep") => wanted.keep = Some(arguments.value()?.into()),
             Long(option @ ("case" | "serve")) => {
                 serve |= option == "serve";
@@ -125,7 +130,7 @@ fn gate(wanted: &Wanted) -> Result<bool, Box<dyn Error>> {
         eprintln!("gate: {}", row.line);
     }
     if !failed.is_empty() {
-        eprintln!("gate: where it goes: --case NAME --keep DIR; if it is meant, renew: --write");
+        eprintln!("gate: where it goes: --case NAME --profile; if it is meant, renew: --write");
     }
     Ok(failed.is_empty())
 }
@@ -148,6 +153,10 @@ fn measure(wanted: &Wanted, folder: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
             );
         }
         figures::compare(case, cost, known).into_iter().for_each(&mut tell);
+        if wanted.profile {
+            let served = case.rounds * case.requests();
+            profile::tell(&count::profile_of(case, folder), &env::current_exe()?, served)?;
+        }
         costs.push((case, cost));
     }
     figures::growth(&costs).into_iter().for_each(&mut tell);
