@@ -61,9 +61,10 @@ impl Output {
         self.sent += count;
     }
 
-    /// Where the next byte will go, for [`Output::rewind`].
+    /// How many bytes the next one will be behind, for [`Output::rewind`]: unsent ones, because those
+    /// that are sent may be forgotten before that.
     pub(crate) fn mark(&self) -> usize {
-        self.bytes.len()
+        self.len()
     }
 
     /// Has the first `count` unsent bytes wait behind the others.
@@ -74,7 +75,7 @@ impl Output {
 
     /// Takes back what was appended since `mark`.
     pub(crate) fn rewind(&mut self, mark: usize) {
-        self.bytes.truncate(mark);
+        self.bytes.truncate(self.sent + mark);
     }
 }
 
@@ -136,5 +137,16 @@ mod tests {
         output.advance(4);
         assert!(output.is_empty());
         assert_eq!(output.mark(), 0, "sent bytes are let go of");
+    }
+
+    #[test]
+    fn rewinding_takes_back_no_less_though_what_is_sent_is_forgotten_meanwhile() {
+        let mut output = Output::default();
+        assert!(output.push(b"sent kept", 99));
+        output.advance(5);
+        let mark = output.mark();
+        assert!(output.push(b" lost", 99));
+        output.rewind(mark);
+        assert_eq!(output.unsent(), b"kept");
     }
 }

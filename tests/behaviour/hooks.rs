@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -180,6 +181,9 @@ fn panics_in_these_hooks_end_nobody() {
 /// What a hook does besides.
 type Then = fn(&mut Conn<'_>) -> io::Result<()>;
 
+/// More than a Unix socket takes, and less than twice that.
+const MORE: usize = 256 << 10;
+
 /// Answers with much more than a socket takes, and notes what it is told of it.
 #[derive(Default)]
 struct Lavish {
@@ -191,7 +195,12 @@ impl Handler for Lavish {
     type Session = ();
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        conn.write_all(&vec![b'x'; if body == b"much" { 32 << 20 } else { 3 }])
+        let length = match body {
+            b"much" => 32 << 20,
+            b"more" => MORE,
+            _ => 3,
+        };
+        conn.write_all(&vec![b'x'; length])
     }
 
     fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -270,4 +279,29 @@ fn what_is_decided_when_a_reply_has_to_wait_counts() {
         });
         assert_eq!(manager.stats().closed(reason), 1, "{reason}: {}", manager.stats());
     }
+}
+
+/// What has gone out is forgotten once it is most of it, and that is when more is written.
+#[test]
+fn what_a_panic_wrote_is_taken_back_though_most_of_the_reply_has_gone_out() {
+    let panics: Then = |conn| {
+        conn.write_all(&[b'y'; 1_000])?;
+        panic!("a test")
+    };
+    let (mut manager, _) = lavish(Lavish { on_blocked: Some(panics), ..Lavish::default() });
+    let (mut client, ours) = UnixStream::pair().unwrap();
+    manager.put(ours).unwrap();
+    client.write_all(b"more").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().panics == 1);
+    let sent = manager.stats().bytes_out;
+    assert!((MORE as u64 / 2 + 1..MORE as u64).contains(&sent), "{sent} bytes went out at once");
+    client.set_nonblocking(true).unwrap();
+    let mut got = Vec::new();
+    turn_until(&mut manager, |manager| {
+        let _ = io::Read::read_to_end(&mut client, &mut got);
+        manager.stats().closed(CloseReason::Panicked) == 1
+    });
+    let _ = io::Read::read_to_end(&mut client, &mut got);
+    assert_eq!(got.len(), MORE, "{}", manager.stats());
+    assert!(got.iter().all(|&byte| byte == b'x'), "what the panicking hook wrote went out");
 }
