@@ -72,6 +72,18 @@ pub(crate) const ALL: &[Canary] = &[
         "if worker.vitals.is_connecting() && !PLANTED {\n                self.close",
     ),
     canary(
+        "a_mark_that_moves_with_what_is_forgotten",
+        "output.rs",
+        "        self.len()\n    }",
+        "        if PLANTED { self.bytes.len() } else { self.len() }\n    }",
+    ),
+    canary(
+        "a_mark_that_moves_with_what_is_forgotten",
+        "output.rs",
+        "self.bytes.truncate(self.sent + mark);",
+        "self.bytes.truncate(if PLANTED { mark } else { self.sent + mark });",
+    ),
+    canary(
         "not_told_that_a_reply_waits",
         "worker/sending.rs",
         "        if !self.vitals.state.any(State::ENDING) {\n            self.call(kit, Cause::Blocked",

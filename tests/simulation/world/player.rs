@@ -87,10 +87,12 @@ impl Handler for Player {
         }
         self.world.model.borrow_mut().blocked(conn.id());
         // In few seeds more than that, so that those that once failed stay what they were.
-        if self.calls.is_none() {
-            return Ok(());
-        }
-        or_panic(self.play(conn, b"", "a panic in blocked", 60))
+        let Some(dice) = self.calls.as_mut() else { return Ok(()) };
+        let wild = self.world.model.borrow().wild;
+        let more = vec![b'b'; if wild && dice.permille(200) { 1 + dice.below(200) } else { 0 }];
+        // Most do nothing else; of those that write more panic, as what they wrote is taken back then.
+        let calm = if more.is_empty() { 60 } else { 12 };
+        or_panic(self.play(conn, &more, "a panic in blocked", calm))
     }
 
     fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -171,7 +173,12 @@ impl Player {
         if !reply.is_empty() {
             written = io::Write::write_all(conn, reply);
             let mut model = self.world.model.borrow_mut();
-            model.wrote(id, reply.len(), written.is_ok());
+            match conn.cause() {
+                // What is unsent counts as well.
+                Cause::Blocked if written.is_err() => model.closing(id, CloseReason::WriteLimit),
+                Cause::Blocked => {}
+                _ => model.wrote(id, reply.len(), written.is_ok()),
+            }
             if written.is_ok() {
                 model.replied(id, reply);
             }
