@@ -230,6 +230,23 @@ fn who_cannot_be_called_is_closed_when_its_bytes_cannot_be_kept() {
 }
 
 #[test]
+fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
+    let config = lines().max_request(16).memory_limit(16).write_limit(64 << 20);
+    let mut rig =
+        rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]));
+    let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
+    first.write_all(b"begun").unwrap();
+    rig.bytes_in(5);
+    rig.quiet();
+    second.write_all(b"one\ntwo\n").unwrap();
+    rig.until(|rig| !rig.record.closed().is_empty());
+    assert_eq!(rig.record.requests().len(), 1, "nothing is delivered to one that owes a reply");
+    assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
+    assert_eq!(rig.record.ends()[0].bytes_dropped, 4);
+    assert_eq!(held(&rig), 16);
+}
+
+#[test]
 fn a_pause_when_memory_is_used_up_keeps_the_connection_until_it_is_resumed() {
     let mut rig = rig(lines().max_request(16).memory_limit(16), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();

@@ -219,6 +219,23 @@ fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
     }
 }
 
+/// What it could not read for want of room to write it can read then.
+#[test]
+fn a_boxed_transport_that_can_be_written_to_is_read_as_well() {
+    let mut rig = echo(lines());
+    let (mut peer, socket, script) = wire();
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"some\n").unwrap();
+    rig.until(|rig| rig.manager.stats().bytes_out == 4);
+    rig.quiet();
+    script.lock().unwrap().calls.clear();
+    // A Unix socket can be written to anew when its peer has read.
+    peer.read_exact(&mut [0; 4]).unwrap();
+    rig.until(|_| !script.lock().unwrap().calls.is_empty());
+    rig.quiet();
+    assert_eq!(script.lock().unwrap().calls, [Call::Flush, Call::Read, Call::Flush]);
+}
+
 #[test]
 fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]));
