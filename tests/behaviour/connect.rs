@@ -369,7 +369,7 @@ fn a_stop_while_connecting_is_told_at_once() {
 /// It is told as well of one that a stop comes before, in the same batch of commands.
 #[test]
 fn a_stop_before_it_begins_is_told_by_its_key() {
-    let (mut manager, told) = caller();
+    let (mut manager, told) = caller_with(drained().max_workers(1), b"");
     let (_listener, addr) = listener();
     let options = ConnectOptions::new().key(4);
     manager.handle().connect_with(addr, options).unwrap();
@@ -383,7 +383,8 @@ fn a_stop_before_it_begins_is_told_by_its_key() {
     handle.stop().unwrap();
     manager.run().unwrap();
     assert_eq!(told.borrow().reasons(), [CloseReason::Stopped; 2]);
-    drop(manager);
+    manager.start().unwrap();
+    manager.connect(addr).expect("the places of both are free again");
 }
 
 #[test]

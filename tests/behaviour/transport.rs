@@ -219,6 +219,57 @@ fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
     }
 }
 
+/// A transport that always has more to read, of which the kernel knows nothing.
+struct Endless(UnixStream);
+
+impl Read for Endless {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        into.fill(b'\n');
+        Ok(into.len())
+    }
+}
+
+impl Write for Endless {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Endless {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Transport for Endless {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn who_lingers_with_more_to_read_is_read_at_once_and_not_at_the_next_event() {
+    let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.close();
+        conn.write_all(b"bye")
+    });
+    let (_peer, stream) = UnixStream::pair().unwrap();
+    rig.manager.put(Socket::Boxed(Box::new(Endless(stream)))).unwrap();
+    rig.until(|rig| rig.manager.stats().lingering == 1);
+    rig.turn();
+    let mut turns = 0;
+    while rig.manager.stats().lingering == 1 {
+        assert_eq!(rig.manager.next_deadline(), Some(Duration::ZERO), "after {turns} turns");
+        rig.turn();
+        turns += 1;
+    }
+    assert!(turns > 1, "it is read a share a turn");
+}
+
 /// What it could not read for want of room to write it can read then.
 #[test]
 fn a_boxed_transport_that_can_be_written_to_is_read_as_well() {
