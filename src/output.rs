@@ -42,6 +42,14 @@ impl Output {
         fits
     }
 
+    /// Forgets what is sent now rather than at a push, if one would: more pushes do not then.
+    #[cold]
+    pub(crate) fn settle(&mut self) {
+        if self.sent > self.len() {
+            self.forget_sent();
+        }
+    }
+
     /// What is sent goes once it is most of it, or a peer that always stays a little behind would
     /// let it grow without end. Each byte is moved at most once a byte sent.
     #[cold]
@@ -61,10 +69,10 @@ impl Output {
         self.sent += count;
     }
 
-    /// How many bytes the next one will be behind, for [`Output::rewind`]: unsent ones, because those
-    /// that are sent may be forgotten before that.
+    /// Where the next byte will go, for [`Output::rewind`], unless what is sent is forgotten before
+    /// that: [`Output::settle`] sees to it that it is not.
     pub(crate) fn mark(&self) -> usize {
-        self.len()
+        self.bytes.len()
     }
 
     /// Has the first `count` unsent bytes wait behind the others.
@@ -75,7 +83,7 @@ impl Output {
 
     /// Takes back what was appended since `mark`.
     pub(crate) fn rewind(&mut self, mark: usize) {
-        self.bytes.truncate(self.sent + mark);
+        self.bytes.truncate(mark);
     }
 }
 
@@ -140,10 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn rewinding_takes_back_no_less_though_what_is_sent_is_forgotten_meanwhile() {
+    fn of_what_is_mostly_sent_a_mark_holds_once_it_is_settled() {
         let mut output = Output::default();
         assert!(output.push(b"sent kept", 99));
         output.advance(5);
+        output.settle();
         let mark = output.mark();
         assert!(output.push(b" lost", 99));
         output.rewind(mark);

@@ -96,6 +96,8 @@ impl<S> Worker<S> {
         }
         self.vitals.since = kit.now.stamp;
         self.vitals.moved = kit.now.stamp;
+        // Some of it is sent: what the hook writes has to be found again if it panics.
+        kit.spares.output.settle();
         if !self.vitals.state.any(State::ENDING) {
             self.call(kit, Cause::Blocked, |handler, conn, session, _| {
                 handler.blocked(conn, session)

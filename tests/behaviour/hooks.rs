@@ -266,11 +266,14 @@ fn what_is_decided_when_a_reply_has_to_wait_counts() {
         (|conn| conn.write_all(&vec![b'y'; 60 << 20]), CloseReason::WriteLimit),
     ];
     for (then, reason) in cases {
+        let told = Rc::<RefCell<Vec<Cause>>>::default();
         let (mut manager, mut client) =
-            lavish(Lavish { on_blocked: Some(then), ..Lavish::default() });
+            lavish(Lavish { told: told.clone(), on_blocked: Some(then) });
         client.write_all(b"much").unwrap();
+        turn_until(&mut manager, |_| !told.borrow().is_empty());
         // What is cut off waits for nobody; the others go once what was written is out.
         let waits = matches!(reason, CloseReason::Failed | CloseReason::Panicked);
+        assert_eq!(manager.stats().live, usize::from(waits) as u64, "{reason}, in that very turn");
         client.set_nonblocking(true).unwrap();
         let mut waste = vec![0; 1 << 20];
         turn_until(&mut manager, |manager| {

@@ -73,15 +73,9 @@ pub(crate) const ALL: &[Canary] = &[
     ),
     canary(
         "a_mark_that_moves_with_what_is_forgotten",
-        "output.rs",
-        "        self.len()\n    }",
-        "        if PLANTED { self.bytes.len() } else { self.len() }\n    }",
-    ),
-    canary(
-        "a_mark_that_moves_with_what_is_forgotten",
-        "output.rs",
-        "self.bytes.truncate(self.sent + mark);",
-        "self.bytes.truncate(if PLANTED { mark } else { self.sent + mark });",
+        "worker/sending.rs",
+        "kit.spares.output.settle();",
+        "if !PLANTED { kit.spares.output.settle(); }",
     ),
     canary(
         "not_told_that_a_reply_waits",
