@@ -268,7 +268,8 @@ impl<S> Worker<S> {
                 if let Some(verdict) = self.rests() {
                     return verdict;
                 }
-                if kit.spares.output.len() >= kit.flush_at {
+                // None of it was offered to the socket yet, or it would have blocked.
+                if kit.spares.output.mark() >= kit.flush_at {
                     if let Some(verdict) = self.send(kit) {
                         return verdict;
                     }
