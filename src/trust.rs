@@ -35,10 +35,12 @@ impl ListenOptions {
     /// connections to a Unix socket, whose permissions say who is trusted. Connections from elsewhere
     /// have none, and are served as they are: what looks like a header is their request.
     ///
-    /// The header is read before anything else: no hook runs and no framing begins until it is
-    /// there, in time for the deadlines. A connection that ends before is unknown to the
-    /// handler, as health checks that only connect are; one with something else in its place is
-    /// closed ([`CloseReason::BadHeader`](crate::CloseReason::BadHeader)). With `LOCAL` and
+    /// The header is read before anything else: no hook but
+    /// [`Handler::accepted`](crate::Handler::accepted) runs and no framing begins until it is there,
+    /// in time for the deadlines. It is read through what `accepted` made of the socket: a transport
+    /// for TLS behind a balancer that sends the header before the handshake has to read it itself. A
+    /// connection that ends before is unknown to the handler, as health checks that only connect are;
+    /// one with something else in its place is closed ([`CloseReason::BadHeader`](crate::CloseReason::BadHeader)). With `LOCAL` and
     /// `UNKNOWN` the address stays the socket's. A header may have 2048 bytes (107 in version 1),
     /// and must fit into [`buffer_size`](crate::Config::buffer_size); its checksum, if any, is
     /// not looked at.

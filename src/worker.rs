@@ -47,10 +47,9 @@ pub(crate) enum Verdict {
 /// What to do next with what is held.
 enum Step {
     Deliver(Bounds, Cause),
-    Fill,
-    Rest(Verdict),
-    /// The framing panicked.
-    Panicked,
+    /// It is nothing, or not enough.
+    Lack,
+    Close(CloseReason),
 }
 
 /// Invariant: between visits, `input` and `output` have storage iff they hold bytes, and then its
@@ -256,42 +255,44 @@ impl<S> Worker<S> {
     {
         let mut budget = BUDGET;
         loop {
-            let (bounds, cause) =
-                match self.step(&mut kit.spares.input, &kit.config.framing, kit.longest) {
+            while !kit.spares.input.is_empty() {
+                let (bounds, cause) = match self.step(kit) {
                     Step::Deliver(bounds, cause) => (bounds, cause),
-                    Step::Rest(verdict) => return verdict,
-                    Step::Fill if budget == 0 => return Verdict::Again,
-                    Step::Fill => match self.fill(kit) {
-                        Ok(Some(count)) => {
-                            budget = budget.saturating_sub(count.max(READ));
-                            continue;
-                        }
-                        Ok(None) => {
-                            let held = kit.spares.input.len();
-                            (kit.config.framing.remainder(held), Cause::MemoryLimit)
-                        }
-                        Err(reason) => return Verdict::Close(reason),
-                    },
-                    Step::Panicked => {
-                        kit.stats.panics += 1;
-                        return Verdict::Close(CloseReason::Panicked);
-                    }
+                    Step::Lack => break,
+                    Step::Close(reason) => return Verdict::Close(reason),
                 };
-            if self.is_early(kit) {
-                return Verdict::Wait;
-            }
-            self.deliver(kit, bounds, cause);
-            if let Some(verdict) = self.rests() {
-                return verdict;
-            }
-            if kit.spares.output.len() >= kit.flush_at {
-                if let Some(verdict) = self.send(kit) {
+                if self.is_early(kit) {
+                    return Verdict::Wait;
+                }
+                self.deliver(kit, bounds, cause);
+                if let Some(verdict) = self.rests() {
                     return verdict;
                 }
+                // None of it was offered to the socket yet, or it would have blocked.
+                if kit.spares.output.mark() >= kit.flush_at {
+                    if let Some(verdict) = self.send(kit) {
+                        return verdict;
+                    }
+                }
+                budget = budget.saturating_sub(CALLBACK);
+                if budget == 0 && !kit.spares.input.is_empty() {
+                    return Verdict::Again;
+                }
             }
-            budget = budget.saturating_sub(CALLBACK);
-            if budget == 0 && !kit.spares.input.is_empty() {
+            if !self.vitals.readable {
+                return if self.vitals.eof {
+                    Verdict::Close(CloseReason::Eof)
+                } else {
+                    Verdict::Wait
+                };
+            }
+            if budget == 0 {
                 return Verdict::Again;
+            }
+            match self.fill(kit) {
+                Ok(Some(count)) => budget = budget.saturating_sub(count.max(READ)),
+                Ok(None) => return self.give_in(kit, Verdict::Wait),
+                Err(reason) => return Verdict::Close(reason),
             }
         }
     }
@@ -299,43 +300,42 @@ impl<S> Worker<S> {
     /// Whether nothing more may be read or delivered.
     #[inline(always)]
     fn rests(&self) -> Option<Verdict> {
+        if !self.vitals.state.any(State::ENDING | State::PAUSED) {
+            return None;
+        }
         match self.vitals.ending() {
             Some(reason) => Some(self.end(reason)),
             None => self.vitals.state.any(State::PAUSED).then_some(Verdict::Wait),
         }
     }
 
-    /// Decides what to do next. Bytes and decisions only; nothing is read, written or called.
+    /// What to do with what is held. Bytes and decisions only; nothing is read, written or called.
     #[inline(always)]
-    fn step(&self, input: &mut Buffer, framing: &Framing, longest: usize) -> Step {
-        if input.is_empty() {
-            if self.vitals.eof {
-                return Step::Rest(Verdict::Close(CloseReason::Eof));
-            }
+    fn step<H, B>(&self, kit: &mut Kit<H, B>) -> Step {
+        let (input, framing) = (&mut kit.spares.input, &kit.config.framing);
+        let found = if framing.is_stream() {
+            Found::Partial
         } else {
-            let found = if framing.is_stream() {
-                Found::Partial
-            } else {
-                let mut scanned = input.scanned();
-                let longest = longest.max(input.capacity());
-                let found = framing.find(input.held(), &mut scanned, longest);
-                input.set_scanned(scanned);
-                found
-            };
-            let all = || framing.remainder(input.len());
-            match found {
-                Found::Frame(bounds) => return Step::Deliver(bounds, Cause::Framed),
-                Found::Overlong => return Step::Deliver(all(), Cause::Overlong),
-                Found::Invalid => return Step::Rest(Verdict::Close(CloseReason::Invalid)),
-                Found::Panicked => return Step::Panicked,
-                Found::Partial => {
-                    if let Some(cause) = self.completes(input, framing, longest) {
-                        return Step::Deliver(all(), cause);
-                    }
-                }
+            let longest = kit.longest.max(input.capacity());
+            let mut scanned = input.scanned();
+            let found = framing.find(input.held(), &mut scanned, longest);
+            input.set_scanned(scanned);
+            found
+        };
+        let all = || framing.remainder(input.len());
+        match found {
+            Found::Frame(bounds) => Step::Deliver(bounds, Cause::Framed),
+            Found::Overlong => Step::Deliver(all(), Cause::Overlong),
+            Found::Invalid => Step::Close(CloseReason::Invalid),
+            Found::Panicked => {
+                kit.stats.panics += 1;
+                Step::Close(CloseReason::Panicked)
             }
+            Found::Partial => match self.completes(input, framing, kit.longest) {
+                Some(cause) => Step::Deliver(all(), cause),
+                None => Step::Lack,
+            },
         }
-        if self.vitals.readable { Step::Fill } else { Step::Rest(Verdict::Wait) }
     }
 
     /// What makes a body of held bytes that are no frame, if anything does.

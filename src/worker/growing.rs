@@ -31,9 +31,21 @@ impl<S> Worker<S> {
             // Nothing can be delivered now, and nothing kept for later.
             Verdict::Close(CloseReason::MemoryLimit)
         } else {
-            let held = kit.spares.input.len();
-            self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
-            self.conclude(kit, self.rests().unwrap_or(verdict))
+            let verdict = self.give_in(kit, verdict);
+            self.conclude(kit, verdict)
         }
+    }
+
+    /// Delivers what is held, for there is no room for more.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn give_in<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        let held = kit.spares.input.len();
+        self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
+        self.rests().unwrap_or(verdict)
     }
 }

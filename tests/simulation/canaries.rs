@@ -198,8 +198,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "held_bytes_lost_at_the_end_of_file",
         "worker.rs",
-        "if input.is_empty() {\n            if self.vitals.eof",
-        "if input.is_empty() || PLANTED && self.vitals.eof {\n            if self.vitals.eof",
+        "while !kit.spares.input.is_empty() {",
+        "while !kit.spares.input.is_empty() && !(PLANTED && self.vitals.eof) {",
     ),
     canary(
         "delimiter_sought_too_far_on",
