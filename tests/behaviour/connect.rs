@@ -212,6 +212,27 @@ fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
     assert_eq!(told.borrow().reasons().len(), 2);
 }
 
+#[test]
+fn what_begins_in_a_slow_turn_has_its_time_from_that_turn_s_end() {
+    let slow = Duration::from_millis(200);
+    let mut manager = Manager::new(drained(), move |_: &mut Conn<'_>, _: &[u8]| {
+        std::thread::sleep(slow);
+        Ok(())
+    })
+    .unwrap();
+    manager.start().unwrap();
+    let (mut client, ours) = crate::support::pair();
+    manager.put(ours).unwrap();
+    client.write_all(b"?").unwrap();
+    let (_listener, addr, _crowd) = silent();
+    manager.handle().connect_with(addr, ConnectOptions::new().deadline(slow / 2)).unwrap();
+    turn_until(&mut manager, |manager| manager.stats().requests(Cause::Drained) == 1);
+    assert_eq!(manager.stats().connects, 1, "in the turn that was slow");
+    manager.turn(Some(Duration::ZERO)).unwrap();
+    assert_eq!(manager.stats().live, 2, "its time has only begun");
+    turn_until(&mut manager, |manager| manager.stats().live == 1);
+}
+
 /// Once it is there its deadlines are those of any other.
 #[test]
 fn the_connect_deadline_ends_with_the_connect() {
