@@ -325,3 +325,22 @@ fn raw(socket: &Socket) -> io::Result<RawFd> {
 fn mio_token(token: u64) -> mio::Token {
     mio::Token(token as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_way_to_a_millisecond_agrees_with_the_clock() {
+        let mut os = Os::new();
+        let (mut partial, mut last) = (0, 0);
+        while last < 20 {
+            let before = millis(os.now()).0;
+            let (number, more) = os.millis();
+            last = millis(os.now()).0;
+            assert!((before..=last).contains(&number), "{number} of {before} to {last}");
+            partial += u64::from(more);
+        }
+        assert!(partial > 0, "never a part of one more");
+    }
+}
