@@ -315,6 +315,8 @@ impl<'a> Peer<'a> {
                     assert!(expected.starts_with(got), "{}: \"{}\"", self.name, got.escape_ascii());
                     return Ok(count);
                 }
+                // A machine that is suspended interrupts a read that has a timeout (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if Instant::now() >= deadline {
                         return Err(ErrorKind::TimedOut.into());
