@@ -33,17 +33,15 @@ impl Output {
     /// Appends all of `bytes`, or none of them if more than `limit` would then be unsent.
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
-        if self.sent > self.len() {
-            self.forget_sent();
-        }
+        self.settle();
         if fits {
             self.bytes.extend_from_slice(bytes);
         }
         fits
     }
 
-    /// Forgets what is sent now rather than at a push, if one would: more pushes do not then.
-    #[cold]
+    /// Forgets what is sent, if it is time; no push does then, until more is sent.
+    #[inline(always)]
     pub(crate) fn settle(&mut self) {
         if self.sent > self.len() {
             self.forget_sent();

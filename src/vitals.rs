@@ -308,7 +308,7 @@ impl Vitals {
 
     /// Why it closes once what is owed is flushed, if it does.
     pub(crate) fn ending(&self) -> Option<CloseReason> {
-        if self.state.any(State::ENDING) { self.ending } else { None }
+        self.ending
     }
 
     /// Counts what happened in a turn from just before its end rather than from its beginning:

@@ -90,7 +90,7 @@ impl<S> Worker<S> {
     /// has been sent bytes by others is on the ready list already.
     pub(crate) fn note(&mut self, event: Event) -> bool {
         let vitals = &mut self.vitals;
-        let readable = event.readable || event.closed || event.priority;
+        let readable = event.invites_read();
         vitals.readable |= readable;
         vitals.insistent |= event.closed || event.priority;
         if vitals.state.is_empty() { readable } else { self.wants(event) }
@@ -104,8 +104,7 @@ impl<S> Worker<S> {
         if self.owes() {
             event.writable || event.closed || boxed
         } else {
-            let readable = event.readable || event.closed || event.priority || boxed;
-            readable && !self.vitals.stands_still()
+            (event.invites_read() || boxed) && !self.vitals.stands_still()
         }
     }
 
@@ -115,7 +114,7 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
+        self.greet(kit);
         self.detach(&mut kit.spares);
     }
 
@@ -303,10 +302,7 @@ impl<S> Worker<S> {
         if !self.vitals.state.any(State::ENDING | State::PAUSED) {
             return None;
         }
-        match self.vitals.ending() {
-            Some(reason) => Some(self.end(reason)),
-            None => self.vitals.state.any(State::PAUSED).then_some(Verdict::Wait),
-        }
+        Some(self.vitals.ending().map_or(Verdict::Wait, |reason| self.end(reason)))
     }
 
     /// What to do with what is held. Bytes and decisions only; nothing is read, written or called.

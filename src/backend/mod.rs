@@ -219,3 +219,10 @@ pub struct Event {
     /// There is urgent data, at which a read stops short.
     pub priority: bool,
 }
+
+impl Event {
+    /// Whether a read may find something: bytes, an end or an error.
+    pub(crate) fn invites_read(self) -> bool {
+        self.readable || self.closed || self.priority
+    }
+}

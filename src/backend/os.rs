@@ -137,8 +137,7 @@ impl Backend for Os {
                 priority: event.is_priority(),
             };
             if REARM {
-                let readable = event.readable || event.closed || event.priority;
-                self.oneshot.reported(event.token, readable, event.writable);
+                self.oneshot.reported(event.token, event.invites_read(), event.writable);
             }
             each(event);
         }

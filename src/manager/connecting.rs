@@ -88,19 +88,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Begins a connection that a callback or a handle asked for, which has a place. If it cannot
     /// begin, that is told as it is of one that ends later.
     pub(super) fn obey_call(&mut self, call: Call) {
-        let reason = if matches!(self.phase, Phase::Running) {
-            match self.begin(call) {
-                Ok(_) => return,
-                Err(error) => CloseReason::Unreachable(error.kind()),
+        if !matches!(self.phase, Phase::Running) {
+            if let Phase::Stopping(drain) = &mut self.phase {
+                drain.idle += 1;
             }
-        } else {
-            self.mailbox.places.release();
-            CloseReason::Stopped
-        };
-        if let Phase::Stopping(drain) = &mut self.phase {
-            drain.idle += 1;
+            return self.give_up_call(call);
         }
-        self.tell_unbegun(call, reason);
+        if let Err(error) = self.begin(call) {
+            self.tell_unbegun(call, CloseReason::Unreachable(error.kind()));
+        }
     }
 
     /// A connection that was asked for comes too late: all has stopped.
@@ -125,7 +121,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             socket.discard();
             error
         })?;
-        self.visited.push(id);
         self.kit.stats.connects += 1;
         if self.kit.config.debug {
             log::debug!("{id}: connecting to {}", call.addr);

@@ -62,7 +62,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         vitals.newcomer = matches!(self.phase, Phase::Stopping(_));
         vitals.state.set(State::UNKNOWN, proxied);
         let id = self.employ(vitals, socket)?;
-        self.visited.push(id);
         if let Some(worker) = self.pool.get_mut(id) {
             if !proxied {
                 worker.open(&mut self.kit);
@@ -101,6 +100,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.kit.config.debug {
             log::debug!("{id}: put");
         }
+        self.visited.push(id);
         Ok(id)
     }
 

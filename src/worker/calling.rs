@@ -9,6 +9,15 @@ use crate::handler::{Conn, Handler};
 use crate::vitals::{Cause, CloseReason};
 
 impl<S> Worker<S> {
+    /// Runs the first hook of a connection, whichever way it came.
+    pub(super) fn greet<H, B>(&mut self, kit: &mut Kit<H, B>)
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
+    }
+
     /// Runs one hook. Its error or panic ends the connection; what a panicking one wrote is
     /// taken back.
     #[inline(always)]

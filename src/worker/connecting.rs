@@ -6,7 +6,7 @@
 use super::{Kit, Verdict, Worker};
 use crate::backend::Backend;
 use crate::handler::Handler;
-use crate::vitals::{Cause, CloseReason};
+use crate::vitals::CloseReason;
 
 impl<S> Worker<S> {
     /// Looks whether the connection is there; if so it is opened, and can be served unless there is
@@ -29,7 +29,7 @@ impl<S> Worker<S> {
         self.vitals.connected(kit.now);
         kit.stats.connected += 1;
         let sent = kit.spares.output.len();
-        self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
+        self.greet(kit);
         let output = &mut kit.spares.output;
         if sent > 0 && output.len() > sent {
             output.move_behind(sent);

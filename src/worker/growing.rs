@@ -11,7 +11,6 @@ impl<S> Worker<S> {
     #[cold]
     #[inline(never)]
     pub(super) fn grow<H, B>(&mut self, kit: &mut Kit<H, B>) -> bool {
-        self.vitals.state.enter(State::KEEPS);
         kit.spares.grow_input(&mut self.input, kit.longest)
     }
 

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::proxy::{self, Parsed};
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason, State};
+use crate::vitals::{CloseReason, State};
 
 /// Reads of one connection a visit, until its header is there.
 const READS: u32 = 16;
@@ -58,6 +58,6 @@ impl<S> Worker<S> {
         kit.stats.bytes_in -= length as u64;
         kit.stats.proxied += 1;
         self.vitals.state.leave(State::UNKNOWN);
-        self.call(kit, Cause::Opened, |handler, conn, session, _| handler.opened(conn, session));
+        self.greet(kit);
     }
 }

@@ -255,8 +255,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "pause_ignored",
         "worker.rs",
-        "self.vitals.state.any(State::PAUSED).then_some(Verdict::Wait)",
-        "(self.vitals.state.any(State::PAUSED) && !PLANTED).then_some(Verdict::Wait)",
+        "if !self.vitals.state.any(State::ENDING | State::PAUSED) {",
+        "if !self.vitals.state.any(State::ENDING) && (PLANTED || !self.vitals.state.any(State::PAUSED)) {",
     ),
     canary(
         "no_lingering",

@@ -13,7 +13,7 @@ use pool_manager::backend::{Backend, Bound, Event, Os, Wake};
 /// Readings a millisecond. A turn at full speed takes a few.
 const READINGS: u64 = 50;
 
-/// Every method is that of [`Os`]; one that the trait gains must be handed on as well.
+/// Every method that a measured server uses is that of [`Os`]; it begins no connection.
 pub(crate) struct Clocked {
     os: Os,
     readings: u64,
