@@ -45,11 +45,22 @@ impl Buffer {
 
     /// Room to read into, at most `most` bytes; empty only if the buffer is full.
     pub(crate) fn spare(&mut self, most: usize) -> &mut [u8] {
-        if self.end as usize == self.storage.len() {
-            self.storage.copy_within(self.start as usize..self.end as usize, 0);
-            self.end -= self.start;
-            self.start = 0;
+        if self.end as usize >= self.storage.len() {
+            return self.slide(most);
         }
+        self.behind(most)
+    }
+
+    /// Moves what is held to the front, and gives the room behind it.
+    #[cold]
+    fn slide(&mut self, most: usize) -> &mut [u8] {
+        self.storage.copy_within(self.start as usize..self.end as usize, 0);
+        self.end -= self.start;
+        self.start = 0;
+        self.behind(most)
+    }
+
+    fn behind(&mut self, most: usize) -> &mut [u8] {
         let room = &mut self.storage[self.end as usize..];
         let most = room.len().min(most);
         &mut room[..most]
@@ -57,19 +68,21 @@ impl Buffer {
 
     /// Holds the first `count` bytes of what [`Buffer::spare`] gave.
     pub(crate) fn commit(&mut self, count: usize) {
-        assert!(count <= self.storage.len() - self.end as usize, "committed more than was spare");
+        debug_assert!(count <= self.storage.len() - self.end as usize, "more than was spare");
         self.end += count as u32;
     }
 
-    /// Lets go of the first `count` held bytes.
-    pub(crate) fn consume(&mut self, count: usize) {
-        if count == self.len() {
+    /// Lets go of the first `count` held bytes, and says whether these were all.
+    pub(crate) fn consume(&mut self, count: usize) -> bool {
+        let all = count == self.len();
+        if all {
             (self.start, self.end, self.scanned) = (0, 0, 0);
-            return;
+        } else {
+            assert!(count < self.len(), "consumed more than was held");
+            self.start += count as u32;
+            self.scanned = self.scanned.saturating_sub(count as u32);
         }
-        assert!(count < self.len(), "consumed more than was held");
-        self.start += count as u32;
-        self.scanned = self.scanned.saturating_sub(count as u32);
+        all
     }
 
     /// Moves what is held, with how far it was scanned, to the front of `other`, which is empty

@@ -156,6 +156,7 @@ pub(crate) enum Found {
 impl Framing {
     /// Looks for a frame at the front of `held`, in a buffer that may hold `capacity` bytes.
     /// `scanned` is where the last look at the same bytes got to, and is moved on.
+    #[inline(always)]
     pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
         if held.is_empty() {
             return Found::Partial;
@@ -164,14 +165,7 @@ impl Framing {
             Self::Filled | Self::Drained => Found::Partial,
             Self::Delimited(byte) => find_delimiter(held, scanned, *byte),
             Self::LengthPrefixed { prefix, limit } => find_length(held, *prefix, *limit, capacity),
-            Self::Custom(find) => match contain(|| find(held)) {
-                Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
-                    Found::Frame(Bounds { skip: 0, body: n, total: n })
-                }
-                Some(Frame::Partial) => Found::Partial,
-                Some(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
-                None => Found::Panicked,
-            },
+            Self::Custom(find) => find_custom(held, find),
         }
     }
 
@@ -191,6 +185,7 @@ impl Framing {
     }
 }
 
+#[inline(always)]
 fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     let Some(unseen) = position(&held[*scanned..], delimiter) else {
         *scanned = held.len();
@@ -200,36 +195,34 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Where `byte` first is.
+/// Where `byte` first is. Sixteen bytes at a time are compared at once by all machines that can.
 #[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
-    let pattern = ONES * u64::from(byte);
-    let mut blocks = bytes.chunks_exact(16);
-    let mut before = 0;
-    for block in &mut blocks {
-        let (low, high) = block.split_at(8);
-        let (low, high) = (zeros(low, pattern), zeros(high, pattern));
-        if low | high != 0 {
-            let bits = if low != 0 { low.trailing_zeros() } else { 64 + high.trailing_zeros() };
-            return Some(before + bits as usize / 8);
+    let mut rest = bytes;
+    while let Some((block, after)) = rest.split_first_chunk::<16>() {
+        if block.iter().fold(0, |found, &other| found | u8::from(other == byte)) > 0 {
+            let mask = u128::from_le_bytes(block.map(|other| if other == byte { 0xff } else { 0 }));
+            return Some(bytes.len() - rest.len() + mask.trailing_zeros() as usize / 8);
         }
-        before += 16;
+        rest = after;
     }
-    let rest = blocks.remainder().iter().position(|&other| other == byte)?;
-    Some(before + rest)
+    let last = rest.iter().position(|&other| other == byte)?;
+    Some(bytes.len() - rest.len() + last)
 }
 
-const ONES: u64 = u64::from_ne_bytes([1; 8]);
-
-/// A bit above each of eight bytes that is zero once `pattern` is taken out. It may be set above
-/// others, but only if there is a zero below them: so the lowest is true.
-fn zeros(eight: &[u8], pattern: u64) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(eight);
-    let taken = u64::from_le_bytes(word) ^ pattern;
-    taken.wrapping_sub(ONES) & !taken & (ONES << 7)
+#[inline(never)]
+fn find_custom(held: &[u8], find: &Find) -> Found {
+    match contain(|| find(held)) {
+        Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
+            Found::Frame(Bounds { skip: 0, body: n, total: n })
+        }
+        Some(Frame::Partial) => Found::Partial,
+        Some(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
+        None => Found::Panicked,
+    }
 }
 
+#[inline(never)]
 fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Found {
     let skip = prefix.width();
     let Some(body) = prefix.length(held) else { return Found::Partial };

@@ -241,7 +241,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 Token::Listener(index) => listeners.mark_ready(index),
                 Token::Waker => true,
             };
-            stale += u64::from(!known);
+            if !known {
+                stale += 1;
+            }
         });
         self.kit.stats.events += events as u64;
         self.kit.stats.stale_events += stale;
@@ -253,6 +255,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let before = self.visited.len();
         self.pool.take_ready(&mut self.visited);
         let after = self.visited.len();
+        let stopping = matches!(self.phase, Phase::Stopping(_));
         for at in before..after {
             let id = self.visited[at];
             let Some(worker) = self.pool.unlist(id) else { continue };
@@ -260,7 +263,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             // Most are at rest now, and their deadlines are not sooner than before.
             let rests = verdict == Verdict::Wait && worker.vitals.state.is_empty();
             debug_assert!(!rests || worker.vitals.is_filed(self.kit.deadlines), "{id} is due");
-            if !rests || matches!(self.phase, Phase::Stopping(_)) {
+            if !rests || stopping {
                 self.settle(id, verdict);
             }
         }
@@ -274,7 +277,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     fn expire_due(&mut self) -> usize {
         let before = self.kit.stats.timers;
         for _ in 0..TIMERS {
-            match self.pool.pop_due(self.kit.now, self.kit.deadlines) {
+            match self.pool.pop_due(self.kit.now, &self.kit.deadlines) {
                 Some(Due::Expired(id)) => self.expire(id),
                 Some(Due::Held(id)) => self.serve(id),
                 Some(Due::Early) => {}
@@ -325,11 +328,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///    complete a stop.
     fn report(&mut self, turn: Turn) -> Turn {
         self.raise_alarms();
-        let stopped = match self.phase {
-            Phase::Stopping(drain) => self.finish_if_drained(drain),
-            Phase::Stopped | Phase::Running => None,
-        };
-        Turn { next: self.next(), stopped, ..turn }
+        if let Phase::Stopping(drain) = self.phase {
+            let stopped = self.finish_if_drained(drain);
+            return Turn { next: self.next(), stopped, ..turn };
+        }
+        Turn { next: self.next(), ..turn }
     }
 }
 

@@ -56,15 +56,17 @@ impl Output {
         self.sent = 0;
     }
 
-    /// Lets go of the first `count` unsent bytes.
-    pub(crate) fn advance(&mut self, count: usize) {
-        if count == self.len() {
+    /// Lets go of the first `count` unsent bytes, and says whether these were all.
+    pub(crate) fn advance(&mut self, count: usize) -> bool {
+        let all = count == self.len();
+        if all {
             self.bytes.clear();
             self.sent = 0;
-            return;
+        } else {
+            assert!(count < self.len(), "sent more than there was");
+            self.sent += count;
         }
-        assert!(count < self.len(), "sent more than there was");
-        self.sent += count;
+        all
     }
 
     /// Where the next byte will go, for [`Output::rewind`], unless what is sent is forgotten before

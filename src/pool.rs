@@ -208,16 +208,16 @@ impl<S> Pool<S> {
     }
 
     /// Takes one timer that has come, if there is one.
-    pub(crate) fn pop_due(&mut self, now: Now, deadlines: Deadlines) -> Option<Due> {
+    pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.tick)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
-        let (id, due) = (worker.vitals.id, worker.vitals.due(deadlines));
+        let (id, due) = (worker.vitals.id, worker.vitals.due(*deadlines));
         worker.vitals.filed = Tick::NEVER;
         if due <= at {
-            let deadline = worker.vitals.deadline(deadlines);
+            let deadline = worker.vitals.deadline(*deadlines);
             return Some(if deadline <= at { Due::Expired(id) } else { Due::Held(id) });
         }
-        self.file(id, deadlines);
+        self.file(id, *deadlines);
         Some(Due::Early)
     }
 }
@@ -389,7 +389,7 @@ mod tests {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().vitals.state.enter(State::PAUSED);
-        while pool.pop_due(now(5_000), deadlines()).is_some() {}
+        while pool.pop_due(now(5_000), &deadlines()).is_some() {}
         pool.file(id, deadlines());
         assert_eq!(pool.next_due(), Tick::NEVER);
     }
@@ -399,10 +399,10 @@ mod tests {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().vitals.moved = Tick(2_000);
-        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), deadlines())).collect();
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), &deadlines())).collect();
         assert!(due.iter().all(|&due| due == Due::Early), "{due:?}");
         assert!(pool.next_due() <= Tick(5_000));
-        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(5_000), deadlines())).collect();
+        let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(5_000), &deadlines())).collect();
         assert_eq!(due.last(), Some(&Due::Expired(id)));
         assert_eq!(pool.next_due(), Tick::NEVER);
     }

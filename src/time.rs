@@ -51,7 +51,7 @@ impl Span {
 
     /// Whether it matters where in it something happened.
     pub(crate) fn is_long(self) -> bool {
-        self.last() > self.began
+        self.ended.0 > self.began.0.saturating_add(1)
     }
 }
 

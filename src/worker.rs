@@ -11,6 +11,7 @@ mod pacing;
 mod proxied;
 mod reading;
 mod sending;
+mod visiting;
 
 use std::io;
 use std::mem;
@@ -92,19 +93,22 @@ impl<S> Worker<S> {
         let vitals = &mut self.vitals;
         let readable = event.invites_read();
         vitals.readable |= readable;
-        vitals.insistent |= event.closed || event.priority;
-        if vitals.state.is_empty() { readable } else { self.wants(event) }
+        vitals.insistent |= event.closed | event.priority;
+        if vitals.state.is_empty() {
+            return readable;
+        }
+        self.wants(readable, event.writable, event.closed)
     }
 
     /// Whether an edge gives something to do to a worker that is out of the ordinary.
     #[cold]
-    fn wants(&mut self, event: Event) -> bool {
+    fn wants(&mut self, readable: bool, writable: bool, closed: bool) -> bool {
         let boxed = self.vitals.state.any(State::BOXED);
         self.vitals.readable |= boxed;
         if self.owes() {
-            event.writable || event.closed || boxed
+            writable || closed || boxed
         } else {
-            (event.invites_read() || boxed) && !self.vitals.stands_still()
+            (readable || boxed) && !self.vitals.stands_still()
         }
     }
 
@@ -119,59 +123,37 @@ impl<S> Worker<S> {
     }
 
     /// Does what there is to do, within the budget of one visit.
+    ///
+    /// Nearly always that is an exchange, straight through: one read takes all there is, one
+    /// request is all of it, one write takes the reply. As soon as it is not, it goes on as a
+    /// [visit](Worker::visit), of which this is the beginning.
     pub(crate) fn serve<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
         B: Backend,
     {
-        let keeps = self.input.capacity() > 0 || self.output.capacity() > 0;
-        debug_assert!(self.vitals.state.any(State::KEEPS) || !keeps, "buffers it does not know of");
-        let held_up = if self.vitals.state.is_empty() { None } else { self.prepare(kit) };
-        let verdict = match held_up {
-            None => self.converse(kit),
-            Some(verdict) => verdict,
-        };
-        let verdict = self.conclude(kit, verdict);
-        if verdict == Verdict::Wait && self.vitals.state.is_empty() && kit.spares.input.is_empty() {
-            return verdict;
+        if !self.vitals.state.is_empty() || !self.vitals.readable {
+            return self.go_on(kit, 0);
         }
-        self.put_away(kit, verdict)
-    }
-
-    /// What comes before a visit that is out of the ordinary; a verdict if there is no more to it.
-    #[cold]
-    #[inline(never)]
-    fn prepare<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        let pays = self.owes() || self.vitals.state.any(State::BOXED);
-        self.attach(&mut kit.spares);
-        if let Some(reason) = self.vitals.ending().filter(|reason| !reason.is_polite()) {
-            return Some(Verdict::Close(reason));
+        match self.fill(kit) {
+            Ok(Some(1..)) if !self.vitals.readable => {}
+            Ok(_) => return self.go_on(kit, READ),
+            Err(reason) => return self.leave(kit, Verdict::Close(reason)),
         }
-        let mut held_up = if pays { self.pay(kit) } else { self.rests() };
-        if held_up.is_none() && self.vitals.state.any(State::UNKNOWN) {
-            held_up = self.introduce(kit);
+        match self.step(kit) {
+            Step::Deliver(bounds, cause) if !self.is_early(kit) => {
+                self.deliver::<H, B, false>(kit, bounds, cause);
+            }
+            Step::Deliver(..) | Step::Lack => return self.leave(kit, Verdict::Wait),
+            Step::Close(reason) => return self.leave(kit, Verdict::Close(reason)),
         }
-        if held_up.is_none() && self.is_held_back(kit) {
-            held_up = Some(Verdict::Wait);
+        if !self.vitals.state.is_empty() || !kit.spares.input.is_empty() {
+            return self.go_on(kit, READ + CALLBACK);
         }
-        held_up
-    }
-
-    /// What comes after a visit that leaves something behind: its buffers, or the connection itself.
-    #[cold]
-    #[inline(never)]
-    fn put_away<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        let verdict = self.keep(kit, verdict);
-        self.detach(&mut kit.spares);
-        verdict
+        match self.send(kit) {
+            None => Verdict::Wait,
+            Some(verdict) => self.leave(kit, verdict),
+        }
     }
 
     /// Ends a connection whose time is up, after a last delivery of what it left.
@@ -192,7 +174,7 @@ impl<S> Worker<S> {
         self.attach(&mut kit.spares);
         let held = kit.spares.input.len();
         if held > 0 || self.vitals.bytes_in == 0 {
-            self.deliver(kit, kit.config.framing.remainder(held), Cause::Expired);
+            self.deliver::<H, B, true>(kit, kit.config.framing.remainder(held), Cause::Expired);
         }
         let reason = self.vitals.ending().unwrap_or(CloseReason::Expired);
         let verdict = self.conclude(kit, self.end(reason));
@@ -245,66 +227,6 @@ impl<S> Worker<S> {
         }
     }
 
-    /// Frames, reads and calls back until there is nothing left to do or the budget is used up.
-    #[inline(always)]
-    fn converse<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        let mut budget = BUDGET;
-        loop {
-            while !kit.spares.input.is_empty() {
-                let (bounds, cause) = match self.step(kit) {
-                    Step::Deliver(bounds, cause) => (bounds, cause),
-                    Step::Lack => break,
-                    Step::Close(reason) => return Verdict::Close(reason),
-                };
-                if self.is_early(kit) {
-                    return Verdict::Wait;
-                }
-                self.deliver(kit, bounds, cause);
-                if let Some(verdict) = self.rests() {
-                    return verdict;
-                }
-                // None of it was offered to the socket yet, or it would have blocked.
-                if kit.spares.output.mark() >= kit.flush_at {
-                    if let Some(verdict) = self.send(kit) {
-                        return verdict;
-                    }
-                }
-                budget = budget.saturating_sub(CALLBACK);
-                if budget == 0 && !kit.spares.input.is_empty() {
-                    return Verdict::Again;
-                }
-            }
-            if !self.vitals.readable {
-                return if self.vitals.eof {
-                    Verdict::Close(CloseReason::Eof)
-                } else {
-                    Verdict::Wait
-                };
-            }
-            if budget == 0 {
-                return Verdict::Again;
-            }
-            match self.fill(kit) {
-                Ok(Some(count)) => budget = budget.saturating_sub(count.max(READ)),
-                Ok(None) => return self.give_in(kit, Verdict::Wait),
-                Err(reason) => return Verdict::Close(reason),
-            }
-        }
-    }
-
-    /// Whether nothing more may be read or delivered.
-    #[inline(always)]
-    fn rests(&self) -> Option<Verdict> {
-        if !self.vitals.state.any(State::ENDING | State::PAUSED) {
-            return None;
-        }
-        Some(self.vitals.ending().map_or(Verdict::Wait, |reason| self.end(reason)))
-    }
-
     /// What to do with what is held. Bytes and decisions only; nothing is read, written or called.
     #[inline(always)]
     fn step<H, B>(&self, kit: &mut Kit<H, B>) -> Step {
@@ -350,10 +272,15 @@ impl<S> Worker<S> {
         }
     }
 
-    /// Runs the callback on one body, and lets go of the bytes it was made of.
+    /// Runs the callback on one body, and lets go of the bytes it was made of. What `KEEPS` nothing
+    /// from before has nothing of its own to let go of.
     #[inline(always)]
-    fn deliver<H, B>(&mut self, kit: &mut Kit<H, B>, bounds: Bounds, cause: Cause)
-    where
+    fn deliver<H, B, const KEEPS: bool>(
+        &mut self,
+        kit: &mut Kit<H, B>,
+        bounds: Bounds,
+        cause: Cause,
+    ) where
         H: Handler<Session = S>,
         B: Backend,
     {
@@ -362,22 +289,15 @@ impl<S> Worker<S> {
         self.call(kit, cause, |handler, conn, session, held| {
             handler.request(conn, session, &held[body])
         });
-        let input = &mut kit.spares.input;
-        input.consume(bounds.total);
-        self.vitals.since = Tick::NEVER;
-        if input.is_empty() {
-            // The next bytes go into a buffer of the size that is configured by then.
-            if self.input.capacity() > 0 {
+        let all = kit.spares.input.consume(bounds.total);
+        if KEEPS {
+            self.vitals.since = Tick::NEVER;
+            if all && self.input.capacity() > 0 {
+                // The next bytes go into a buffer of the size that is configured by then.
                 self.detach_input(&mut kit.spares);
             }
-        } else {
-            // What is left came with this request: if it waits, it waits for us.
-            self.vitals.since = kit.now.stamp;
-            self.vitals.moved = kit.now.stamp;
-            if input.capacity() > kit.config.buffer_size {
-                kit.spares.shrink_input();
-            }
         }
+        debug_assert!(self.vitals.since == Tick::NEVER, "it waits from before");
         if let Some(reason) = cause.ends() {
             let reason = self.vitals.ending().unwrap_or(reason);
             self.vitals.end_now(reason);

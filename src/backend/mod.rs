@@ -223,6 +223,6 @@ pub struct Event {
 impl Event {
     /// Whether a read may find something: bytes, an end or an error.
     pub(crate) fn invites_read(self) -> bool {
-        self.readable || self.closed || self.priority
+        self.readable | self.closed | self.priority
     }
 }

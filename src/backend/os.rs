@@ -133,7 +133,7 @@ impl Backend for Os {
                 token: event.token().0 as u64,
                 readable: event.is_readable(),
                 writable: event.is_writable(),
-                closed: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+                closed: event.is_error() || event.is_read_closed() || event.is_write_closed(),
                 priority: event.is_priority(),
             };
             if REARM {

@@ -27,7 +27,9 @@ impl<S> Worker<S> {
         B: Backend,
         F: FnOnce(&mut H, &mut Conn<'_>, &mut S, &[u8]) -> io::Result<()>,
     {
-        let began = kit.config.slow_callback.map(|_| kit.backend.now());
+        if kit.config.slow_callback.is_some() {
+            kit.began = kit.backend.now();
+        }
         let output = &mut kit.spares.output;
         let mark = output.mark();
         let gathered = if cause == Cause::Blocked { 0 } else { mark };
@@ -44,8 +46,8 @@ impl<S> Worker<S> {
         };
         let (handler, session) = (&mut kit.handler, &mut self.session);
         let outcome = contain(|| hook(handler, &mut conn, session, held));
-        if let (Some(limit), Some(began)) = (kit.config.slow_callback, began) {
-            kit.stats.count_callback(kit.backend.now().saturating_sub(began), limit);
+        if let Some(limit) = kit.config.slow_callback {
+            kit.stats.count_callback(kit.backend.now().saturating_sub(kit.began), limit);
         }
         match outcome {
             Some(Ok(())) => {}

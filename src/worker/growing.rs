@@ -44,7 +44,7 @@ impl<S> Worker<S> {
         B: Backend,
     {
         let held = kit.spares.input.len();
-        self.deliver(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
+        self.deliver::<H, B, true>(kit, kit.config.framing.remainder(held), Cause::MemoryLimit);
         self.rests().unwrap_or(verdict)
     }
 }

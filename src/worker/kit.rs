@@ -1,5 +1,7 @@
 //! Kit: what a worker is visited with, and what follows from the configuration for a visit.
 
+use std::time::Duration;
+
 use crate::backend::Backend;
 use crate::command::Desk;
 use crate::config::Config;
@@ -24,6 +26,8 @@ pub(crate) struct Kit<H, B> {
     /// How many bytes of a frame a buffer may grow to hold.
     pub(super) longest: usize,
     pub(crate) now: Now,
+    /// When the last callback that was timed began.
+    pub(super) began: Duration,
 }
 
 impl<H, B: Backend> Kit<H, B> {
@@ -40,6 +44,7 @@ impl<H, B: Backend> Kit<H, B> {
             desk,
             spares: Spares::default(),
             stats: Stats::default(),
+            began: Duration::ZERO,
         }
     }
 

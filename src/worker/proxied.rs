@@ -50,8 +50,7 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        kit.spares.input.consume(length);
-        if kit.spares.input.is_empty() {
+        if kit.spares.input.consume(length) {
             self.vitals.since = Tick::NEVER;
         }
         self.vitals.bytes_in -= length as u64;

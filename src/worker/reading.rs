@@ -4,7 +4,6 @@ use std::io::ErrorKind;
 
 use super::{BUDGET, Kit, Worker};
 use crate::backend::Backend;
-use crate::time::Tick;
 use crate::vitals::CloseReason;
 
 impl<S> Worker<S> {
@@ -34,9 +33,6 @@ impl<S> Worker<S> {
                 kit.stats.bytes_in += count as u64;
                 vitals.bytes_in += count as u64;
                 vitals.moved = kit.now.stamp;
-                if vitals.since == Tick::NEVER {
-                    vitals.since = kit.now.stamp;
-                }
                 let short = count < room && !vitals.insistent;
                 if short && kit.backend.short_read_is_drained(&self.socket) {
                     vitals.readable = false;

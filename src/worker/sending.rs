@@ -124,11 +124,10 @@ impl<S> Worker<S> {
             Ok(0) if flushes => Sent::All,
             Ok(0) => Sent::Failed(CloseReason::Io(ErrorKind::WriteZero)),
             Ok(count) => {
-                output.advance(count);
                 self.vitals.bytes_out += count as u64;
                 self.vitals.moved = kit.now.stamp;
                 kit.stats.bytes_out += count as u64;
-                let all = output.is_empty() && !self.vitals.state.any(State::BOXED);
+                let all = output.advance(count) && !self.vitals.state.any(State::BOXED);
                 if all { Sent::All } else { Sent::Some }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Blocked,

@@ -103,15 +103,15 @@ pub(crate) const ALL: &[Canary] = &[
     ),
     canary(
         "events_refresh_the_deadline",
-        "worker.rs",
+        "worker/visiting.rs",
         "let held_up = if self",
         "if PLANTED { self.vitals.moved = kit.now.stamp; }\n        let held_up = if self",
     ),
     canary(
         "bytes_refresh_the_total_deadline",
-        "worker/reading.rs",
-        "if vitals.since == Tick::NEVER {",
-        "if vitals.since == Tick::NEVER || PLANTED {",
+        "worker/visiting.rs",
+        "&& self.vitals.since == Tick::NEVER {",
+        "&& (self.vitals.since == Tick::NEVER || PLANTED) {",
     ),
     canary(
         "timers_before_io",
@@ -197,7 +197,7 @@ pub(crate) const ALL: &[Canary] = &[
     ),
     canary(
         "held_bytes_lost_at_the_end_of_file",
-        "worker.rs",
+        "worker/visiting.rs",
         "while !kit.spares.input.is_empty() {",
         "while !kit.spares.input.is_empty() && !(PLANTED && self.vitals.eof) {",
     ),
@@ -211,9 +211,9 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "bytes_moved_to_the_wrong_place",
         "buffer.rs",
-        "            self.end -= self.start;\n            self.start = 0;\n        }\n        let room",
-        "            self.end -= self.start - u32::from(PLANTED && self.start > 1);
-            self.start = 0;\n        }\n        let room",
+        "self.end -= self.start;\n        self.start = 0;\n        self.behind(most)",
+        "self.end -= self.start - u32::from(PLANTED && self.start > 1);
+         self.start = 0;\n        self.behind(most)",
     ),
     canary(
         "bytes_lost_when_a_buffer_grows",
@@ -249,12 +249,12 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "writable_event_ignored",
         "worker.rs",
-        "event.writable || event.closed || boxed",
-        "event.writable && !PLANTED || event.closed || boxed",
+        "writable || closed || boxed",
+        "writable && !PLANTED || closed || boxed",
     ),
     canary(
         "pause_ignored",
-        "worker.rs",
+        "worker/visiting.rs",
         "if !self.vitals.state.any(State::ENDING | State::PAUSED) {",
         "if !self.vitals.state.any(State::ENDING) && (PLANTED || !self.vitals.state.any(State::PAUSED)) {",
     ),

@@ -82,12 +82,12 @@ impl Backend for Clocked {
         self.os.accept(listener)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         self.os.read(socket, into)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         self.os.write(socket, bytes)
     }
