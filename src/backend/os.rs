@@ -115,7 +115,8 @@ impl Backend for Os {
             let (number, _) = millis(now.saturating_duration_since(self.epoch));
             self.millisecond = Millisecond::new(self.epoch, number);
         }
-        (self.millisecond.number, now != self.millisecond.began)
+        // One that began this very nanosecond is rounded up as well: a millisecond late, never early.
+        (self.millisecond.number, true)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
@@ -252,15 +253,13 @@ fn clock() -> Instant {
 #[derive(Debug)]
 struct Millisecond {
     number: u64,
-    began: Instant,
     ends: Instant,
 }
 
 impl Millisecond {
     #[cold]
     fn new(epoch: Instant, number: u64) -> Self {
-        let began = epoch + Duration::from_millis(number);
-        Self { number, began, ends: began + Duration::from_millis(1) }
+        Self { number, ends: epoch + Duration::from_millis(number + 1) }
     }
 }
 
