@@ -127,6 +127,7 @@ mod tests {
             for count in 0..=buffer.capacity() - model.len() {
                 let (mut buffer, mut model) = (copy(buffer), model.to_vec());
                 let spare = buffer.spare(count);
+                assert!(spare.len() <= count, "more than was asked for");
                 if count > 0 {
                     assert!(!spare.is_empty(), "room left, but an empty slice to read into");
                 }

@@ -137,7 +137,7 @@ impl<S> Worker<S> {
         }
         match self.fill(kit) {
             Ok(Some(1..)) if !self.vitals.readable => {}
-            Ok(_) => return self.go_on(kit, READ),
+            Ok(count) => return self.go_on(kit, count.map_or(READ, |count| count.max(READ))),
             Err(reason) => return self.leave(kit, Verdict::Close(reason)),
         }
         match self.step(kit) {
@@ -292,6 +292,9 @@ impl<S> Worker<S> {
         let all = kit.spares.input.consume(bounds.total);
         if KEEPS {
             self.vitals.since = Tick::NEVER;
+            if !all && kit.spares.input.capacity() > kit.config.buffer_size {
+                kit.spares.shrink_input();
+            }
             if all && self.input.capacity() > 0 {
                 // The next bytes go into a buffer of the size that is configured by then.
                 self.detach_input(&mut kit.spares);

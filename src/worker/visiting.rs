@@ -69,11 +69,8 @@ impl<S> Worker<S> {
         let mut budget = budget;
         loop {
             while !kit.spares.input.is_empty() {
-                // None of it was offered to the socket yet, or it would have blocked.
-                if kit.spares.output.mark() >= kit.flush_at {
-                    if let Some(verdict) = self.send(kit) {
-                        return verdict;
-                    }
+                if let Some(verdict) = self.relieve(kit) {
+                    return verdict;
                 }
                 let (bounds, cause) = match self.step(kit) {
                     Step::Deliver(bounds, cause) => (bounds, cause),
@@ -102,12 +99,26 @@ impl<S> Worker<S> {
             if budget == 0 {
                 return Verdict::Again;
             }
+            if let Some(verdict) = self.relieve(kit) {
+                return verdict;
+            }
             match self.fill(kit) {
                 Ok(Some(count)) => budget = budget.saturating_sub(count.max(READ)),
                 Ok(None) => return self.give_in(kit, Verdict::Wait),
                 Err(reason) => return Verdict::Close(reason),
             }
         }
+    }
+
+    /// Sends what has gathered once it is much, before there is more; a verdict if that has to wait.
+    #[inline(always)]
+    fn relieve<H, B>(&mut self, kit: &mut Kit<H, B>) -> Option<Verdict>
+    where
+        H: Handler<Session = S>,
+        B: Backend,
+    {
+        // None of it was offered to the socket yet, or it would have blocked.
+        if kit.spares.output.mark() >= kit.flush_at { self.send(kit) } else { None }
     }
 
     /// Whether nothing more may be read or delivered.
@@ -133,9 +144,6 @@ impl<S> Worker<S> {
             // It came just now, or with what was answered just now: if it waits, it waits for us.
             self.vitals.since = kit.now.stamp;
             self.vitals.moved = kit.now.stamp;
-            if kit.spares.input.capacity() > kit.config.buffer_size {
-                kit.spares.shrink_input();
-            }
         }
         self.detach(&mut kit.spares);
         verdict

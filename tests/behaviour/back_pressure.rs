@@ -101,6 +101,20 @@ fn a_connection_that_owes_a_reply_is_not_read() {
     assert_eq!(rig.record.requests().len(), 2);
 }
 
+/// The request fills the buffer, so that there may be more to read when its reply is there.
+#[test]
+fn a_connection_whose_reply_does_not_fit_is_not_read_on() {
+    let mut rig = replies(lines().buffer_size(16));
+    let (mut client, ours) = unix_pair();
+    ours.set_nonblocking(true).unwrap();
+    while (&ours).write(&[b'y'; 4096]).is_ok() {}
+    rig.manager.put(ours).unwrap();
+    client.write_all(b"fifteen letters\nand more").unwrap();
+    rig.requests(1);
+    rig.quiet();
+    assert_eq!(rig.manager.stats().bytes_in, 16, "the rest is left to the kernel");
+}
+
 #[test]
 fn a_long_reply_goes_out_in_order_with_every_byte_right() {
     const REPLY: usize = 3 << 20;
@@ -591,6 +605,25 @@ fn frames_held_by_a_paused_connection_wait_for_the_resume() {
     assert_eq!(rig.read_exact(&mut client, 3), b"two");
     client.write_all(b"ee\n").unwrap();
     assert_eq!(rig.read_exact(&mut client, 5), b"three");
+}
+
+/// Nothing is out of the ordinary about it by then: a configuration has had all filed anew.
+#[test]
+fn a_connection_that_is_resumed_is_not_read_if_nothing_came() {
+    let mut rig = replies(lines());
+    let (mut client, id) = rig.connect();
+    client.write_all(b"1\n").unwrap();
+    rig.read_exact(&mut client, 1);
+    rig.quiet();
+    let before = rig.manager.stats().reads;
+    for _ in 0..3 {
+        rig.manager.handle().pause(id).unwrap();
+        rig.quiet();
+        rig.manager.handle().resume(id).unwrap();
+        rig.manager.handle().set_config(lines()).unwrap();
+        rig.quiet();
+    }
+    assert_eq!(rig.manager.stats().reads, before);
 }
 
 #[test]

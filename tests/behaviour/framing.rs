@@ -543,6 +543,20 @@ fn a_thousand_tiny_frames_in_one_segment_are_all_answered_a_batch_a_turn() {
     assert_eq!(rig.read_exact(&mut client, 1000), [b'x'; 1000]);
 }
 
+/// One of these uses up its budget with the last of them.
+#[test]
+fn who_had_all_there_was_is_at_rest_however_many_frames_that_were() {
+    let mut rig = echo(config(lines(), 8192));
+    for frames in 230..=256 {
+        let (mut client, _) = rig.connect();
+        rig.quiet();
+        let before = rig.record.requests().len();
+        client.write_all(&b"x\n".repeat(frames)).unwrap();
+        rig.requests(before + frames);
+        assert_ne!(rig.manager.next_deadline(), Some(Duration::ZERO), "after {frames}");
+    }
+}
+
 #[test]
 fn a_batch_of_frames_that_ends_with_the_stream_is_answered_to_the_last() {
     let (mut client, ours) = pair();

@@ -167,6 +167,23 @@ fn a_large_buffer_shrinks_to_what_is_left_in_it() {
 }
 
 #[test]
+fn a_large_buffer_shrinks_though_the_reply_is_blocked() {
+    let mut rig = rig(lines().write_limit(64 << 20), |conn: &mut Conn<'_>, _: &[u8]| {
+        conn.write_all(&vec![b'x'; 32 << 20])
+    });
+    let (mut client, _) = rig.connect();
+    client.write_all(&[b'x'; 450]).unwrap();
+    rig.bytes_in(450);
+    rig.quiet();
+    assert_eq!(held(&rig), 512);
+    client.write_all(b"\nz").unwrap();
+    rig.bytes_in(452);
+    rig.quiet();
+    assert!(rig.manager.stats().bytes_out < 32 << 20, "it owes most of the reply");
+    assert_eq!(held(&rig), 16);
+}
+
+#[test]
 fn growing_beyond_the_memory_of_all_is_answered_and_closed() {
     remember_log();
     let mut rig = service(lines().memory_limit(1200));
@@ -246,6 +263,23 @@ fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
     assert_eq!(held(&rig), 16);
 }
 
+/// It has nothing to keep: what comes next stays in the kernel until the reply is out.
+#[test]
+fn who_owes_a_reply_to_all_that_was_read_is_not_closed_for_want_of_memory() {
+    let config = lines().max_request(16).memory_limit(16).write_limit(64 << 20);
+    let mut rig =
+        rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]));
+    let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
+    first.write_all(b"begun").unwrap();
+    rig.bytes_in(5);
+    rig.quiet();
+    second.write_all(b"fifteen letters\nand more").unwrap();
+    assert_eq!(rig.requests(1), [(Cause::Framed, b"fifteen letters".to_vec())]);
+    rig.quiet();
+    assert_eq!(rig.record.closed(), []);
+    assert_eq!(held(&rig), 16, "that of the first");
+}
+
 #[test]
 fn a_pause_when_memory_is_used_up_keeps_the_connection_until_it_is_resumed() {
     let mut rig = rig(lines().max_request(16).memory_limit(16), |conn: &mut Conn<'_>, _: &[u8]| {
@@ -303,6 +337,19 @@ fn a_frame_that_fits_in_the_buffer_it_has_is_finished_under_lowered_limits() {
     assert_eq!(rig.read_exact(&mut client, 3), b"200");
     client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413");
+}
+
+#[test]
+fn a_frame_announced_behind_one_that_was_begun_before_is_held_to_the_lowered_limit() {
+    let mut rig = service(config(prefixed()));
+    let (mut client, _) = rig.connect();
+    client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
+    rig.bytes_in(104);
+    rig.quiet();
+    rig.manager.set_config(config(prefixed()).max_request(32)).unwrap();
+    rig.quiet();
+    client.write_all(&[&[b'x'; 20][..], &60_u32.to_be_bytes()].concat()).unwrap();
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"200413");
 }
 
 /// A larger buffer is not to be had when memory is used up, and that is no reason to close.

@@ -14,7 +14,7 @@ use pool_manager::{
     Socket, Transport,
 };
 
-use crate::support::{Seen, echo, rig, unix_pair};
+use crate::support::{Seen, echo, rig, unix_pair, write_behind};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -207,6 +207,27 @@ fn however_small_its_reads_a_connection_has_sixteen_a_turn() {
         assert!(stats.reads - before <= 16, "{stats}");
         stats.bytes_in == 1_600
     });
+}
+
+#[test]
+fn who_fills_the_whole_budget_with_one_read_has_no_other_that_turn() {
+    const BUDGET: u64 = 64 << 10;
+    let config = Config::new().framing(Framing::Drained).buffer_size(BUDGET as usize);
+    let mut rig = rig(config.clients_deadline(LONG), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+    let (client, ours) = unix_pair();
+    let all = vec![b'x'; 5 * BUDGET as usize];
+    let writer = write_behind(&client, all.clone());
+    rig.manager.put(ours).unwrap();
+    rig.until(|rig| {
+        let before = rig.manager.stats();
+        rig.turn();
+        let after = rig.manager.stats();
+        let read = after.bytes_in - before.bytes_in;
+        // What is short of the budget leaves room for another.
+        assert!(read < 2 * BUDGET, "{read} bytes in {} reads", after.reads - before.reads);
+        after.bytes_in == all.len() as u64
+    });
+    writer.join().unwrap().unwrap();
 }
 
 /// Puts a socket when a connection closes, and notes whether it is told that nothing runs.

@@ -26,6 +26,8 @@ struct Script {
     accepts: VecDeque<io::Result<Socket>>,
     waits_fail: bool,
     nothing_registers: bool,
+    /// A short read says that there is no more.
+    short_reads_drain: bool,
     /// How long the last wait was to be at most, and how many of those before it were to be none.
     timeout: Option<Duration>,
     polls: u32,
@@ -115,7 +117,7 @@ impl Backend for World {
         next.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())).map(|socket| (socket, None))
     }
     fn short_read_is_drained(&self, _: &Socket) -> bool {
-        false
+        self.0.borrow().short_reads_drain
     }
 }
 
@@ -309,6 +311,49 @@ fn who_owed_a_reply_when_a_stop_began_is_read_a_last_time_before_it_goes() {
     client.read_to_end(&mut got).unwrap();
     assert_eq!(got, b"owedone more");
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
+}
+
+/// A short read says nothing while there is urgent data, until one has found nothing more.
+#[test]
+fn urgent_data_costs_one_read_more_and_only_once() {
+    let config = Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(3));
+    let (mut manager, world) = listening(config);
+    world.0.borrow_mut().short_reads_drain = true;
+    let (mut client, ours) = unix_pair();
+    manager.put(ours).unwrap();
+    let token = world.0.borrow().tokens[0];
+    for (priority, reads) in [(true, 2), (false, 3), (false, 4)] {
+        client.write_all(b"hello").unwrap();
+        world.0.borrow_mut().events.push(Event { priority, ..readable(token) });
+        turn(&mut manager);
+        assert_eq!(manager.stats().reads, reads);
+        client.read_exact(&mut [0; 5]).unwrap();
+    }
+}
+
+#[test]
+fn a_callback_is_timed_from_its_own_beginning() {
+    let world = World::default();
+    let clock = world.clone();
+    let config = Config::new().framing(Framing::Drained).slow_callback(Duration::from_millis(3));
+    let answer = move |_: &mut Conn<'_>, body: &[u8]| {
+        clock.pass(u64::from(body[0]));
+        Ok(())
+    };
+    let mut manager = Manager::with_backend(config, answer, world.clone()).unwrap();
+    manager.start().unwrap();
+    let (mut client, ours) = unix_pair();
+    world.pass(1_000);
+    manager.put(ours).unwrap();
+    let token = world.0.borrow().tokens[0];
+    for (takes, slow) in [(2, 0), (5, 1), (3, 1)] {
+        world.pass(1_000);
+        client.write_all(&[takes]).unwrap();
+        world.0.borrow_mut().events.push(readable(token));
+        turn(&mut manager);
+        assert_eq!(manager.stats().slow_callbacks, slow, "{takes} ms");
+    }
+    assert_eq!(manager.stats().longest_callback, Duration::from_millis(5));
 }
 
 #[test]

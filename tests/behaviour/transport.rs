@@ -219,6 +219,47 @@ fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
     }
 }
 
+/// A transport that is read once; the next read finds it broken.
+struct Short(UnixStream, bool);
+
+impl Read for Short {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let broken = std::mem::replace(&mut self.1, true);
+        if broken { Err(ErrorKind::Other.into()) } else { self.0.read(into) }
+    }
+}
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Short {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Transport for Short {}
+
+#[test]
+fn replies_that_are_too_many_to_wait_go_out_before_a_read_that_fails() {
+    const REPLY: u64 = 70 << 10;
+    let mut rig =
+        rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; REPLY as usize]));
+    let (mut peer, ours) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    peer.write_all(b"one\n").unwrap();
+    rig.manager.put(Socket::Boxed(Box::new(Short(ours, false)))).unwrap();
+    assert_eq!(rig.first_close(), BROKEN);
+    assert_eq!(rig.record.ends()[0].bytes_out, REPLY);
+}
+
 /// A transport that always has more to read, of which the kernel knows nothing.
 struct Endless(UnixStream);
 
