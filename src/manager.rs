@@ -177,7 +177,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// As [`Manager::turn`].
     pub fn run(&mut self) -> Result<StopReport, Error> {
         loop {
-            if let Some(report) = self.turn(None)?.stopped {
+            if let Some(report) = self.pass(None, |_, turn| turn.stopped)? {
                 return Ok(report);
             }
         }
@@ -193,7 +193,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Wait`] if readiness cannot be waited for, after which all
     /// connections are closed and the manager is stopped.
+    #[inline(never)]
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
+        self.pass(timeout, |manager, turn| Turn { next: manager.next(), ..turn })
+    }
+
+    /// A turn, of which `tell` makes what its caller needs to know.
+    #[inline(always)]
+    fn pass<T>(
+        &mut self,
+        timeout: Option<Duration>,
+        tell: impl FnOnce(&Self, Turn) -> T,
+    ) -> Result<T, Error> {
         if matches!(self.phase, Phase::Stopped) {
             return Err(Error::NotRunning);
         }
@@ -208,12 +219,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let accepted = self.accept_new();
         self.reap_spares();
         self.kit.tell(H::turned);
-        let turn = self.report(Turn { events, served, expired, accepted, ..Turn::default() });
+        let stopped = self.report();
+        let told = tell(self, Turn { events, served, expired, accepted, stopped, next: None });
         if timeout == Some(Duration::ZERO) {
             // Who lets no turn wait does so elsewhere, and that is not what took us long.
             self.read_clock();
         }
-        Ok(turn)
+        Ok(told)
     }
 
     /// 3. Commands of callbacks and handles, at most a batch.
@@ -324,15 +336,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.reap_at = self.kit.now.stamp.after(self.kit.config.reap_interval);
     }
 
-    /// 9. Tell what was done and when the next turn is due; warn of what should not happen, and
-    ///    complete a stop.
-    fn report(&mut self, turn: Turn) -> Turn {
+    /// 9. Warn of what should not happen, and complete a stop; when the next turn is due, and what was
+    ///    done, is for who called it.
+    fn report(&mut self) -> Option<StopReport> {
         self.raise_alarms();
-        if let Phase::Stopping(drain) = self.phase {
-            let stopped = self.finish_if_drained(drain);
-            return Turn { next: self.next(), stopped, ..turn };
+        match self.phase {
+            Phase::Stopping(drain) => self.finish_if_drained(drain),
+            Phase::Stopped | Phase::Running => None,
         }
-        Turn { next: self.next(), ..turn }
     }
 }
 

@@ -51,14 +51,14 @@ impl Span {
 
     /// Whether it matters where in it something happened.
     pub(crate) fn is_long(self) -> bool {
-        self.ended.0 > self.began.0.saturating_add(1)
+        self.ended.0 > self.began.0 + 1
     }
 }
 
 impl Now {
     /// So many whole milliseconds since the epoch, and perhaps a part of one more.
     pub(crate) fn new((whole, partial): (u64, bool)) -> Self {
-        Self { tick: Tick(whole), stamp: Tick(whole.saturating_add(partial.into())) }
+        Self { tick: Tick(whole), stamp: Tick(whole + u64::from(partial)) }
     }
 }
 

@@ -100,11 +100,17 @@ impl Wheel {
     /// Hands out one index whose slot has begun by `now`, with the tick it was handed out for;
     /// it is no longer armed. If its true deadline is after that tick, its owner arms it again
     /// and it comes back in time. Indices come in the order of their deadlines. O(1).
+    #[inline]
     pub(crate) fn pop(&mut self, now: Tick) -> Option<(usize, Tick)> {
         if self.next.is_none_or(|next| next > now) {
             self.elapsed = self.elapsed.max(now.0);
             return None;
         }
+        self.hand_out()
+    }
+
+    #[inline(never)]
+    fn hand_out(&mut self) -> Option<(usize, Tick)> {
         if self.draining.is_none() {
             let (place, begins) = self.first()?;
             self.elapsed = begins.0;

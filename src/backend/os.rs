@@ -53,7 +53,7 @@ impl Os {
             poll: None,
             events: Events::with_capacity(EVENTS),
             epoch,
-            millisecond: Millisecond::new(epoch, 0),
+            millisecond: Millisecond::of(epoch, epoch),
             oneshot: Oneshot::default(),
         }
     }
@@ -112,8 +112,7 @@ impl Backend for Os {
     fn millis(&mut self) -> (u64, bool) {
         let now = clock();
         if now >= self.millisecond.ends {
-            let (number, _) = millis(now.saturating_duration_since(self.epoch));
-            self.millisecond = Millisecond::new(self.epoch, number);
+            self.millisecond = Millisecond::of(now, self.epoch);
         }
         // One that began this very nanosecond is rounded up as well: a millisecond late, never early.
         (self.millisecond.number, true)
@@ -258,7 +257,9 @@ struct Millisecond {
 
 impl Millisecond {
     #[cold]
-    fn new(epoch: Instant, number: u64) -> Self {
+    #[inline(never)]
+    fn of(now: Instant, epoch: Instant) -> Self {
+        let (number, _) = millis(now.saturating_duration_since(epoch));
         Self { number, ends: epoch + Duration::from_millis(number + 1) }
     }
 }

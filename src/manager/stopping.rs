@@ -51,7 +51,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Ok(report);
             }
         }
-        self.run()
+        loop {
+            if let Some(report) = self.turn(None)?.stopped {
+                return Ok(report);
+            }
+        }
     }
 
     /// Begins a stop; one that has begun already is not prolonged.

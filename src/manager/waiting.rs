@@ -42,7 +42,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Tick::NEVER => timeout.map(|timeout| timeout.min(LONGEST)),
             due => {
                 self.read_clock();
-                let left = self.kit.now.tick.until(due.min(self.kit.now.tick.after(LONGEST)));
+                let left =
+                    due.0.saturating_sub(self.kit.now.tick.0).min(LONGEST.as_millis() as u64);
+                let left = Duration::from_millis(left);
                 Some(timeout.map_or(left, |timeout| timeout.min(left)))
             }
         }
