@@ -45,6 +45,7 @@ impl Buffer {
 
     /// Room to read into, at most `most` bytes; empty only if the buffer is full.
     pub(crate) fn spare(&mut self, most: usize) -> &mut [u8] {
+        // It is never beyond: asked like this, what comes behind needs no check of its own.
         if self.end as usize >= self.storage.len() {
             return self.slide(most);
         }

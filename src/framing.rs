@@ -195,7 +195,8 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Where `byte` first is. Sixteen bytes at a time are compared at once by all machines that can.
+/// Where `byte` first is. Whether it is in a block is one comparison on most machines; where in it,
+/// which is asked once, takes some more.
 #[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
     let mut rest = bytes;

@@ -30,7 +30,7 @@ pub(crate) use kit::Kit;
 
 /// What one visit may do at most, so that nobody waits long for its turn: in bytes read, of which a
 /// read counts as [`READ`] at least, and a callback as [`CALLBACK`]. So it is at most 16 reads and
-/// 256 callbacks.
+/// 256 callbacks. A first read that took all there was counts as [`READ`] whatever it took.
 const BUDGET: usize = 64 << 10;
 const READ: usize = 4 << 10;
 const CALLBACK: usize = 256;
@@ -51,6 +51,14 @@ enum Step {
     /// It is nothing, or not enough.
     Lack,
     Close(CloseReason),
+}
+
+/// Which edge of readiness gives a worker something to do.
+enum Awaits {
+    Bytes,
+    Room,
+    Any,
+    Nothing,
 }
 
 /// Invariant: between visits, `input` and `output` have storage iff they hold bytes, and then its
@@ -97,18 +105,25 @@ impl<S> Worker<S> {
         if vitals.state.is_empty() {
             return readable;
         }
-        self.wants(readable, event.writable, event.closed)
+        let writable = event.writable || event.closed;
+        match self.awaits() {
+            Awaits::Bytes => readable,
+            Awaits::Room => writable,
+            Awaits::Any => true,
+            Awaits::Nothing => false,
+        }
     }
 
-    /// Whether an edge gives something to do to a worker that is out of the ordinary.
+    /// What a worker waits for that is out of the ordinary. To a transport any edge may mean both.
     #[cold]
-    fn wants(&mut self, readable: bool, writable: bool, closed: bool) -> bool {
+    fn awaits(&mut self) -> Awaits {
         let boxed = self.vitals.state.any(State::BOXED);
         self.vitals.readable |= boxed;
-        if self.owes() {
-            writable || closed || boxed
-        } else {
-            (readable || boxed) && !self.vitals.stands_still()
+        match (self.owes(), boxed) {
+            (true, false) => Awaits::Room,
+            (false, _) if self.vitals.stands_still() => Awaits::Nothing,
+            (false, false) => Awaits::Bytes,
+            (_, true) => Awaits::Any,
         }
     }
 
@@ -125,8 +140,8 @@ impl<S> Worker<S> {
     /// Does what there is to do, within the budget of one visit.
     ///
     /// Nearly always that is an exchange, straight through: one read takes all there is, one
-    /// request is all of it, one write takes the reply. As soon as it is not, it goes on as a
-    /// [visit](Worker::visit), of which this is the beginning.
+    /// request is all of it, one write takes the reply. As soon as it is not, it
+    /// [goes on](Worker::go_on) as any other visit.
     pub(crate) fn serve<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
     where
         H: Handler<Session = S>,
@@ -137,7 +152,7 @@ impl<S> Worker<S> {
         }
         match self.fill(kit) {
             Ok(Some(1..)) if !self.vitals.readable => {}
-            Ok(count) => return self.go_on(kit, count.map_or(READ, |count| count.max(READ))),
+            Ok(count) => return self.go_on(kit, count.unwrap_or(0).max(READ)),
             Err(reason) => return self.leave(kit, Verdict::Close(reason)),
         }
         match self.step(kit) {
@@ -177,9 +192,7 @@ impl<S> Worker<S> {
             self.deliver::<H, B, true>(kit, kit.config.framing.remainder(held), Cause::Expired);
         }
         let reason = self.vitals.ending().unwrap_or(CloseReason::Expired);
-        let verdict = self.conclude(kit, self.end(reason));
-        self.detach(&mut kit.spares);
-        verdict
+        self.leave(kit, self.end(reason))
     }
 
     /// An end that is natural waits while the connection is paused: somebody is still to answer.
@@ -272,10 +285,13 @@ impl<S> Worker<S> {
         }
     }
 
-    /// Runs the callback on one body, and lets go of the bytes it was made of. What `KEEPS` nothing
-    /// from before has nothing of its own to let go of.
+    /// Runs the callback on one body, and lets go of the bytes it was made of. Only if some may be
+    /// `OLDER` than the visit is there a buffer of their own to let go of, and a time.
+    ///
+    /// Each value has a callback of its own built in, which a function called from two places has
+    /// not.
     #[inline(always)]
-    fn deliver<H, B, const KEEPS: bool>(
+    fn deliver<H, B, const OLDER: bool>(
         &mut self,
         kit: &mut Kit<H, B>,
         bounds: Bounds,
@@ -290,7 +306,7 @@ impl<S> Worker<S> {
             handler.request(conn, session, &held[body])
         });
         let all = kit.spares.input.consume(bounds.total);
-        if KEEPS {
+        if OLDER {
             self.vitals.since = Tick::NEVER;
             if !all && kit.spares.input.capacity() > kit.config.buffer_size {
                 kit.spares.shrink_input();

@@ -221,7 +221,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whether a read may find something: bytes, an end or an error.
+    /// Whether a read may find something: bytes, an end or an error. Asked of each event, so
+    /// without branches.
     pub(crate) fn invites_read(self) -> bool {
         self.readable | self.closed | self.priority
     }

@@ -26,7 +26,7 @@ pub(crate) struct Kit<H, B> {
     /// How many bytes of a frame a buffer may grow to hold.
     pub(super) longest: usize,
     pub(crate) now: Now,
-    /// When the last callback that was timed began.
+    /// When the last callback that was timed began; here, so that others carry nothing around.
     pub(super) began: Duration,
 }
 

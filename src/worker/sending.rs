@@ -137,7 +137,6 @@ impl<S> Worker<S> {
     }
 
     /// Sends what has gathered before a visit ends. A polite end waits until it is out.
-    #[inline(always)]
     pub(super) fn conclude<H, B>(&mut self, kit: &mut Kit<H, B>, verdict: Verdict) -> Verdict
     where
         H: Handler<Session = S>,

@@ -1,4 +1,5 @@
-//! Visiting: what a worker does when it is more than an exchange. Pay, frame what is held, read.
+//! Visiting: what is more than an exchange. Pay, frame what is held, read, and leave: send what has
+//! gathered, keep what stays behind, and note since when it waits.
 
 use super::{BUDGET, CALLBACK, Kit, READ, Step, Verdict, Worker};
 use crate::backend::Backend;
@@ -7,8 +8,10 @@ use crate::time::Tick;
 use crate::vitals::{CloseReason, State};
 
 impl<S> Worker<S> {
-    /// The rest of a visit that has spent so much of its budget on what is no exchange. Cold, so
-    /// that an exchange is compiled as the way things go; a visit itself is not.
+    /// A visit that has spent so much of its budget on what turned out to be no exchange.
+    ///
+    /// All that is no exchange is called cold, so that an exchange is laid out and inlined as the
+    /// way things go. A visit itself is not cold: its loops are to be fast as well.
     #[cold]
     #[inline(never)]
     pub(super) fn go_on<H, B>(&mut self, kit: &mut Kit<H, B>, spent: usize) -> Verdict
@@ -117,7 +120,7 @@ impl<S> Worker<S> {
         H: Handler<Session = S>,
         B: Backend,
     {
-        // None of it was offered to the socket yet, or it would have blocked.
+        // None of it was sent yet, so its mark is its length; else it would have blocked.
         if kit.spares.output.mark() >= kit.flush_at { self.send(kit) } else { None }
     }
 

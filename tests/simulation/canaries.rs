@@ -249,8 +249,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "writable_event_ignored",
         "worker.rs",
-        "writable || closed || boxed",
-        "writable && !PLANTED || closed || boxed",
+        "event.writable || event.closed;",
+        "event.writable && !PLANTED || event.closed;",
     ),
     canary(
         "pause_ignored",

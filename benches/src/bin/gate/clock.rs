@@ -82,12 +82,12 @@ impl Backend for Clocked {
         self.os.accept(listener)
     }
 
-    #[inline(always)]
+    #[inline]
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         self.os.read(socket, into)
     }
 
-    #[inline(always)]
+    #[inline]
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         self.os.write(socket, bytes)
     }

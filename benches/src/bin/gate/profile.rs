@@ -12,7 +12,7 @@ use addr2line::Loader;
 const LEAST: f64 = 2.0;
 
 /// How many steps into what was inlined.
-const STEPS: usize = 2;
+const STEPS: usize = 3;
 
 /// Tells of a file that callgrind has written with `--dump-instr=yes`.
 pub(crate) fn tell(file: &Path, program: &Path, requests: u64) -> Result<(), Box<dyn Error>> {
