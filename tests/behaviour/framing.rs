@@ -543,7 +543,9 @@ fn a_thousand_tiny_frames_in_one_segment_are_all_answered_a_batch_a_turn() {
     assert_eq!(rig.read_exact(&mut client, 1000), [b'x'; 1000]);
 }
 
-/// One of these uses up its budget with the last of them.
+/// One of these uses up its budget with the last of them. Where a short read does not say that
+/// there is no more, that one has still to find out.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
 fn who_had_all_there_was_is_at_rest_however_many_frames_that_were() {
     let mut rig = echo(config(lines(), 8192));
