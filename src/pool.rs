@@ -152,6 +152,7 @@ impl<S> Pool<S> {
     }
 
     /// Notes an edge of readiness. False if it is for a worker that is gone.
+    #[inline(always)]
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
         if worker.note(event) && !mem::replace(&mut worker.vitals.listed, true) {

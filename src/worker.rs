@@ -97,6 +97,7 @@ impl<S> Worker<S> {
 
     /// Notes an edge of readiness, and says whether it gives the worker something to do. One that
     /// has been sent bytes by others is on the ready list already.
+    #[inline(always)]
     pub(crate) fn note(&mut self, event: Event) -> bool {
         let vitals = &mut self.vitals;
         let readable = event.invites_read();
