@@ -23,27 +23,33 @@ impl Buffer {
     }
 
     /// How many bytes it can hold; zero for one without storage.
+    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.storage.len()
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         (self.end - self.start) as usize
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.len() == self.capacity()
     }
 
+    #[inline]
     pub(crate) fn held(&self) -> &[u8] {
         &self.storage[self.start as usize..self.end as usize]
     }
 
     /// Room to read into, at most `most` bytes; empty only if the buffer is full.
+    #[inline]
     pub(crate) fn spare(&mut self, most: usize) -> &mut [u8] {
         // It is never beyond: asked like this, what comes behind needs no check of its own.
         if self.end as usize >= self.storage.len() {
@@ -61,6 +67,7 @@ impl Buffer {
         self.behind(most)
     }
 
+    #[inline]
     fn behind(&mut self, most: usize) -> &mut [u8] {
         let room = &mut self.storage[self.end as usize..];
         let most = room.len().min(most);
@@ -68,12 +75,14 @@ impl Buffer {
     }
 
     /// Holds the first `count` bytes of what [`Buffer::spare`] gave.
+    #[inline]
     pub(crate) fn commit(&mut self, count: usize) {
         debug_assert!(count <= self.storage.len() - self.end as usize, "more than was spare");
         self.end += count as u32;
     }
 
     /// Lets go of the first `count` held bytes, and says whether these were all.
+    #[inline]
     pub(crate) fn consume(&mut self, count: usize) -> bool {
         let all = count == self.len();
         if all {
@@ -95,10 +104,12 @@ impl Buffer {
     }
 
     /// How many of the held bytes are known to contain no delimiter.
+    #[inline]
     pub(crate) fn scanned(&self) -> usize {
         self.scanned as usize
     }
 
+    #[inline]
     pub(crate) fn set_scanned(&mut self, scanned: usize) {
         debug_assert!(scanned <= self.len());
         self.scanned = scanned as u32;

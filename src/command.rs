@@ -174,6 +174,7 @@ impl Desk {
         self.open = open;
     }
 
+    #[inline]
     pub(crate) fn has_work(&self) -> bool {
         !self.waiting.0.is_empty() || self.mailbox.is_pending()
     }

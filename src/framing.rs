@@ -171,11 +171,13 @@ impl Framing {
 
     /// Whether a buffer full of bytes that are no frame is a body of its own
     /// ([`Cause::Full`](crate::Cause::Full)) rather than a frame that does not fit.
+    #[inline]
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Filled | Self::Drained)
     }
 
     /// All of the held bytes as one incomplete frame, less what is there of its prefix.
+    #[inline]
     pub(crate) fn remainder(&self, held: usize) -> Bounds {
         let skip = match self {
             Self::LengthPrefixed { prefix, .. } => prefix.width().min(held),

@@ -145,6 +145,7 @@ impl Mailbox {
     }
 
     /// Whether there is something to take.
+    #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Acquire)
     }

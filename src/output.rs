@@ -14,23 +14,28 @@ pub(crate) struct Output {
 
 impl Output {
     /// Bytes still to be sent.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
+    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
 
+    #[inline]
     pub(crate) fn unsent(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
 
     /// Appends all of `bytes`, or none of them if more than `limit` would then be unsent.
+    #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
         self.settle();
@@ -57,6 +62,7 @@ impl Output {
     }
 
     /// Lets go of the first `count` unsent bytes, and says whether these were all.
+    #[inline]
     pub(crate) fn advance(&mut self, count: usize) -> bool {
         let all = count == self.len();
         if all {
@@ -71,6 +77,7 @@ impl Output {
 
     /// Where the next byte will go, for [`Output::rewind`], unless what is sent is forgotten before
     /// that: [`Output::settle`] sees to it that it is not.
+    #[inline]
     pub(crate) fn mark(&self) -> usize {
         self.bytes.len()
     }

@@ -123,6 +123,7 @@ impl Stats {
     /// Connections that ended for this reason; the kinds of [`CloseReason::Io`] count as one, and
     /// those of [`CloseReason::Unreachable`].
     #[must_use]
+    #[inline]
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason.class()]
     }
@@ -133,12 +134,14 @@ impl Stats {
         self.closed.iter().sum()
     }
 
+    #[inline]
     pub(crate) fn count_request(&mut self, cause: Cause) {
         if let Some(count) = self.requests.get_mut(cause as usize) {
             *count += 1;
         }
     }
 
+    #[inline]
     pub(crate) fn count_callback(&mut self, took: Duration, limit: Duration) {
         self.longest_callback = self.longest_callback.max(took);
         self.slow_callbacks += u64::from(took > limit);

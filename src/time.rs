@@ -45,11 +45,13 @@ pub(crate) struct Span {
 impl Span {
     /// The tick just before its end, from which counts what happened in it. From before its end,
     /// because the next turn may begin at that very tick, and slow turns must not add up.
+    #[inline]
     pub(crate) fn last(self) -> Tick {
         Tick(self.ended.0.saturating_sub(1)).max(self.began)
     }
 
     /// Whether it matters where in it something happened.
+    #[inline]
     pub(crate) fn is_long(self) -> bool {
         self.ended.0 > self.began.0 + 1
     }
@@ -57,6 +59,7 @@ impl Span {
 
 impl Now {
     /// So many whole milliseconds since the epoch, and perhaps a part of one more.
+    #[inline]
     pub(crate) fn new((whole, partial): (u64, bool)) -> Self {
         Self { tick: Tick(whole), stamp: Tick(whole + u64::from(partial)) }
     }

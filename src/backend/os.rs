@@ -109,6 +109,7 @@ impl Backend for Os {
     }
 
     /// Most readings fall into the millisecond of the one before, and are not converted.
+    #[inline]
     fn millis(&mut self) -> (u64, bool) {
         let now = clock();
         if now >= self.millisecond.ends {
@@ -118,6 +119,7 @@ impl Backend for Os {
         (self.millisecond.number, true)
     }
 
+    #[inline]
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let poll = self.poll.as_mut().ok_or(ErrorKind::NotConnected)?;
         let outcome = poll.poll(&mut self.events, timeout);
@@ -127,6 +129,7 @@ impl Backend for Os {
         outcome.map(|()| !self.events.is_empty())
     }
 
+    #[inline]
     fn events(&mut self, mut each: impl FnMut(Event)) {
         for event in &self.events {
             let event = Event {
@@ -238,12 +241,14 @@ impl Backend for Os {
     /// On Linux, TCP alone: a Unix read also stops at passed descriptors, and a transport may
     /// hold bytes that the kernel no longer knows of. Other systems stop at urgent data without
     /// an event that says so.
+    #[inline]
     fn short_read_is_drained(&self, socket: &Socket) -> bool {
         let linux = cfg!(any(target_os = "linux", target_os = "android"));
         linux && !REARM && matches!(socket, Socket::Tcp(_))
     }
 }
 
+#[inline]
 fn clock() -> Instant {
     Instant::now()
 }

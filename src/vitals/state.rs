@@ -26,20 +26,24 @@ impl State {
     /// Nothing more is read or delivered: what is owed is flushed, then it closes.
     pub(crate) const ENDING: Self = Self(1 << 6);
 
+    #[inline]
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
     /// Whether it is in one of these states.
+    #[inline]
     pub(crate) fn any(self, of: Self) -> bool {
         self.0 & of.0 != 0
     }
 
+    #[inline]
     pub(crate) fn set(&mut self, to: Self, on: bool) {
         self.0 = if on { self.0 | to.0 } else { self.0 & !to.0 };
     }
 
     /// Enters a state; false if it was in it.
+    #[inline]
     pub(crate) fn enter(&mut self, state: Self) -> bool {
         let enters = !self.any(state);
         self.set(state, true);
@@ -47,6 +51,7 @@ impl State {
     }
 
     /// Leaves a state; false if it was not in it.
+    #[inline]
     pub(crate) fn leave(&mut self, state: Self) -> bool {
         let leaves = self.any(state);
         self.set(state, false);
