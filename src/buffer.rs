@@ -74,7 +74,8 @@ impl Buffer {
         &mut room[..most]
     }
 
-    /// Holds the first `count` bytes of what [`Buffer::spare`] gave.
+    /// Holds the first `count` bytes of what [`Buffer::spare`] gave; who read them has seen that they
+    /// are no more.
     #[inline]
     pub(crate) fn commit(&mut self, count: usize) {
         debug_assert!(count <= self.storage.len() - self.end as usize, "more than was spare");

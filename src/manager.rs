@@ -195,6 +195,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// connections are closed and the manager is stopped.
     #[inline(never)]
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
+        // Of one copy of the loop, what it calls is built in: so this one is not built into others.
         self.pass(timeout, |manager, turn| Turn { next: manager.next(), ..turn })
     }
 

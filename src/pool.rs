@@ -208,7 +208,8 @@ impl<S> Pool<S> {
         self.wheel.next().unwrap_or(Tick::NEVER)
     }
 
-    /// Takes one timer that has come, if there is one.
+    /// Takes one timer that has come, if there is one. Mostly there is none, so that nothing is
+    /// copied to ask.
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.tick)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;

@@ -51,6 +51,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 return Ok(report);
             }
         }
+        // It turns, rather than runs: so who turns has no second copy of the loop.
         loop {
             if let Some(report) = self.turn(None)?.stopped {
                 return Ok(report);

@@ -29,6 +29,8 @@ impl<S> Worker<S> {
                 Ok(Some(0))
             }
             Ok(count) => {
+                // Of all that read, only a backend of somebody else's can say so.
+                assert!(count <= room, "a backend read more than there was room for");
                 kit.spares.input.commit(count);
                 kit.stats.bytes_in += count as u64;
                 vitals.bytes_in += count as u64;

@@ -1,6 +1,7 @@
 //! Requests larger than a buffer: how far they may grow, and what all of them may take together.
 
 use std::io::{self, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use pool_manager::{Cause, CloseReason, Config, Conn, Frame, Framing, Prefix};
@@ -234,10 +235,7 @@ fn who_cannot_be_called_is_closed_when_its_bytes_cannot_be_kept() {
         conn.pause();
         conn.write_all(b"later")
     });
-    let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
-    first.write_all(b"begun").unwrap();
-    rig.bytes_in(5);
-    rig.quiet();
+    let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"one\ntwo\n").unwrap();
     assert_eq!(rig.read_to_end(&mut second).unwrap(), b"later");
     assert_eq!(rig.record.requests().len(), 1, "nothing is delivered to one that is paused");
@@ -246,15 +244,28 @@ fn who_cannot_be_called_is_closed_when_its_bytes_cannot_be_kept() {
     assert_eq!(held(&rig), 16);
 }
 
-#[test]
-fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
+/// A service whose replies never fit, with memory for one.
+fn huge_replies() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     let config = lines().max_request(16).memory_limit(16).write_limit(64 << 20);
-    let mut rig =
-        rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]));
-    let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
+    rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]))
+}
+
+/// Two connections, the first of which has begun what takes the memory of both.
+fn use_up<F>(rig: &mut Rig<F>) -> [TcpStream; 2]
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    let [(mut first, _), (second, _)] = [(); 2].map(|()| rig.connect());
     first.write_all(b"begun").unwrap();
     rig.bytes_in(5);
     rig.quiet();
+    [first, second]
+}
+
+#[test]
+fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
+    let mut rig = huge_replies();
+    let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"one\ntwo\n").unwrap();
     rig.until(|rig| !rig.record.closed().is_empty());
     assert_eq!(rig.record.requests().len(), 1, "nothing is delivered to one that owes a reply");
@@ -266,13 +277,8 @@ fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
 /// It has nothing to keep: what comes next stays in the kernel until the reply is out.
 #[test]
 fn who_owes_a_reply_to_all_that_was_read_is_not_closed_for_want_of_memory() {
-    let config = lines().max_request(16).memory_limit(16).write_limit(64 << 20);
-    let mut rig =
-        rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]));
-    let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
-    first.write_all(b"begun").unwrap();
-    rig.bytes_in(5);
-    rig.quiet();
+    let mut rig = huge_replies();
+    let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"fifteen letters\nand more").unwrap();
     assert_eq!(rig.requests(1), [(Cause::Framed, b"fifteen letters".to_vec())]);
     rig.quiet();
