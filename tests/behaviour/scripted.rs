@@ -28,6 +28,8 @@ struct Script {
     nothing_registers: bool,
     /// A short read says that there is no more.
     short_reads_drain: bool,
+    /// How many bytes more a read says than it has read.
+    boasts: usize,
     /// How long the last wait was to be at most, and how many of those before it were to be none.
     timeout: Option<Duration>,
     polls: u32,
@@ -115,6 +117,9 @@ impl Backend for World {
         script.accepted += 1;
         let next = script.accepts.pop_front();
         next.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())).map(|socket| (socket, None))
+    }
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
+        Ok(socket.read(into)? + self.0.borrow().boasts)
     }
     fn short_read_is_drained(&self, _: &Socket) -> bool {
         self.0.borrow().short_reads_drain
@@ -311,6 +316,20 @@ fn who_owed_a_reply_when_a_stop_began_is_read_a_last_time_before_it_goes() {
     client.read_to_end(&mut got).unwrap();
     assert_eq!(got, b"owedone more");
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
+}
+
+/// What it did not read may be what another connection has left there.
+#[test]
+#[should_panic(expected = "more than there was room for")]
+fn a_backend_that_says_it_has_read_more_than_it_can_is_not_believed() {
+    let (mut manager, world) = listening(Config::new().framing(Framing::Drained));
+    let (mut client, ours) = unix_pair();
+    manager.put(ours).unwrap();
+    client.write_all(b"hello").unwrap();
+    world.0.borrow_mut().boasts = 1 << 20;
+    let token = world.0.borrow().tokens[0];
+    world.0.borrow_mut().events.push(readable(token));
+    turn(&mut manager);
 }
 
 /// A short read says nothing while there is urgent data, until one has found nothing more.
