@@ -18,9 +18,7 @@ use common::{
     Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
 };
 use lexopt::{Arg, ValueExt};
-use pool_manager::{
-    Config, Conn, Framing, Handler, ListenOptions, Manager, Network, Socket, Stats,
-};
+use pool_manager::{Config, Conn, Framing, Handler, IpNet, ListenOptions, Manager, Socket, Stats};
 
 const HELP: &str = "\
 Echoes lines behind a balancer, on one thread.
@@ -42,7 +40,7 @@ SIGINT or SIGTERM: drain for as long as --drain-ms says, then stop gracefully; a
 struct Options {
     listen: String,
     agent: String,
-    trusted: Vec<Network>,
+    trusted: Vec<IpNet>,
     drain: Duration,
     most: usize,
     config: Config,

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example chat`, then `nc 127.0.0.1 6264` in a few terminals.
 //!
-//! A line for 1,000 members is 1,000 sends, and the desk where callbacks leave them has an end. So
+//! A line for 1,000 members is 1,000 sends, and the commands where callbacks leave them has an end. So
 //! lines are gathered, and what a turn gathered is sent at its end, to each member once. While
 //! sends of the batch before still wait, lines go on being gathered; and when those are many, who
 //! speaks next is paused until they are on their way. Batches keep a pace that members can follow,
@@ -21,7 +21,7 @@ use common::{
     Failure, TURN, bind_with, log_from, millis, number, run_error, say, stop_flag, usage_error,
 };
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, ConnId, Desk, End, Framing, Handler, Manager};
+use pool_manager::{Cause, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager};
 
 const HELP: &str = "\
 A room where all hear what one says. Say /name NAME, /who or /quit, or anything else.
@@ -105,12 +105,12 @@ impl Handler for Room {
         Ok(())
     }
 
-    fn closed(&mut self, _: &End, member: Member, _: &mut Desk) {
+    fn closed(&mut self, _: &Closed, member: Member, _: &mut Commands) {
         self.members.remove(&member.0);
         self.tell(format_args!("* {} leaves", member.0));
     }
 
-    fn turned(&mut self, desk: &mut Desk) {
+    fn turn_ended(&mut self, commands: &mut Commands) {
         if self.untold.is_empty() && !self.gathered.is_empty() {
             let now = Instant::now();
             if self.began.is_none_or(|began| now - began >= PACE) {
@@ -118,17 +118,17 @@ impl Handler for Room {
                 self.begin_batch();
             }
         }
-        while desk.waiting() < SENDS_MOST {
+        while commands.queued() < SENDS_MOST {
             let Some(&id) = self.untold.last() else { break };
-            // A desk that is full is tried again at the end of the next turn.
-            if desk.send(id, self.batch.as_slice()).is_err() {
+            // A commands that is full is tried again at the end of the next turn.
+            if commands.send(id, self.batch.as_slice()).is_err() {
                 return;
             }
             self.untold.pop();
         }
         if self.gathered.len() < GATHERED_MOST {
             while let Some(id) = self.paused.pop() {
-                if desk.resume(id).is_err() {
+                if commands.resume(id).is_err() {
                     return self.paused.push(id);
                 }
             }
@@ -193,7 +193,7 @@ fn options() -> Result<Option<Options>, Failure> {
         .clients_deadline(Duration::from_secs(600))
         .write_limit(512 << 10)
         // There is nothing to finish.
-        .drain_deadline(Duration::from_secs(1));
+        .stop_deadline(Duration::from_secs(1));
     let mut options = Options { listen: "127.0.0.1:6264".into(), config };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {

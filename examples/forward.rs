@@ -24,7 +24,7 @@ use common::{
 };
 use lexopt::{Arg, ValueExt};
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, ConnectOptions, Desk, End, Framing, Handler, Manager,
+    CloseReason, Closed, Commands, Config, Conn, ConnId, ConnectOptions, Framing, Handler, Manager,
 };
 
 const HELP: &str = "\
@@ -64,7 +64,7 @@ impl Handler for Forwarder {
         let Some(key) = conn.key() else {
             let key = id.as_u64();
             conn.pause();
-            conn.desk().connect_with(self.to, ConnectOptions::new().key(key))?;
+            conn.commands().connect_with(self.to, ConnectOptions::new().key(key))?;
             self.waiting.insert(key, id);
             return Ok(());
         };
@@ -72,7 +72,7 @@ impl Handler for Forwarder {
             Some(client) => {
                 self.others.insert(client, id);
                 self.others.insert(id, client);
-                conn.desk().resume(client)?;
+                conn.commands().resume(client)?;
             }
             // It has gone meanwhile.
             None => conn.close(),
@@ -82,7 +82,7 @@ impl Handler for Forwarder {
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()).filter(|_| !body.is_empty()) {
-            conn.desk().send(other, body)?;
+            conn.commands().send(other, body)?;
         }
         Ok(())
     }
@@ -90,19 +90,19 @@ impl Handler for Forwarder {
     /// More comes for this side than it takes: the other one is to wait.
     fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()) {
-            conn.desk().pause(other)?;
+            conn.commands().pause(other)?;
         }
         Ok(())
     }
 
     fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()) {
-            conn.desk().resume(other)?;
+            conn.commands().resume(other)?;
         }
         Ok(())
     }
 
-    fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, (): (), commands: &mut Commands) {
         let other = match self.others.remove(&end.id) {
             Some(other) => {
                 self.others.remove(&other);
@@ -116,7 +116,7 @@ impl Handler for Forwarder {
         }
         if let Some(other) = other.filter(|&other| other != end.id) {
             // With 65,536 commands before it, its deadline will close it.
-            let _ = desk.close(other);
+            let _ = commands.close(other);
         }
     }
 }

@@ -90,13 +90,13 @@ fn serve(options: Options) -> Result<(), Failure> {
     say(format_args!("metrics on {metrics}; try: curl http://{metrics}/metrics"));
     // How often scrapes have their turn, which costs the service a system call each time.
     let pause = TURN / 10;
-    let mut turned = Instant::now();
+    let mut turn_ended = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         service.turn(Some(pause)).map_err(run_error)?;
-        if turned.elapsed() >= pause {
+        if turn_ended.elapsed() >= pause {
             latest.set(service.stats());
             turn_until_done(&mut scrapes).map_err(run_error)?;
-            turned = Instant::now();
+            turn_ended = Instant::now();
         }
     }
     scrapes.stop().map_err(run_error)?;

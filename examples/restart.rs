@@ -21,7 +21,7 @@ use std::{env, fs};
 use common::{Failure, TURN, bind, log_from, millis, run_error, say, stop_flag};
 use lexopt::{Arg, ValueExt};
 use listenfd::ListenFd;
-use pool_manager::{Bound, Config, Conn, Framing, Handler, Manager};
+use pool_manager::{Config, Conn, Framing, Handler, ListenSocket, Manager};
 use signal_hook::consts::SIGHUP;
 
 const HELP: &str = "\
@@ -139,7 +139,7 @@ fn hand_on<H: Handler>(manager: &mut Manager<H>) -> Result<bool, Failure> {
 /// Those who are here are served until the successor listens; those who come wait for it.
 fn succeed<H: Handler>(
     manager: &mut Manager<H>,
-    listeners: &[Bound],
+    listeners: &[ListenSocket],
 ) -> Result<(), Box<dyn Error>> {
     let word = Word::new()?;
     let mut successor = spawn(listeners, &word)?;
@@ -160,7 +160,7 @@ fn succeed<H: Handler>(
 }
 
 /// Runs this program again, with what systemd would tell it of its socket.
-fn spawn(listeners: &[Bound], word: &Word) -> Result<Child, Box<dyn Error>> {
+fn spawn(listeners: &[ListenSocket], word: &Word) -> Result<Child, Box<dyn Error>> {
     let [listener] = listeners else { return Err("there is not one listener".into()) };
     let fd = listener.fd().ok_or("it has no descriptor")?;
     let socket = socket2::SockRef::from(&fd);

@@ -13,7 +13,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Faults, Sim};
+use pool_manager::sim::{Faults, Rng, Sim};
 use pool_manager::{Config, Conn, Framing, Handler, Manager};
 
 /// The service: what you would also give to `Manager::with_handler`.
@@ -34,7 +34,7 @@ impl Handler for Counter {
 
 /// One run: a peer adds some numbers while others come and go. Returns the run's digest.
 fn run(seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     // What goes wrong: all that a seed draws, but nothing that ends an honest connection.
     let mut faults = Faults::swarm(seed);
     (faults.failed_reads, faults.failed_writes, faults.failed_registers) = (0, 0, 0);
@@ -48,20 +48,20 @@ fn run(seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
     manager.listen_on(listener.clone())?;
 
     // Small buffers at both ends, so that reads and writes come short.
-    let (mut peer, ours) = sim.pair_with(1 + dice.below(8), 1 + dice.below(16));
+    let (mut peer, ours) = sim.pair_with(1 + rng.below(8), 1 + rng.below(16));
     manager.put(ours)?;
-    let numbers: Vec<u64> = (0..10).map(|_| dice.below(100) as u64).collect();
+    let numbers: Vec<u64> = (0..10).map(|_| rng.below(100) as u64).collect();
     let mut request: Vec<u8> =
         numbers.iter().flat_map(|number| format!("add {number}\n").into_bytes()).collect();
     let mut replies = String::new();
 
     while replies.lines().count() < numbers.len() || !replies.ends_with('\n') {
         // A piece of the request, as much of it as there is room for.
-        let piece = request.len().min(1 + dice.below(10));
+        let piece = request.len().min(1 + rng.below(10));
         if let Ok(count) = peer.write(&request[..piece]) {
             request.drain(..count);
         }
-        if dice.permille(100) {
+        if rng.permille(100) {
             let mut visitor = listener.connect();
             visitor.write_all(b"add 1000\nadd 10")?;
             drop(visitor);

@@ -1,7 +1,7 @@
 //! Commands of callbacks: asked for while the loop is busy, done at the turn boundary.
 //!
-//! Nothing re-enters: a callback sees its own connection and this desk, never the pool. What it
-//! asks for waits here, next to what handles on other threads asked for. The desk knows what is
+//! Nothing re-enters: a callback sees its own connection and this commands, never the pool. What it
+//! asks for waits here, next to what handles on other threads asked for. The commands knows what is
 //! asked, not how it is done.
 
 use std::collections::VecDeque;
@@ -28,13 +28,13 @@ use crate::socket::Socket;
 /// let lines = Config::new().framing(Framing::Delimited(b'\n'));
 /// let manager = Manager::new(lines, move |conn, body| {
 ///     if let Some(other) = last.replace(conn.id()) {
-///         conn.desk().send(other, body)?;
+///         conn.commands().send(other, body)?;
 ///     }
 ///     Ok(())
 /// });
 /// ```
 #[derive(Debug)]
-pub struct Desk {
+pub struct Commands {
     waiting: Waiting,
     mailbox: Arc<Mailbox>,
     /// Whether connections may begin: not before start, nor once a stop has begun.
@@ -50,7 +50,7 @@ impl std::fmt::Debug for Waiting {
     }
 }
 
-impl Desk {
+impl Commands {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
         Self { waiting: Waiting(VecDeque::new()), mailbox, open: false }
     }
@@ -81,10 +81,10 @@ impl Desk {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Desk::connect`], with a key to know it by, or a deadline of its own.
+    /// As [`Commands::connect`], with a key to know it by, or a deadline of its own.
     ///
     /// # Errors
-    /// As [`Desk::connect`].
+    /// As [`Commands::connect`].
     pub fn connect_with(&mut self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
         self.take_place().map_err(|refusal| Error::refused(refusal, &self.mailbox))?;
         self.waiting.0.push_back(Command::Connect(Box::new(Call::new(addr, options))));
@@ -129,7 +129,7 @@ impl Desk {
         self.push(Command::Pause(id))
     }
 
-    /// Takes up again what [`Desk::pause`] stopped; its idle deadline starts anew.
+    /// Takes up again what [`Commands::pause`] stopped; its idle deadline starts anew.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -158,7 +158,7 @@ impl Desk {
     /// next. At most 65,536; a turn carries out 1,024. Who has much to ask for, such as a
     /// broadcast, asks for it while few wait.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.waiting.0.len()
     }
 

@@ -94,10 +94,10 @@ pub struct Config {
     pub reap_interval: Duration,
     /// How long a graceful stop may take. Default: `None`, as long as `clients_deadline`.
     /// Zero: what is in progress is aborted at once.
-    pub drain_deadline: Option<Duration>,
+    pub stop_deadline: Option<Duration>,
     /// Connections at a time that a listener accepts of one IP address; of IPv6, of one /64. One
     /// more is told what one is told when all workers are taken, and closed, whatever
-    /// [`overload`](Self::overload) says; [`Stats::crowded`](crate::Stats::crowded) counts it.
+    /// [`overload`](Self::overload) says; [`Stats::refused_per_peer`](crate::Stats::refused_per_peer) counts it.
     /// Those of Unix sockets and those that were put are not counted, nor those accepted while
     /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address;
     /// those whose header says who the client is ([`ListenOptions`](crate::ListenOptions)) are not
@@ -144,7 +144,7 @@ impl Default for Config {
             framing: Framing::default(),
             write_limit: WRITE_LIMIT,
             reap_interval: REAP_INTERVAL,
-            drain_deadline: None,
+            stop_deadline: None,
             max_per_peer: 0,
             rate_limit: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
@@ -247,10 +247,10 @@ impl Config {
         self
     }
 
-    /// Sets [`drain_deadline`](Self::drain_deadline).
+    /// Sets [`stop_deadline`](Self::stop_deadline).
     #[must_use]
-    pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
-        self.drain_deadline = deadline.into();
+    pub fn stop_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.stop_deadline = deadline.into();
         self
     }
 
@@ -340,8 +340,8 @@ impl Config {
         self.max_request.max(self.buffer_size)
     }
 
-    pub(crate) fn drain_time(&self) -> Duration {
-        self.drain_deadline.unwrap_or(self.clients_deadline)
+    pub(crate) fn stop_time(&self) -> Duration {
+        self.stop_deadline.unwrap_or(self.clients_deadline)
     }
 }
 
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(checked.connect_deadline, Duration::from_secs(3));
         assert_eq!(checked.reap_interval, Duration::from_secs(2));
         assert_eq!(checked.request_deadline, Duration::ZERO, "zero turns this one off");
-        assert_eq!(checked.drain_time(), Duration::from_secs(3));
+        assert_eq!(checked.stop_time(), Duration::from_secs(3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::guard::contain;
 
 /// A function of your own that finds frames, as [`Framing::Custom`] holds it.
-pub type Find = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
+pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 
 /// When a request is complete, so that the callback runs.
 ///
@@ -47,7 +47,7 @@ pub enum Framing {
     /// arrive (never none): where requests are large, one that looks at lengths is cheaper than one
     /// that searches. The body is the whole frame. A panic in it is treated as one in a
     /// callback. Build it with [`Framing::custom`].
-    Custom(Find),
+    Custom(FrameFn),
 }
 
 impl Framing {
@@ -214,7 +214,7 @@ fn position(bytes: &[u8], byte: u8) -> Option<usize> {
 }
 
 #[inline(never)]
-fn find_custom(held: &[u8], find: &Find) -> Found {
+fn find_custom(held: &[u8], find: &FrameFn) -> Found {
     match contain(|| find(held)) {
         Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
             Found::Frame(Bounds { skip: 0, body: n, total: n })

@@ -1,14 +1,14 @@
 //! Handler: the user's side of the loop, and Conn: a callback's view of its connection.
 //!
 //! A callback runs inline, on the loop's thread, with borrows of exactly one connection; it can
-//! reach nothing else but the desk. This room knows no I/O: what a callback writes is queued.
+//! reach nothing else but the commands. This room knows no I/O: what a callback writes is queued.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::command::Desk;
+use crate::command::Commands;
 use crate::id::ConnId;
 use crate::output::Output;
 use crate::socket::Socket;
@@ -54,8 +54,8 @@ pub trait Handler {
     ///
     /// # Errors
     /// The connection is closed, no other hook hears of it, and
-    /// [`Stats::lost`](crate::Stats::lost) counts it.
-    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+    /// [`Stats::admit_failures`](crate::Stats::admit_failures) counts it.
+    fn wrap(&mut self, socket: Socket) -> io::Result<Socket> {
         Ok(socket)
     }
 
@@ -82,7 +82,7 @@ pub trait Handler {
     ) -> io::Result<()>;
 
     /// A reply, or what was sent, has to wait for the peer: its socket takes no more. This is where to
-    /// stop what would make more wait, such as [reading](Desk::pause) from where it comes; what
+    /// stop what would make more wait, such as [reading](Commands::pause) from where it comes; what
     /// comes meanwhile is queued up to [`write_limit`](crate::Config::write_limit). Called once until
     /// [`flushed`](Handler::flushed) tells that all has gone out, or the connection is closed.
     ///
@@ -106,31 +106,31 @@ pub trait Handler {
     /// Time for what no connection asks for: called every [`tick`](crate::Config::tick), not
     /// early, after the deadlines of the turn it is due in. What was missed, by a slow turn for one, is
     /// not made up for. A panic is counted, and ends nothing.
-    fn tick(&mut self, desk: &mut Desk) {
-        let _ = desk;
+    fn tick(&mut self, commands: &mut Commands) {
+        let _ = commands;
     }
 
     /// A connection has ended: exactly once for each, and the last that is heard of it but
     /// [`undelivered`](Handler::undelivered). Of one that was
     /// [asked for](crate::Manager::connect) it is told though `opened` never ran, if it could not
-    /// be reached or was closed before: by its id, or by [`End::key`].
-    fn closed(&mut self, end: &End, session: Self::Session, desk: &mut Desk) {
-        let _ = (end, session, desk);
+    /// be reached or was closed before: by its id, or by [`Closed::key`].
+    fn closed(&mut self, closed: &Closed, session: Self::Session, commands: &mut Commands) {
+        let _ = (closed, session, commands);
     }
 
-    /// What a [`Handle`](crate::Handle) or a [`Desk`] sent comes back, because its connection is
+    /// What a [`Handle`](crate::Handle) or a [`Commands`] sent comes back, because its connection is
     /// gone or closing, or would have had more than `write_limit` unsent. None of it was written;
-    /// so bytes that were sent are written, or counted in [`End::bytes_unsent`], or come here. To
-    /// tell whoever sent them is the handler's affair. What this hook itself leaves on the desk
+    /// so bytes that were sent are written, or counted in [`Closed::bytes_unsent`], or come here. To
+    /// tell whoever sent them is the handler's affair. What this hook itself leaves on the commands
     /// while the manager stops may be dropped.
-    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, desk: &mut Desk) {
-        let _ = (id, bytes, desk);
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, commands: &mut Commands) {
+        let _ = (id, bytes, commands);
     }
 
     /// A turn has served everybody: once at the end of each. For what is better done once for
     /// many requests than once for each, such as a broadcast.
-    fn turned(&mut self, desk: &mut Desk) {
-        let _ = desk;
+    fn turn_ended(&mut self, commands: &mut Commands) {
+        let _ = commands;
     }
 }
 
@@ -148,14 +148,14 @@ where
 /// How a connection ended.
 ///
 /// ```
-/// use pool_manager::End;
-/// fn log(end: &End) {
-///     println!("{} closed because {}: {} in, {} out", end.id, end.reason, end.bytes_in, end.bytes_out);
+/// use pool_manager::Closed;
+/// fn log(closed: &Closed) {
+///     println!("{} closed because {}: {} in, {} out", closed.id, closed.reason, closed.bytes_in, closed.bytes_out);
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct End {
+pub struct Closed {
     /// The connection; no callback names it after this.
     pub id: ConnId,
     /// What it was asked for with, if it began here: see [`Conn::key`].
@@ -195,7 +195,7 @@ pub struct Conn<'a> {
     pub(crate) vitals: &'a mut Vitals,
     pub(crate) socket: &'a Socket,
     pub(crate) output: &'a mut Output,
-    pub(crate) desk: &'a mut Desk,
+    pub(crate) commands: &'a mut Commands,
     pub(crate) write_limit: usize,
     pub(crate) now: Tick,
     pub(crate) cause: Cause,
@@ -273,7 +273,7 @@ impl Conn<'_> {
     }
 
     /// Stops reading from and delivering for this connection after this callback, until it is
-    /// resumed by a [`Handle`](crate::Handle) or a [`Desk`]. Its deadlines stand still
+    /// resumed by a [`Handle`](crate::Handle) or a [`Commands`]. Its deadlines stand still
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
     /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
@@ -283,13 +283,13 @@ impl Conn<'_> {
     /// Sets this connection's own idle deadline, in place of
     /// [`clients_deadline`](crate::Config::clients_deadline), counted from the last byte that
     /// moved. Rounded up to a millisecond, at most 49 days; zero goes back to the configured one.
-    pub fn set_deadline(&mut self, deadline: Duration) {
+    pub fn set_idle_deadline(&mut self, deadline: Duration) {
         self.vitals.set_patience(deadline);
     }
 
     /// Where to leave what should be done to other connections, or to the manager.
-    pub fn desk(&mut self) -> &mut Desk {
-        self.desk
+    pub fn commands(&mut self) -> &mut Commands {
+        self.commands
     }
 }
 

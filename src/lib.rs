@@ -28,7 +28,7 @@
 //!
 //! # What is promised
 //! - One thread, no locks on the path, and nothing re-enters: a callback sees its own
-//!   [`Conn`]ection and a [`Desk`] for what it wants done to others.
+//!   [`Conn`]ection and a [`Commands`] for what it wants done to others.
 //! - Every connection that was put ends with exactly one [`Handler::closed`], after which no
 //!   callback names it, but that of what was sent to it too late ([`Handler::undelivered`]). A
 //!   [`ConnId`] is never reused.
@@ -71,7 +71,7 @@
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
 //! | `handle`, `mailbox`, `places` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
-//! | `network`, `dice` | a simulated world (feature `sim`) |
+//! | `network`, `rng` | a simulated world (feature `sim`) |
 //! | `guard` | where a panic of user code ends |
 //! | `spares`, `stats`, `report`, `config`, `error`, `socket`, `id` | the values they pass around |
 
@@ -84,8 +84,6 @@ pub mod backend;
 mod buffer;
 mod command;
 mod config;
-#[cfg(feature = "sim")]
-mod dice;
 mod error;
 mod framing;
 mod guard;
@@ -106,6 +104,8 @@ mod places;
 mod pool;
 mod proxy;
 mod report;
+#[cfg(feature = "sim")]
+mod rng;
 mod socket;
 mod spares;
 mod stats;
@@ -116,22 +116,22 @@ mod vitals;
 mod wheel;
 mod worker;
 
-pub use backend::Bound;
+pub use backend::ListenSocket;
 #[cfg(feature = "sim")]
 pub use backend::sim;
-pub use command::Desk;
+pub use command::Commands;
 pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload, RateLimit};
 pub use error::{Error, PutError, PutErrorKind};
-pub use framing::{Find, Frame, Framing, Prefix};
+pub use framing::{Frame, FrameFn, Framing, Prefix};
 pub use handle::Handle;
-pub use handler::{Conn, End, Handler};
+pub use handler::{Closed, Conn, Handler};
 pub use id::ConnId;
 pub use manager::Manager;
 pub use outgoing::ConnectOptions;
 pub use report::{StopReport, Turn};
 pub use socket::{Socket, Transport};
 pub use stats::Stats;
-pub use trust::{ListenOptions, Network, NotANetwork};
+pub use trust::{IpNet, ListenOptions, ParseIpNetError};
 pub use vitals::{Cause, CloseReason};
 
 #[cfg(any(doc, doctest))]

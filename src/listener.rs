@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::backend::{Backend, Bound};
+use crate::backend::{Backend, ListenSocket};
 use crate::config::Overload;
 use crate::id::Token;
 use crate::places::Places;
@@ -94,7 +94,7 @@ impl<L> Listeners<L> {
     pub(crate) fn listen<B: Backend<Listener = L>>(
         &mut self,
         backend: &mut B,
-        bound: Bound,
+        bound: ListenSocket,
         claim: Option<Claim>,
         options: ListenOptions,
     ) -> io::Result<()> {
@@ -194,7 +194,7 @@ impl<L> Listeners<L> {
                 self.rest(index)
             }
             Err(error) => {
-                stats.starved += 1;
+                stats.fd_exhausted += 1;
                 self.starve(&error, now);
                 Accepted::Nothing
             }
@@ -208,7 +208,7 @@ impl<L> Listeners<L> {
     }
 
     /// Gives all of them back, with who waits in their queues; paths stay where they are.
-    pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<Bound> {
+    pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<ListenSocket> {
         self.ready = 0;
         let all = self.all.drain(..);
         all.filter_map(|listener| {

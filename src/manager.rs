@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::{Backend, Os};
-use crate::command::Desk;
+use crate::command::Commands;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handler::{Conn, Handler};
@@ -134,9 +134,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub fn with_backend(config: Config, handler: H, backend: B) -> Result<Self, Error> {
         let config = config.checked()?;
         let mailbox = Arc::new(Mailbox::default());
-        let desk = Desk::new(mailbox.clone());
+        let commands = Commands::new(mailbox.clone());
         Ok(Self {
-            kit: Kit::new(config, handler, backend, desk),
+            kit: Kit::new(config, handler, backend, commands),
             pool: Pool::new(),
             listeners: Listeners::new(),
             lingering: Lingering::new(),
@@ -165,7 +165,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.take_effect();
         self.plan_tick();
         self.plan_reaping();
-        self.kit.desk.set_open(true);
+        self.kit.commands.set_open(true);
         self.mailbox.open(wake);
         log::info!("started: {:?}", self.kit.config);
         Ok(())
@@ -219,7 +219,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.tick();
         let accepted = self.accept_new();
         self.reap_spares();
-        self.kit.tell(H::turned);
+        self.kit.tell(H::turn_ended);
         let stopped = self.report();
         let told = tell(self, Turn { events, served, expired, accepted, stopped, next: None });
         if timeout == Some(Duration::ZERO) {
@@ -231,12 +231,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// 3. Commands of callbacks and handles, at most a batch.
     fn run_commands(&mut self) {
-        if !self.kit.desk.has_work() {
+        if !self.kit.commands.has_work() {
             return;
         }
-        self.kit.desk.collect(COMMANDS);
+        self.kit.commands.collect(COMMANDS);
         for _ in 0..COMMANDS {
-            let Some(command) = self.kit.desk.next() else { break };
+            let Some(command) = self.kit.commands.next() else { break };
             self.obey(command);
         }
     }
@@ -288,7 +288,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// 6. Deadlines, at most a batch, and after the reads.
     fn expire_due(&mut self) -> usize {
-        let before = self.kit.stats.timers;
+        let before = self.kit.stats.expired;
         for _ in 0..TIMERS {
             match self.pool.pop_due(self.kit.now, &self.kit.deadlines) {
                 Some(Due::Expired(id)) => self.expire(id),
@@ -297,7 +297,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 None => break,
             }
         }
-        (self.kit.stats.timers - before) as usize
+        (self.kit.stats.expired - before) as usize
     }
 
     /// 7. Accept, at most a batch a listener, and after those who are here were served.

@@ -6,11 +6,11 @@
 //! knows neither the loop nor its backend.
 
 mod calls;
+mod counters;
 mod faults;
 mod queue;
 mod readiness;
 mod stream;
-mod tally;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -20,14 +20,14 @@ use std::time::Duration;
 
 use slab::Slab;
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 pub use calls::Answer;
 use calls::{Call, Called};
+pub use counters::{ConnSnapshot, Counters};
 pub use faults::Faults;
 use queue::Queue;
 pub(crate) use readiness::Edge;
 pub use stream::Stream;
-pub use tally::{Look, Tally};
 
 /// Reads, writes and waits without time passing, far above what any loop may do: one that comes here
 /// goes in circles.
@@ -78,7 +78,7 @@ struct End {
 
 #[derive(Debug)]
 pub(crate) struct Network {
-    pub(crate) dice: Dice,
+    pub(crate) rng: Rng,
     pub(crate) faults: Faults,
     pub(crate) now: Duration,
     ends: Slab<End>,
@@ -88,12 +88,12 @@ pub(crate) struct Network {
     hosts: HashMap<SocketAddr, Called>,
     /// Connections that the pool has begun and that will be answered.
     calls_out: Vec<Call>,
-    retired: VecDeque<(u64, Look)>,
+    retired: VecDeque<(u64, ConnSnapshot)>,
     connections: usize,
     /// Reads, writes and waits since time last passed.
     calls: u32,
     counted_at: Duration,
-    pub(crate) tally: Tally,
+    pub(crate) counters: Counters,
     pub(crate) digest: u64,
     pub(crate) violations: Vec<String>,
     pub(crate) woken: bool,
@@ -108,7 +108,7 @@ pub(crate) fn lock(net: &Shared) -> MutexGuard<'_, Network> {
 impl Network {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         Self {
-            dice: Dice::new(seed),
+            rng: Rng::new(seed),
             faults,
             now: Duration::from_secs(1),
             ends: Slab::new(),
@@ -120,7 +120,7 @@ impl Network {
             connections: 0,
             calls: 0,
             counted_at: Duration::ZERO,
-            tally: Tally::default(),
+            counters: Counters::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             violations: Vec::new(),
             woken: false,
@@ -156,7 +156,7 @@ impl Network {
         self.ends[ends[0]].peer = ends[1];
         self.ends[ends[1]].peer = ends[0];
         self.ends[ends[1]].ours = true;
-        self.tally.open += 1;
+        self.counters.open += 1;
         ends
     }
 
@@ -184,22 +184,22 @@ impl Network {
             return Ok(());
         }
         self.count_call();
-        if self.dice.permille(self.faults.interrupts) {
+        if self.rng.permille(self.faults.interrupts) {
             return Err(ErrorKind::Interrupted.into());
         }
-        if self.dice.permille(broken) {
+        if self.rng.permille(broken) {
             self.ends[end].broken = true;
             self.reset_peer_of(end);
-            self.tally.broken += 1;
-            return Err(BROKEN[self.dice.below(BROKEN.len())].into());
+            self.counters.broken += 1;
+            return Err(BROKEN[self.rng.below(BROKEN.len())].into());
         }
         Ok(())
     }
 
     /// A part of `count`, of any order of magnitude.
     fn short(&mut self, count: usize) -> usize {
-        let most = 1 << self.dice.below(12);
-        1 + self.dice.below(count.min(most))
+        let most = 1 << self.rng.below(12);
+        1 + self.rng.below(count.min(most))
     }
 
     pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
@@ -213,9 +213,9 @@ impl Network {
             return self.read_nothing(end);
         }
         let mut count = there.min(into.len());
-        if self.dice.permille(self.faults.short_reads) {
+        if self.rng.permille(self.faults.short_reads) {
             count = self.short(count);
-            self.tally.short_reads += 1;
+            self.counters.short_reads += 1;
         }
         let me = &mut self.ends[end];
         me.moved = self.now;
@@ -273,11 +273,11 @@ impl Network {
             return Err(ErrorKind::WouldBlock.into());
         }
         let mut count = bytes.len().min(room);
-        if count > 0 && self.dice.permille(self.faults.short_writes) {
+        if count > 0 && self.rng.permille(self.faults.short_writes) {
             count = self.short(count);
         }
         let me = &mut self.ends[end];
-        self.tally.short_writes += u64::from(count < bytes.len() && me.ours);
+        self.counters.short_writes += u64::from(count < bytes.len() && me.ours);
         me.starved |= count < bytes.len() && count == room;
         me.sent += count as u64;
         me.moved = self.now;
@@ -310,7 +310,7 @@ impl Network {
 
     /// Resets the peer of `end`: what it has not read may be lost.
     pub(crate) fn reset_peer_of(&mut self, end: usize) {
-        let lossy = self.dice.permille(self.faults.destructive_resets);
+        let lossy = self.rng.permille(self.faults.destructive_resets);
         let peer = self.ends[end].peer;
         let peer = &mut self.ends[peer];
         if peer.open {
@@ -331,7 +331,7 @@ impl Network {
         self.hang_up(end);
         let unread = !self.ends[end].inbox.is_empty();
         self.ends[end].open = false;
-        self.tally.open -= usize::from(self.ends[end].ours);
+        self.counters.open -= usize::from(self.ends[end].ours);
         let peer = self.ends[end].peer;
         if unread {
             self.reset_peer_of(end);
@@ -344,7 +344,7 @@ impl Network {
         }
     }
 
-    pub(crate) fn tally(&self) -> Tally {
-        Tally { registered: self.registered.len(), ..self.tally }
+    pub(crate) fn counters(&self) -> Counters {
+        Counters { registered: self.registered.len(), ..self.counters }
     }
 }

@@ -42,7 +42,7 @@ impl ConnectOptions {
     }
 
     /// A number of the caller's own, which [`Conn::key`](crate::Conn::key) and
-    /// [`End::key`](crate::End::key) give back: who connects from a callback has no id yet, and
+    /// [`Closed::key`](crate::End::key) give back: who connects from a callback has no id yet, and
     /// knows the connection by it. Default: none.
     #[must_use]
     pub fn key(mut self, key: u64) -> Self {

@@ -33,7 +33,7 @@ pub(crate) struct Pool<S> {
 /// Slots that a search for an idle worker looks at: some ten kilobytes that lie together.
 const LOOKS: usize = 256;
 
-/// What a timer turned out to be.
+/// What a timer turn_ended out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Its deadline had moved; it is armed again.

@@ -28,7 +28,7 @@ use crate::vitals::{Cause, CloseReason};
 pub struct Stats {
     /// Connections now: busy workers.
     pub live: u64,
-    /// Warm, empty buffers now: spare workers.
+    /// Warm, empty buffers_allocated now: spare workers.
     pub spare: u64,
     /// Closed connections now kept a moment longer so that their last reply arrives.
     pub lingering: u64,
@@ -48,12 +48,12 @@ pub struct Stats {
     /// Connections refused because all workers were taken.
     pub busy: u64,
     /// Connections refused because their peer had [`max_per_peer`](crate::Config::max_per_peer).
-    pub crowded: u64,
+    pub refused_per_peer: u64,
     /// Bytes read.
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
-    /// Bytes of the buffers now that connections keep for requests of which a part has come: what
+    /// Bytes of the buffers_allocated now that connections keep for requests of which a part has come: what
     /// [`Config::memory_limit`](crate::Config::memory_limit) limits.
     pub bytes_held: u64,
     /// Bytes read that no callback saw, because the connection ended.
@@ -73,7 +73,7 @@ pub struct Stats {
     /// Calls of `accept` that failed for one connection; the next was tried.
     pub accept_errors: u64,
     /// Times that accepting paused because descriptors or kernel memory had run out.
-    pub starved: u64,
+    pub fd_exhausted: u64,
     /// Turns of the loop.
     pub turns: u64,
     /// Readiness events.
@@ -88,11 +88,11 @@ pub struct Stats {
     /// [`rate_limit`](crate::Config::rate_limit).
     pub throttled: u64,
     /// Deadlines that passed.
-    pub timers: u64,
+    pub expired: u64,
     /// Calls of [`Handler::tick`](crate::Handler::tick).
     pub ticks: u64,
     /// Buffers allocated.
-    pub buffers: u64,
+    pub buffers_allocated: u64,
     /// The longest callback; measured only with
     /// [`Config::slow_callback`](crate::Config::slow_callback), else zero.
     pub longest_callback: Duration,
@@ -101,8 +101,8 @@ pub struct Stats {
     /// Panics of callbacks, in any hook.
     pub panics: u64,
     /// Connections closed at once because they could not be registered, or were not
-    /// [wrapped](crate::Handler::accepted), with nobody to give them back to.
-    pub lost: u64,
+    /// [wrapped](crate::Handler::wrap), with nobody to give them back to.
+    pub admit_failures: u64,
     requests: [u64; Cause::REQUESTS.len()],
     closed: [u64; CloseReason::CLASSES],
 }
@@ -158,7 +158,7 @@ impl fmt::Display for Stats {
             f,
             "{} live, {} spare, {} peak; {} accepted, {} connected, {} put, {} busy, {} closed; \
              {} requests, {} bytes in, {} bytes out; \
-             {} turns, {} waits, {} reads, {} writes, {} accepts; {} stale events, {} timers",
+             {} turns, {} waits, {} reads, {} writes, {} accepts; {} stale events, {} expired",
             self.live,
             self.spare,
             self.peak,
@@ -176,7 +176,7 @@ impl fmt::Display for Stats {
             self.writes,
             self.accepts,
             self.stale_events,
-            self.timers,
+            self.expired,
         )
     }
 }
@@ -197,7 +197,7 @@ impl Add for Stats {
             connected: self.connected + other.connected,
             put: self.put + other.put,
             busy: self.busy + other.busy,
-            crowded: self.crowded + other.crowded,
+            refused_per_peer: self.refused_per_peer + other.refused_per_peer,
             bytes_in: self.bytes_in + other.bytes_in,
             bytes_out: self.bytes_out + other.bytes_out,
             bytes_held: self.bytes_held + other.bytes_held,
@@ -209,20 +209,20 @@ impl Add for Stats {
             writes: self.writes + other.writes,
             accepts: self.accepts + other.accepts,
             accept_errors: self.accept_errors + other.accept_errors,
-            starved: self.starved + other.starved,
+            fd_exhausted: self.fd_exhausted + other.fd_exhausted,
             turns: self.turns + other.turns,
             events: self.events + other.events,
             stale_events: self.stale_events + other.stale_events,
             commands: self.commands + other.commands,
             stale_commands: self.stale_commands + other.stale_commands,
             throttled: self.throttled + other.throttled,
-            timers: self.timers + other.timers,
+            expired: self.expired + other.expired,
             ticks: self.ticks + other.ticks,
-            buffers: self.buffers + other.buffers,
+            buffers_allocated: self.buffers_allocated + other.buffers_allocated,
             longest_callback: self.longest_callback.max(other.longest_callback),
             slow_callbacks: self.slow_callbacks + other.slow_callbacks,
             panics: self.panics + other.panics,
-            lost: self.lost + other.lost,
+            admit_failures: self.admit_failures + other.admit_failures,
             requests: add_each(self.requests, other.requests),
             closed: add_each(self.closed, other.closed),
         }

@@ -20,7 +20,7 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenOptions {
     /// Whose headers are read; `None`: nobody's.
-    trusted: Option<Vec<Network>>,
+    trusted: Option<Vec<IpNet>>,
 }
 
 impl ListenOptions {
@@ -36,8 +36,8 @@ impl ListenOptions {
     /// have none, and are served as they are: what looks like a header is their request.
     ///
     /// The header is read before anything else: no hook but
-    /// [`Handler::accepted`](crate::Handler::accepted) runs and no framing begins until it is there,
-    /// in time for the deadlines. It is read through what `accepted` made of the socket: a transport
+    /// [`Handler::wrap`](crate::Handler::wrap) runs and no framing begins until it is there,
+    /// in time for the deadlines. It is read through what `wrap` made of the socket: a transport
     /// for TLS behind a balancer that sends the header before the handshake has to read it itself. A
     /// connection that ends before is unknown to the handler, as health checks that only connect are;
     /// one with something else in its place is closed ([`CloseReason::BadHeader`](crate::CloseReason::BadHeader)). With `LOCAL` and
@@ -45,7 +45,7 @@ impl ListenOptions {
     /// and must fit into [`buffer_size`](crate::Config::buffer_size); its checksum, if any, is
     /// not looked at.
     #[must_use]
-    pub fn proxy_protocol(mut self, trusted: impl IntoIterator<Item = Network>) -> Self {
+    pub fn proxy_protocol(mut self, trusted: impl IntoIterator<Item = IpNet>) -> Self {
         self.trusted = Some(trusted.into_iter().collect());
         self
     }
@@ -64,19 +64,19 @@ impl ListenOptions {
 /// Addresses with the same first bits: `10.0.0.0/8`, `fd00::/8`, or one address alone.
 ///
 /// ```
-/// use pool_manager::Network;
-/// let home: Network = "192.168.0.0/16".parse()?;
+/// use pool_manager::IpNet;
+/// let home: IpNet = "192.168.0.0/16".parse()?;
 /// assert!(home.contains("192.168.7.9".parse()?) && !home.contains("192.169.0.1".parse()?));
 /// assert!(home.contains("::ffff:192.168.7.9".parse()?), "however it is written");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Network {
+pub struct IpNet {
     first: IpAddr,
     bits: u8,
 }
 
-impl Network {
+impl IpNet {
     /// Whether the address is one of this network.
     #[must_use]
     pub fn contains(&self, addr: IpAddr) -> bool {
@@ -94,7 +94,7 @@ impl Network {
     }
 }
 
-impl From<IpAddr> for Network {
+impl From<IpAddr> for IpNet {
     /// One address alone.
     fn from(addr: IpAddr) -> Self {
         let first = addr.to_canonical();
@@ -102,11 +102,11 @@ impl From<IpAddr> for Network {
     }
 }
 
-impl FromStr for Network {
-    type Err = NotANetwork;
+impl FromStr for IpNet {
+    type Err = ParseIpNetError;
 
-    fn from_str(text: &str) -> Result<Self, NotANetwork> {
-        let wrong = || NotANetwork(text.into());
+    fn from_str(text: &str) -> Result<Self, ParseIpNetError> {
+        let wrong = || ParseIpNetError(text.into());
         let (addr, bits) = match text.split_once('/') {
             Some((addr, bits)) => (addr, Some(bits.parse::<u8>().map_err(|_| wrong())?)),
             None => (text, None),
@@ -123,28 +123,28 @@ impl FromStr for Network {
     }
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for IpNet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.first, self.bits)
     }
 }
 
-/// What was to be a [`Network`] and is none.
+/// What was to be a [`IpNet`] and is none.
 ///
 /// ```
-/// let wrong = "10.0.0.0/33".parse::<pool_manager::Network>().unwrap_err();
+/// let wrong = "10.0.0.0/33".parse::<pool_manager::IpNet>().unwrap_err();
 /// assert_eq!(wrong.to_string(), "10.0.0.0/33 is no network: ADDRESS or ADDRESS/BITS");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotANetwork(String);
+pub struct ParseIpNetError(String);
 
-impl fmt::Display for NotANetwork {
+impl fmt::Display for ParseIpNetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is no network: ADDRESS or ADDRESS/BITS", self.0)
     }
 }
 
-impl std::error::Error for NotANetwork {}
+impl std::error::Error for ParseIpNetError {}
 
 #[cfg(test)]
 mod tests {
@@ -163,12 +163,12 @@ mod tests {
             ("::ffff:10.0.0.0/104", "10.9.9.9", "11.0.0.0"),
             ("::ffff:10.0.0.1/128", "::ffff:10.0.0.1", "10.0.0.2"),
         ] {
-            let network: Network = network.parse().unwrap();
+            let network: IpNet = network.parse().unwrap();
             assert!(network.contains(inside.parse().unwrap()), "{network} {inside}");
             assert!(!network.contains(outside.parse().unwrap()), "{network} {outside}");
         }
         for wrong in ["", "10.0.0.0/", "10.0.0.0/33", "::1/129", "10.0.0/8", "a", "1.2.3.4/-1"] {
-            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+            assert!(wrong.parse::<IpNet>().is_err(), "{wrong}");
         }
     }
 

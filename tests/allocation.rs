@@ -121,14 +121,14 @@ fn requests_that_leave_bytes_behind_allocate_nothing_within_the_warm_workers() {
         }
     };
     round(&mut manager);
-    let buffers = manager.stats().buffers;
+    let buffers = manager.stats().buffers_allocated;
     let count = allocations(|| {
         for _ in 0..REQUESTS / AT_A_TIME as u64 {
             round(&mut manager);
         }
     });
     assert_eq!(count, 0);
-    assert_eq!(manager.stats().buffers, buffers);
+    assert_eq!(manager.stats().buffers_allocated, buffers);
     assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm ones, and the hot one");
 }
 

@@ -114,7 +114,7 @@ fn who_says_too_much_at_once_or_nothing_is_told_so() {
     assert_eq!(hear_all(&mut silent.lines), "! nothing was heard for too long\n");
 }
 
-/// Sends of so many lines to so many are far more than the desk holds at a time.
+/// Sends of so many lines to so many are far more than the commands holds at a time.
 #[test]
 fn a_thousand_members_hear_all_that_each_says_in_the_same_order() {
     const MEMBERS: usize = 1_000;

@@ -29,7 +29,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, Desk, ERROR_SERVER_BUSY, End, Frame, Framing, Handler,
+    Cause, CloseReason, Closed, Commands, Config, Conn, ERROR_SERVER_BUSY, Frame, Framing, Handler,
     Manager, Prefix,
 };
 use support::{
@@ -182,7 +182,7 @@ impl fmt::Display for Delays {
 
 /// What became of one connection, by a clock that is not the loop's.
 struct Life {
-    end: End,
+    end: Closed,
     /// From `opened` to `closed`.
     lasted: Duration,
     /// From its first request to `closed`.
@@ -218,7 +218,7 @@ impl<F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> Handler for Witness<F> {
         (self.reply)(conn, body)
     }
 
-    fn closed(&mut self, end: &End, times: Times, _desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, times: Times, _desk: &mut Commands) {
         let opened = times.opened.expect("opened before it is closed");
         let answered = times.asked.map(|asked| asked.elapsed());
         let life = Life { end: *end, lasted: opened.elapsed(), answered, last: times.last };

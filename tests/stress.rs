@@ -250,7 +250,7 @@ fn peers_that_never_read_end_and_cost_those_that_do_nothing() {
     // A peer whose first byte says so is deaf, and is not waited for so long.
     let echo = |conn: &mut Conn<'_>, body: &[u8]| -> io::Result<()> {
         if conn.bytes_out() == 0 && body[0] == MARK {
-            conn.set_deadline(Duration::from_millis(300));
+            conn.set_idle_deadline(Duration::from_millis(300));
         }
         conn.write_all(body)
     };
@@ -351,7 +351,7 @@ fn two_thousand_restarts_under_traffic_leave_nothing_behind() {
     let _alone = alone();
     support::alone("two_thousand_restarts_under_traffic_leave_nothing_behind", 64, || {
         // As many places as there are visitors: one that is lost is missed in the next cycle.
-        let config = drained().min_workers(2).max_workers(4).drain_deadline(Duration::ZERO);
+        let config = drained().min_workers(2).max_workers(4).stop_deadline(Duration::ZERO);
         let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
         let mut manager = Manager::new(config, echo).expect("a manager");
         // A host of its own, so that nobody takes the port between a stop and a start.
@@ -386,7 +386,7 @@ fn two_thousand_restarts_under_traffic_leave_nothing_behind() {
         let stats = manager.stats();
         assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0));
         assert_eq!((stats.put, stats.closed_total()), (4 * CYCLES, 4 * CYCLES));
-        assert_eq!((stats.accepted, stats.busy, stats.lost), (2 * CYCLES, CYCLES, 0));
+        assert_eq!((stats.accepted, stats.busy, stats.admit_failures), (2 * CYCLES, CYCLES, 0));
         assert_eq!((stats.bytes_in, stats.bytes_out), (20 * CYCLES, 20 * CYCLES));
         assert_eq!(stats.closed(CloseReason::Stopped), 3 * CYCLES);
         assert_eq!((stats.bytes_dropped, stats.bytes_unsent, stats.stale_events), (0, 0, 0));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: [&str; 34] = [
     "guard",
     "time",
-    "dice",
+    "rng",
     "links",
     "id",
     "wheel",

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pool_manager::backend::{Backend, Bound, Event, Wake};
+use pool_manager::backend::{Backend, Event, ListenSocket, Wake};
 use pool_manager::{Config, Conn, Framing, Manager, Socket};
 
 const REQUEST: [u8; 64] = [b'a'; 64];
@@ -55,7 +55,7 @@ impl Backend for Memory {
 
     fn deregister(&mut self, _socket: &Socket) {}
 
-    fn listen(&mut self, _bound: Bound, _token: u64) -> io::Result<()> {
+    fn listen(&mut self, _bound: ListenSocket, _token: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -23,7 +23,9 @@ use common::{
 };
 use crew::{Batch, Crew, Jobs, Tally};
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, ConnId, Desk, End, Frame, Framing, Handler, Manager};
+use pool_manager::{
+    Cause, Closed, Commands, Config, Conn, ConnId, Frame, Framing, Handler, Manager,
+};
 
 const HELP: &str = "\
 Factors numbers, one a line, on a few threads behind one loop.
@@ -79,7 +81,7 @@ impl Handler for Office {
     }
 
     /// An answer may still be under way: what is left of the work is not needed.
-    fn closed(&mut self, end: &End, under_way: UnderWay, _: &mut Desk) {
+    fn closed(&mut self, end: &Closed, under_way: UnderWay, _: &mut Commands) {
         if let Some(batch) = under_way.0 {
             batch.abandon();
         }
@@ -89,7 +91,7 @@ impl Handler for Office {
     }
 
     /// It was sent between the end of the connection and the word of it.
-    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _: &mut Desk) {
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _: &mut Commands) {
         self.jobs.lost(id, bytes.len());
     }
 }
@@ -120,7 +122,7 @@ fn options() -> Result<Option<Options>, Failure> {
         .buffer_size(BUFFER_SIZE)
         .framing(Framing::custom(lines))
         .clients_deadline(Duration::from_secs(10))
-        .drain_deadline(Duration::from_secs(10));
+        .stop_deadline(Duration::from_secs(10));
     let mut options = Options { listen: "127.0.0.1:6265".into(), threads: 2, config };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
@@ -130,7 +132,7 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("deadline-ms") => {
                 config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
             }
-            Arg::Long("drain-ms") => config.drain_deadline(millis(&mut parser, "--drain-ms")?),
+            Arg::Long("drain-ms") => config.stop_deadline(millis(&mut parser, "--drain-ms")?),
             Arg::Long("debug") => config.debug(true),
             Arg::Long("threads") => {
                 options.threads = number(&mut parser, "--threads")?;

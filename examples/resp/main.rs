@@ -63,7 +63,7 @@ fn options() -> Result<Option<Options>, Failure> {
         .write_limit(64 << 20)
         .max_workers(10_000)
         .clients_deadline(Duration::MAX)
-        .drain_deadline(Duration::from_secs(3))
+        .stop_deadline(Duration::from_secs(3))
         .overload(Overload::Reject(b"-ERR max number of clients reached\r\n".into()));
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {

@@ -72,14 +72,14 @@ pub trait Backend {
     ///
     /// # Errors
     /// As [`Backend::register`].
-    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Self::Listener>;
+    fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Self::Listener>;
 
     /// Stops listening and closes.
     fn close_listener(&mut self, listener: Self::Listener);
 
     /// Reports nothing more of `listener`, and gives it back with who waits in its queue. The
     /// default closes it, for worlds whose listeners cannot be handed on.
-    fn release_listener(&mut self, listener: Self::Listener) -> Option<Bound> {
+    fn release_listener(&mut self, listener: Self::Listener) -> Option<ListenSocket> {
         self.close_listener(listener);
         None
     }
@@ -150,18 +150,18 @@ pub trait Backend {
 /// takes and [`Manager::take_listeners`](crate::Manager::take_listeners) gives back.
 ///
 /// ```
-/// use pool_manager::Bound;
+/// use pool_manager::ListenSocket;
 /// use std::os::fd::AsRawFd;
 ///
 /// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
 /// let number = listener.as_raw_fd();
-/// let bound = Bound::from(listener);
+/// let bound = ListenSocket::from(listener);
 /// assert_eq!(bound.fd().map(|fd| fd.as_raw_fd()), Some(number));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Bound {
+pub enum ListenSocket {
     /// A TCP listener.
     Tcp(TcpListener),
     /// A Unix domain listener.
@@ -171,7 +171,7 @@ pub enum Bound {
     Sim(sim::Listener),
 }
 
-impl Bound {
+impl ListenSocket {
     /// The TCP address it is bound to.
     pub(crate) fn addr(&self) -> Option<SocketAddr> {
         match self {
@@ -193,13 +193,13 @@ impl Bound {
     }
 }
 
-impl From<TcpListener> for Bound {
+impl From<TcpListener> for ListenSocket {
     fn from(listener: TcpListener) -> Self {
         Self::Tcp(listener)
     }
 }
 
-impl From<UnixListener> for Bound {
+impl From<UnixListener> for ListenSocket {
     fn from(listener: UnixListener) -> Self {
         Self::Unix(listener)
     }

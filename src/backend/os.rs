@@ -17,7 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 
 use super::oneshot::{Direction, Oneshot};
-use super::{Backend, Bound, Event, Wake};
+use super::{Backend, Event, ListenSocket, Wake};
 use crate::id::Token;
 use crate::socket::{Socket, as_stream};
 use crate::time::millis;
@@ -167,7 +167,7 @@ impl Backend for Os {
         }
     }
 
-    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Listener> {
+    fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Listener> {
         let mut listener = Listener::new(bound)?;
         let registry = self.registry()?;
         listener.source().register(registry, mio_token(token), Interest::READABLE)?;
@@ -178,13 +178,13 @@ impl Backend for Os {
         drop(self.release_listener(listener));
     }
 
-    fn release_listener(&mut self, mut listener: Listener) -> Option<Bound> {
+    fn release_listener(&mut self, mut listener: Listener) -> Option<ListenSocket> {
         if let Ok(registry) = self.registry() {
             let _ = listener.source().deregister(registry);
         }
         Some(match listener.0 {
-            Kind::Tcp(listener) => Bound::Tcp(listener.into()),
-            Kind::Unix(listener) => Bound::Unix(listener.into()),
+            Kind::Tcp(listener) => ListenSocket::Tcp(listener.into()),
+            Kind::Unix(listener) => ListenSocket::Unix(listener.into()),
         })
     }
 
@@ -282,19 +282,19 @@ enum Kind {
 impl Listener {
     /// A TCP listener gets `TCP_NODELAY`, which what it accepts inherits: replies go out in one
     /// write each, and waiting to gather more would only delay them.
-    fn new(bound: Bound) -> io::Result<Self> {
+    fn new(bound: ListenSocket) -> io::Result<Self> {
         Ok(Self(match bound {
-            Bound::Tcp(listener) => {
+            ListenSocket::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 as_stream(listener.as_fd())?.set_nodelay(true)?;
                 Kind::Tcp(TcpListener::from_std(listener))
             }
-            Bound::Unix(listener) => {
+            ListenSocket::Unix(listener) => {
                 listener.set_nonblocking(true)?;
                 Kind::Unix(UnixListener::from_std(listener))
             }
             #[cfg(feature = "sim")]
-            Bound::Sim(_) => return Err(ErrorKind::Unsupported.into()),
+            ListenSocket::Sim(_) => return Err(ErrorKind::Unsupported.into()),
         }))
     }
 

@@ -9,11 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Backend, Bound, Event, Wake};
-pub use crate::dice::Dice;
+use super::{Backend, Event, ListenSocket, Wake};
 use crate::id::ConnId;
-pub use crate::network::{Answer, Faults, Look, Stream, Tally};
+pub use crate::network::{Answer, ConnSnapshot, Counters, Faults, Stream};
 use crate::network::{Edge, Network, Shared, lock};
+pub use crate::rng::Rng;
 use crate::socket::Socket;
 
 /// What a socket's inbox holds by default.
@@ -124,14 +124,14 @@ impl Sim {
 
     /// What the network knows of a connection that is being served, or was until just now.
     #[must_use]
-    pub fn look(&self, id: ConnId) -> Option<Look> {
-        lock(&self.net).look(id.token())
+    pub fn snapshot(&self, id: ConnId) -> Option<ConnSnapshot> {
+        lock(&self.net).snapshot(id.token())
     }
 
     /// What there is, and what went wrong so far.
     #[must_use]
-    pub fn tally(&self) -> Tally {
-        lock(&self.net).tally()
+    pub fn counters(&self) -> Counters {
+        lock(&self.net).counters()
     }
 
     /// What the loop did that no program may do, such as using a closed socket, since the last
@@ -198,7 +198,7 @@ impl Listener {
 /// host.set_answer(Answer::Accept(Duration::from_millis(20)));
 /// let id = manager.connect(host.addr())?;
 /// manager.turn(None)?;
-/// assert!(host.accept().is_some() && sim.look(id).is_some());
+/// assert!(host.accept().is_some() && sim.snapshot(id).is_some());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
@@ -221,8 +221,8 @@ impl Host {
 
     /// How often it was called, in vain or not.
     #[must_use]
-    pub fn called(&self) -> u64 {
-        lock(&self.net).called(self.addr)
+    pub fn connect_attempts(&self) -> u64 {
+        lock(&self.net).connect_attempts(self.addr)
     }
 
     /// The peer's end of the next connection that has come about, if there is one.
@@ -239,7 +239,7 @@ impl fmt::Debug for Host {
     }
 }
 
-impl From<Listener> for Bound {
+impl From<Listener> for ListenSocket {
     fn from(listener: Listener) -> Self {
         Self::Sim(listener)
     }
@@ -250,7 +250,7 @@ impl Backend for Sim {
 
     fn start(&mut self) -> io::Result<Wake> {
         let failing = lock(&self.net).faults.failed_starts;
-        if lock(&self.net).dice.permille(failing) {
+        if lock(&self.net).rng.permille(failing) {
             return Err(io::Error::other("too many open files"));
         }
         let net = self.net.clone();
@@ -272,22 +272,22 @@ impl Backend for Sim {
         self.events.clear();
         let mut net = lock(&self.net);
         let faults = net.faults;
-        net.tally.asked = net.now;
-        if net.dice.permille(faults.clock_jumps) {
-            let jump = Duration::from_millis(net.dice.below(7_200_000) as u64);
+        net.counters.asked = net.now;
+        if net.rng.permille(faults.clock_jumps) {
+            let jump = Duration::from_millis(net.rng.below(7_200_000) as u64);
             net.now += jump;
             if timeout == Some(Duration::ZERO) {
-                net.tally.asked = net.now;
+                net.counters.asked = net.now;
             }
-            net.tally.jumped += jump;
-            net.tally.longest_jump = net.tally.longest_jump.max(jump);
+            net.counters.jumped += jump;
+            net.counters.longest_jump = net.counters.longest_jump.max(jump);
         }
-        if net.dice.permille(faults.failed_waits) {
+        if net.rng.permille(faults.failed_waits) {
             return Err(ErrorKind::InvalidInput.into());
         }
-        if net.dice.permille(faults.interrupts) {
-            net.tally.interrupted_waits += 1;
-            net.tally.waited = net.now;
+        if net.rng.permille(faults.interrupts) {
+            net.counters.interrupted_waits += 1;
+            net.counters.waited = net.now;
             return Err(ErrorKind::Interrupted.into());
         }
         let woken = std::mem::take(&mut net.woken);
@@ -297,13 +297,13 @@ impl Backend for Sim {
             net.now = until.min(net.next_answer());
             net.answer_calls();
         }
-        net.tally.waited = net.now;
+        net.counters.waited = net.now;
         for (token, edge) in net.take_edges() {
             report(&mut self.events, token, edge, faults.split_events);
         }
         for (permille, dead) in [(faults.spurious_events, false), (faults.stale_events, true)] {
-            if net.dice.permille(permille) {
-                let edge = Edge { readable: true, writable: true, closed: net.dice.permille(300) };
+            if net.rng.permille(permille) {
+                let edge = Edge { readable: true, writable: true, closed: net.rng.permille(300) };
                 if let Some(token) = net.any_token(dead) {
                     report(&mut self.events, token, edge, faults.split_events);
                 }
@@ -329,9 +329,9 @@ impl Backend for Sim {
         }
     }
 
-    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Listener> {
+    fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Listener> {
         match bound {
-            Bound::Sim(listener) => {
+            ListenSocket::Sim(listener) => {
                 lock(&self.net).open_listener(listener.index, token);
                 Ok(listener)
             }
@@ -339,9 +339,9 @@ impl Backend for Sim {
         }
     }
 
-    fn release_listener(&mut self, listener: Listener) -> Option<Bound> {
+    fn release_listener(&mut self, listener: Listener) -> Option<ListenSocket> {
         lock(&self.net).release_listener(listener.index);
-        Some(Bound::Sim(listener))
+        Some(ListenSocket::Sim(listener))
     }
 
     fn close_listener(&mut self, listener: Listener) {

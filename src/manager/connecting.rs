@@ -9,7 +9,7 @@ use super::{Manager, Phase};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::guard::contain;
-use crate::handler::{End, Handler};
+use crate::handler::{Closed, Handler};
 use crate::id::ConnId;
 use crate::mailbox::Refusal;
 use crate::outgoing::{Call, ConnectOptions};
@@ -137,7 +137,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.kit.config.debug {
             log::debug!("{id}: not connected to {}: {reason}", call.addr);
         }
-        let end = End {
+        let end = Closed {
             id,
             key: call.key(),
             reason,
@@ -148,7 +148,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             bytes_unsent: 0,
         };
         match contain(H::Session::default) {
-            Some(session) => self.kit.tell(|handler, desk| handler.closed(&end, session, desk)),
+            Some(session) => {
+                self.kit.tell(|handler, commands| handler.closed(&end, session, commands))
+            }
             None => self.kit.stats.panics += 1,
         }
     }

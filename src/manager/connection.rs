@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::config::Overload;
 use crate::error::{PutError, PutErrorKind};
 use crate::guard::{contain, dispose};
-use crate::handler::{End, Handler};
+use crate::handler::{Closed, Handler};
 use crate::id::ConnId;
 use crate::lingering;
 use crate::mailbox::Refusal;
@@ -120,7 +120,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             if promised {
                 self.mailbox.places.release();
             }
-            self.kit.stats.crowded += 1;
+            self.kit.stats.refused_per_peer += 1;
             return self.refuse(socket);
         }
         if !promised && !self.finds_place() {
@@ -135,7 +135,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Shows a connection that has a place to the handler, and admits what it makes of it.
     fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
         let handler = &mut self.kit.handler;
-        match contain(|| handler.accepted(socket)) {
+        match contain(|| handler.wrap(socket)) {
             Some(Ok(socket)) => match self.admit(socket, proxied) {
                 Ok(id) => return Some(id),
                 failed => {
@@ -151,7 +151,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             }
             None => self.kit.stats.panics += 1,
         }
-        self.kit.stats.lost += 1;
+        self.kit.stats.admit_failures += 1;
         self.mailbox.places.release();
         None
     }
@@ -168,7 +168,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             if self.kit.config.debug {
                 log::debug!("can't put a connection: {error}");
             }
-            self.kit.stats.lost += 1;
+            self.kit.stats.admit_failures += 1;
             socket.discard();
         }
     }
@@ -240,7 +240,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let (now, deadlines) = (self.kit.now.tick, self.kit.deadlines);
         let late = |worker: &&mut Worker<_>| worker.vitals.deadline(deadlines) <= now;
         if let Some(worker) = self.pool.get_mut(id).filter(late) {
-            self.kit.stats.timers += 1;
+            self.kit.stats.expired += 1;
             let verdict = worker.expire(&mut self.kit);
             self.settle(id, verdict);
         }
@@ -291,7 +291,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.kit.stats.bytes_in -= vitals.bytes_in;
         }
         let dropped = if unknown { 0 } else { input.len() as u64 };
-        let end = End {
+        let end = Closed {
             id,
             key: vitals.key(),
             reason,
@@ -323,7 +323,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if unknown && !vitals.is_connecting() {
             return dispose(session);
         }
-        self.kit.tell(|handler, desk| handler.closed(&end, session, desk));
+        self.kit.tell(|handler, commands| handler.closed(&end, session, commands));
     }
 
     /// Whether a reply may be on its way that unread input would destroy. A connection that is

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Manager, Phase};
-use crate::backend::{Backend, Bound};
+use crate::backend::{Backend, ListenSocket};
 use crate::config::Config;
 use crate::error::Error;
 use crate::handle::Handle;
@@ -78,7 +78,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
-    pub fn listen_on(&mut self, listener: impl Into<Bound>) -> Result<(), Error> {
+    pub fn listen_on(&mut self, listener: impl Into<ListenSocket>) -> Result<(), Error> {
         self.listen_with(listener, ListenOptions::default())
     }
 
@@ -88,7 +88,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// As [`Manager::listen_on`].
     pub fn listen_with(
         &mut self,
-        listener: impl Into<Bound>,
+        listener: impl Into<ListenSocket>,
         options: ListenOptions,
     ) -> Result<(), Error> {
         self.check_running()?;
@@ -138,7 +138,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Ok::<(), pool_manager::Error>(())
     /// ```
     #[must_use = "listeners that are dropped are closed, and who waits at them is reset"]
-    pub fn take_listeners(&mut self) -> Vec<Bound> {
+    pub fn take_listeners(&mut self) -> Vec<ListenSocket> {
         if !matches!(self.phase, Phase::Running) {
             return Vec::new();
         }
@@ -151,7 +151,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     fn listen_to(
         &mut self,
-        bound: Bound,
+        bound: ListenSocket,
         claim: Option<Claim>,
         options: ListenOptions,
         name: &str,
@@ -244,7 +244,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         stats.spare = self.kit.spares.len() as u64;
         stats.busy = self.mailbox.places.refused();
         stats.lingering = self.lingering.len() as u64;
-        stats.buffers = self.kit.spares.allocated();
+        stats.buffers_allocated = self.kit.spares.allocated();
         stats
     }
 
@@ -309,7 +309,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Tells the handler of bytes that found no connection.
     #[inline(never)]
     pub(super) fn give_back(&mut self, id: ConnId, bytes: Vec<u8>) {
-        self.kit.tell(|handler, desk| handler.undelivered(id, bytes, desk));
+        self.kit.tell(|handler, commands| handler.undelivered(id, bytes, commands));
     }
 
     /// Changes a worker and has it served. A stale id is counted; false then.
@@ -335,7 +335,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if let Some(panics) = alarms.panics.news(stats.panics, now) {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
-        if let Some(lost) = alarms.lost.news(stats.lost, now) {
+        if let Some(lost) = alarms.lost.news(stats.admit_failures, now) {
             log::warn!("{lost} connections could not be registered or wrapped and were closed");
         }
         if let Some(crowded) = alarms.crowded.news(stats.closed(CloseReason::MemoryLimit), now) {

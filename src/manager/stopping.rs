@@ -25,11 +25,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Stops gracefully: refuses new connections, closes idle ones and those that are
     /// [connecting](Manager::connect) at once, lets requests in
     /// progress finish and replies go out, and aborts what is left at
-    /// [`drain_deadline`](crate::Config::drain_deadline). Runs turns until then; afterwards no
+    /// [`stop_deadline`](crate::Config::stop_deadline). Runs turns until then; afterwards no
     /// descriptor is open, and it can be started again.
     ///
     /// Whoever waits in a listener's queue is accepted before the listener closes (4096 at most
-    /// of each; nobody if `drain_deadline` is zero), and may make one request: closing at once
+    /// of each; nobody if `stop_deadline` is zero), and may make one request: closing at once
     /// would reset them, though to them they have long been connected. It is the kernel that resets who connects between the last
     /// `accept` and the close, a few microseconds; where other listeners share the port by
     /// `SO_REUSEPORT`, Linux hands these over if `net.ipv4.tcp_migrate_req` is set.
@@ -64,9 +64,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        self.kit.desk.set_open(false);
+        self.kit.commands.set_open(false);
         self.mailbox.refuse_puts();
-        let patience = self.kit.config.drain_time();
+        let patience = self.kit.config.stop_time();
         if patience.is_zero() {
             self.listeners.clear(&mut self.kit.backend);
         } else {
@@ -148,7 +148,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     #[inline(never)]
     pub(super) fn abort_all(&mut self) {
         self.phase = Phase::Stopped;
-        self.kit.desk.set_open(false);
+        self.kit.commands.set_open(false);
         for id in self.pool.ids() {
             self.close(id, CloseReason::Stopped);
         }
@@ -156,7 +156,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listeners.clear(&mut self.kit.backend);
         self.lingering.clear(&mut self.kit.backend);
         let mut left = self.mailbox.close();
-        left.extend(std::iter::from_fn(|| self.kit.desk.next()));
+        left.extend(std::iter::from_fn(|| self.kit.commands.next()));
         let mut last_question = 0;
         for command in left {
             match command {
@@ -169,7 +169,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             }
         }
         // What was asked for by whom that was told comes too late.
-        while self.kit.desk.next().is_some() {}
+        while self.kit.commands.next().is_some() {}
         self.kit.backend.stop();
         self.kit.spares.clear();
         self.mailbox.publish(last_question, &self.stats());

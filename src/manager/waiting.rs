@@ -96,7 +96,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// `NEVER` if nothing is planned.
     #[inline(always)]
     fn due(&self) -> Tick {
-        if self.pool.any_ready() || self.kit.desk.has_work() {
+        if self.pool.any_ready() || self.kit.commands.has_work() {
             return self.kit.now.tick;
         }
         let due = self.pool.next_due().min(self.tick_at);

@@ -76,7 +76,7 @@ impl Network {
     }
 
     /// How often `addr` was called, in vain or not.
-    pub(crate) fn called(&self, addr: SocketAddr) -> u64 {
+    pub(crate) fn connect_attempts(&self, addr: SocketAddr) -> u64 {
         self.hosts.get(&addr).map_or(0, |host| host.count)
     }
 
@@ -87,11 +87,11 @@ impl Network {
         host.count += 1;
         let answer = host.answer;
         let limit = self.faults.descriptors;
-        if limit > 0 && self.tally.open >= limit {
+        if limit > 0 && self.counters.open >= limit {
             return Err(io::Error::other("too many open files"));
         }
-        if self.dice.permille(self.faults.failed_connects) {
-            return Err(UNCALLED[self.dice.below(UNCALLED.len())].into());
+        if self.rng.permille(self.faults.failed_connects) {
+            return Err(UNCALLED[self.rng.below(UNCALLED.len())].into());
         }
         let [_, end] = self.pair([CAPACITY; 2]);
         self.ends[end].calling = true;

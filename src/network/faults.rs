@@ -1,6 +1,6 @@
 //! Faults: what goes wrong in a simulated network, and how often.
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// How often things go wrong, in thousandths of the occasions.
 ///
@@ -63,11 +63,11 @@ impl Faults {
     /// testing", ISSTA 2012): what never happens together with everything else is found, too.
     #[must_use]
     pub fn swarm(seed: u64) -> Self {
-        let mut dice = Dice::new(seed ^ 0x5157_4152_4d21);
-        let mut weight = |most: usize| match dice.below(4) {
+        let mut rng = Rng::new(seed ^ 0x5157_4152_4d21);
+        let mut weight = |most: usize| match rng.below(4) {
             0 | 1 => 0,
-            2 => 1 + dice.below(most / 8 + 1) as u16,
-            _ => dice.below(most + 1) as u16,
+            2 => 1 + rng.below(most / 8 + 1) as u16,
+            _ => rng.below(most + 1) as u16,
         };
         Self {
             short_reads: weight(900),

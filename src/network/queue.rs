@@ -50,7 +50,7 @@ impl Network {
         self.listeners[listener].token = None;
         self.listeners[listener].open = false;
         while let Some((end, _)) = self.listeners[listener].waiting.pop_front() {
-            self.tally.turned_away += 1;
+            self.counters.turned_away += 1;
             self.refuse(end);
         }
     }
@@ -68,7 +68,7 @@ impl Network {
     /// One more waits; at a listener that is not open it is reset at once.
     pub(crate) fn arrive(&mut self, listener: usize, end: usize, from: Option<IpAddr>) {
         self.ends[end].ours = false;
-        self.tally.open -= 1;
+        self.counters.open -= 1;
         let queue = &mut self.listeners[listener];
         if !queue.open {
             return self.refuse(end);
@@ -86,24 +86,24 @@ impl Network {
         if self.listeners[listener].waiting.is_empty() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        if self.dice.permille(self.faults.interrupts) {
+        if self.rng.permille(self.faults.interrupts) {
             return Err(ErrorKind::Interrupted.into());
         }
         let limit = self.faults.descriptors;
-        let exhausted = limit > 0 && self.tally().open >= limit;
-        if exhausted || self.dice.permille(self.faults.starved_accepts) {
-            self.tally.starved_accepts += 1;
+        let exhausted = limit > 0 && self.counters().open >= limit;
+        if exhausted || self.rng.permille(self.faults.starved_accepts) {
+            self.counters.starved_accepts += 1;
             return Err(io::Error::other("too many open files"));
         }
         let end = self.listeners[listener].waiting.pop_front();
         let (end, from) = end.ok_or(ErrorKind::WouldBlock)?;
-        if self.dice.permille(self.faults.aborted_accepts) {
+        if self.rng.permille(self.faults.aborted_accepts) {
             self.refuse(end);
-            return Err(ABORTED[self.dice.below(ABORTED.len())].into());
+            return Err(ABORTED[self.rng.below(ABORTED.len())].into());
         }
         self.ends[end].ours = true;
-        self.tally.open += 1;
-        self.tally.accepted += 1;
+        self.counters.open += 1;
+        self.counters.accepted += 1;
         Ok((end, from))
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use super::{Look, Network};
+use super::{ConnSnapshot, Network};
 
 /// Ends that are registered no more are kept in mind, for stale events and for who asks late.
 const RETIRED: usize = 512;
@@ -40,14 +40,14 @@ pub(super) enum Source {
 
 impl Network {
     /// What is known of the connection that is registered under `token`, or was when it was.
-    pub(crate) fn look(&self, token: u64) -> Option<Look> {
+    pub(crate) fn snapshot(&self, token: u64) -> Option<ConnSnapshot> {
         let Some(&end) = self.registered.get(&token) else {
             let retired = self.retired.iter().rev().find(|retired| retired.0 == token);
             return retired.map(|retired| retired.1);
         };
         let end = &self.ends[end];
         let peer = &self.ends[end.peer];
-        Some(Look {
+        Some(ConnSnapshot {
             connection: end.connection,
             calling: end.calling,
             unread: end.inbox.len(),
@@ -63,8 +63,8 @@ impl Network {
     }
 
     pub(crate) fn register(&mut self, end: usize, token: u64) -> io::Result<()> {
-        if self.dice.permille(self.faults.failed_registers) {
-            return Err(UNREGISTERED[self.dice.below(UNREGISTERED.len())].into());
+        if self.rng.permille(self.faults.failed_registers) {
+            return Err(UNREGISTERED[self.rng.below(UNREGISTERED.len())].into());
         }
         if self.registered.insert(token, end).is_some() {
             self.violations.push(format!("two sockets registered as {token:#x}"));
@@ -86,7 +86,8 @@ impl Network {
 
     pub(crate) fn deregister(&mut self, end: usize) {
         let token = self.ends[end].token;
-        let Some((token, look)) = token.and_then(|token| Some((token, self.look(token)?))) else {
+        let Some((token, look)) = token.and_then(|token| Some((token, self.snapshot(token)?)))
+        else {
             return self.violations.push(format!("deregistered twice (end {end})"));
         };
         self.ends[end].token = None;
@@ -103,10 +104,10 @@ impl Network {
         let mut found = self.ready_listeners();
         let ends = self.ends.iter().filter(|(_, end)| end.edge.any());
         found.extend(ends.filter_map(|(key, end)| Some((end.token?, Source::End(key)))));
-        self.dice.shuffle(&mut found);
-        if !found.is_empty() && self.dice.permille(self.faults.truncated_waits) {
-            let kept = 1 + self.dice.below(found.len());
-            self.tally.truncated_waits += u64::from(kept < found.len());
+        self.rng.shuffle(&mut found);
+        if !found.is_empty() && self.rng.permille(self.faults.truncated_waits) {
+            let kept = 1 + self.rng.below(found.len());
+            self.counters.truncated_waits += u64::from(kept < found.len());
             found.truncate(kept);
         }
         found.into_iter().map(|(token, source)| (token, self.take_edge(source))).collect()
@@ -130,11 +131,11 @@ impl Network {
     /// A token that some live or dead socket has or had.
     pub(crate) fn any_token(&mut self, dead: bool) -> Option<u64> {
         if dead {
-            let index = self.dice.below(self.retired.len());
+            let index = self.rng.below(self.retired.len());
             return self.retired.get(index).map(|retired| retired.0);
         }
         let tokens: Vec<u64> = self.ends.iter().filter_map(|(_, end)| end.token).collect();
-        let index = self.dice.below(tokens.len());
+        let index = self.rng.below(tokens.len());
         tokens.get(index).copied()
     }
 }

@@ -110,9 +110,17 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("connected_total", stats.connected, "Those of them that came about."),
         ("put_total", stats.put, "Connections given to a worker."),
         ("busy_total", stats.busy, "Connections refused because all workers were taken."),
-        ("crowded_total", stats.crowded, "Connections refused because their peer had too many."),
+        (
+            "refused_per_peer_total",
+            stats.refused_per_peer,
+            "Connections refused because their peer had too many.",
+        ),
         ("proxied_total", stats.proxied, "Connections that began with a header of a proxy."),
-        ("lost_total", stats.lost, "Connections closed because they could not be registered."),
+        (
+            "admit_failures_total",
+            stats.admit_failures,
+            "Connections closed because they could not be registered.",
+        ),
         ("read_bytes_total", stats.bytes_in, "Bytes read."),
         ("written_bytes_total", stats.bytes_out, "Bytes written."),
         ("dropped_bytes_total", stats.bytes_dropped, "Bytes read that no callback saw."),
@@ -124,14 +132,14 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
         ("writes_total", stats.writes, "Writes to connections."),
         ("accepts_total", stats.accepts, "Calls of accept, successful or not."),
         ("accept_errors_total", stats.accept_errors, "Calls of accept that failed for one."),
-        ("starved_total", stats.starved, "Times that no descriptor was left to accept."),
+        ("fd_exhausted_total", stats.fd_exhausted, "Times that no descriptor was left to accept."),
         ("events_total", stats.events, "Readiness events."),
         ("stale_events_total", stats.stale_events, "Events for connections that were gone."),
         ("commands_total", stats.commands, "Commands from callbacks and handles."),
         ("stale_commands_total", stats.stale_commands, "Commands for connections that were gone."),
         ("throttled_total", stats.throttled, "Times that a request waited for its rate."),
-        ("deadlines_total", stats.timers, "Deadlines that passed."),
-        ("buffers_total", stats.buffers, "Buffers allocated."),
+        ("expired_total", stats.expired, "Deadlines that passed."),
+        ("buffers_allocated_total", stats.buffers_allocated, "Buffers allocated."),
         ("slow_callbacks_total", stats.slow_callbacks, "Callbacks slower than slow_callback."),
         ("panics_total", stats.panics, "Panics of callbacks."),
     ] {
@@ -246,9 +254,9 @@ mod tests {
             accepted: 106,
             put: 107,
             busy: 108,
-            crowded: 109,
+            refused_per_peer: 109,
             proxied: 110,
-            lost: 111,
+            admit_failures: 111,
             bytes_in: 112,
             bytes_out: 113,
             bytes_dropped: 114,
@@ -260,24 +268,24 @@ mod tests {
             writes: 120,
             accepts: 121,
             accept_errors: 122,
-            starved: 123,
+            fd_exhausted: 123,
             events: 124,
             stale_events: 125,
             commands: 126,
             stale_commands: 127,
             throttled: 128,
-            timers: 129,
-            buffers: 130,
+            expired: 129,
+            buffers_allocated: 130,
             slow_callbacks: 131,
             panics: 132,
             ..Stats::default()
         };
         let names = "connections connections_peak lingering held_bytes spare_buffers accepted_total \
-            put_total busy_total crowded_total proxied_total lost_total read_bytes_total \
+            put_total busy_total refused_per_peer_total proxied_total admit_failures_total read_bytes_total \
             written_bytes_total dropped_bytes_total unsent_bytes_total turns_total ticks_total \
-            waits_total reads_total writes_total accepts_total accept_errors_total starved_total \
+            waits_total reads_total writes_total accepts_total accept_errors_total fd_exhausted_total \
             events_total stale_events_total commands_total stale_commands_total throttled_total \
-            deadlines_total buffers_total slow_callbacks_total panics_total";
+            expired_total buffers_allocated_total slow_callbacks_total panics_total";
         let text = stats.prometheus().to_string();
         for (value, name) in (101..=132).zip(names.split(' ')) {
             let line = format!("pool_manager_{name} {value}");

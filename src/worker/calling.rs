@@ -38,7 +38,7 @@ impl<S> Worker<S> {
             vitals: &mut self.vitals,
             socket: &self.socket,
             output,
-            desk: &mut kit.desk,
+            commands: &mut kit.commands,
             // What has gathered and was offered to no socket yet is not the peer's fault.
             write_limit: kit.config.write_limit.saturating_add(gathered),
             now: kit.now.tick,

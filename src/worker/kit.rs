@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::Backend;
-use crate::command::Desk;
+use crate::command::Commands;
 use crate::config::Config;
 use crate::guard::contain;
 use crate::spares::Spares;
@@ -15,7 +15,7 @@ use crate::vitals::Deadlines;
 pub(crate) struct Kit<H, B> {
     pub(crate) backend: B,
     pub(crate) handler: H,
-    pub(crate) desk: Desk,
+    pub(crate) commands: Commands,
     pub(crate) spares: Spares,
     pub(crate) stats: Stats,
     pub(crate) config: Config,
@@ -31,7 +31,7 @@ pub(crate) struct Kit<H, B> {
 }
 
 impl<H, B: Backend> Kit<H, B> {
-    pub(crate) fn new(config: Config, handler: H, backend: B, desk: Desk) -> Self {
+    pub(crate) fn new(config: Config, handler: H, backend: B, commands: Commands) -> Self {
         let mut backend = backend;
         Self {
             deadlines: Deadlines::from(&config),
@@ -41,7 +41,7 @@ impl<H, B: Backend> Kit<H, B> {
             now: Now::new(backend.millis()),
             backend,
             handler,
-            desk,
+            commands,
             spares: Spares::default(),
             stats: Stats::default(),
             began: Duration::ZERO,
@@ -57,9 +57,9 @@ impl<H, B: Backend> Kit<H, B> {
     }
 
     /// Runs a hook that is nobody's in particular: its panic ends nothing, and is counted.
-    pub(crate) fn tell(&mut self, hook: impl FnOnce(&mut H, &mut Desk)) {
-        let (handler, desk) = (&mut self.handler, &mut self.desk);
-        let told = contain(|| hook(handler, desk));
+    pub(crate) fn tell(&mut self, hook: impl FnOnce(&mut H, &mut Commands)) {
+        let (handler, commands) = (&mut self.handler, &mut self.commands);
+        let told = contain(|| hook(handler, commands));
         self.stats.panics += u64::from(told.is_none());
     }
 

@@ -8,7 +8,7 @@ use crate::time::Tick;
 use crate::vitals::{CloseReason, State};
 
 impl<S> Worker<S> {
-    /// A visit that has spent so much of its budget on what turned out to be no exchange.
+    /// A visit that has spent so much of its budget on what turn_ended out to be no exchange.
     ///
     /// All that is no exchange is called cold, so that an exchange is laid out and inlined as the
     /// way things go. A visit itself is not cold: its loops are to be fast as well.

@@ -551,10 +551,10 @@ fn operator(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Resul
         let words: Vec<&str> = text.splitn(3, ' ').collect();
         let other = words.get(1).and_then(|word| known.get(word.parse::<usize>().ok()?).copied());
         match (words[0], other) {
-            ("pause", Some(other)) => conn.desk().pause(other)?,
-            ("resume", Some(other)) => conn.desk().resume(other)?,
-            ("close", Some(other)) => conn.desk().close(other)?,
-            ("send", Some(other)) => conn.desk().send(other, words[2].as_bytes())?,
+            ("pause", Some(other)) => conn.commands().pause(other)?,
+            ("resume", Some(other)) => conn.commands().resume(other)?,
+            ("close", Some(other)) => conn.commands().close(other)?,
+            ("send", Some(other)) => conn.commands().send(other, words[2].as_bytes())?,
             _ => conn.write_all(body)?,
         }
         Ok(())
@@ -723,7 +723,7 @@ fn what_others_send_goes_behind_a_reply_that_is_blocked() {
             owing = Some(conn.id());
             conn.write_all(&pattern(LONG))
         }
-        Some(owing) => Ok(conn.desk().send(owing, body)?),
+        Some(owing) => Ok(conn.commands().send(owing, body)?),
     });
     let (mut first, _) = connect_unix(&mut rig);
     first.write_all(b"long").unwrap();

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, ConnId, ConnectOptions, Desk, End, Error, Framing, Handler,
-    Manager,
+    Cause, CloseReason, Closed, Commands, Config, Conn, ConnId, ConnectOptions, Error, Framing,
+    Handler, Manager,
 };
 
 use crate::support::{PATIENCE, alone, descriptors, patient, reset, turn_until};
@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, alone, descriptors, patient, reset, turn_until};
 struct Told {
     opened: Vec<(ConnId, Option<u64>, Option<SocketAddr>)>,
     heard: Vec<(Cause, Vec<u8>)>,
-    ends: Vec<End>,
+    ends: Vec<Closed>,
     back: Vec<Vec<u8>>,
 }
 
@@ -49,20 +49,20 @@ impl Handler for Caller {
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self.told.borrow_mut().heard.push((conn.cause(), body.to_vec()));
         if let Some(addr) = self.again.take() {
-            conn.desk().connect_with(addr, ConnectOptions::new().key(77))?;
+            conn.commands().connect_with(addr, ConnectOptions::new().key(77))?;
         }
         Ok(())
     }
 
-    fn closed(&mut self, end: &End, (): (), desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, (): (), commands: &mut Commands) {
         self.told.borrow_mut().ends.push(*end);
         if let Some(addr) = self.again.filter(|_| self.on_end) {
             self.again = None;
-            desk.connect_with(addr, ConnectOptions::new().key(78)).unwrap();
+            commands.connect_with(addr, ConnectOptions::new().key(78)).unwrap();
         }
     }
 
-    fn undelivered(&mut self, _id: ConnId, bytes: Vec<u8>, _desk: &mut Desk) {
+    fn undelivered(&mut self, _id: ConnId, bytes: Vec<u8>, _desk: &mut Commands) {
         self.told.borrow_mut().back.push(bytes);
     }
 }
@@ -202,7 +202,7 @@ fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
     let took = began.elapsed();
     assert!(took >= deadline, "{took:?}");
     assert_eq!(told.borrow().reasons(), unreachable(ErrorKind::TimedOut));
-    assert_eq!(manager.stats().timers, 1);
+    assert_eq!(manager.stats().expired, 1);
     // The configured one, which is that of those who have no other.
     manager.set_config(config.connect_deadline(Duration::from_millis(40))).unwrap();
     let began = Instant::now();
@@ -374,7 +374,7 @@ fn a_close_while_connecting_is_told_at_once() {
 
 #[test]
 fn a_stop_while_connecting_is_told_at_once() {
-    let (mut manager, told) = caller_with(drained().drain_deadline(PATIENCE), b"");
+    let (mut manager, told) = caller_with(drained().stop_deadline(PATIENCE), b"");
     let (_listener, addr, _crowd) = silent();
     let id = manager.connect(addr).unwrap();
     let began = Instant::now();

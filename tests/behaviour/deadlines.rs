@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Desk, Framing, Handler, Manager};
+use pool_manager::{Cause, CloseReason, Commands, Config, Conn, ConnId, Framing, Handler, Manager};
 
 use crate::support::{Rig, echo, pair, rig, unix_pair};
 
@@ -29,7 +29,7 @@ fn lines() -> Config {
     Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LATER)
 }
 
-/// Lets time pass in which the manager is not turned, as if the process were suspended.
+/// Lets time pass in which the manager is not turn_ended, as if the process were suspended.
 fn suspend(time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
@@ -130,7 +130,7 @@ fn bytes_that_go_out_move_the_idle_deadline_too() {
     let mut rig = rig(idle(millis(200)), move |conn: &mut Conn<'_>, body: &[u8]| {
         match target {
             None => target = Some(conn.id()),
-            Some(target) => conn.desk().send(target, body)?,
+            Some(target) => conn.commands().send(target, body)?,
         }
         Ok(())
     });
@@ -268,7 +268,7 @@ fn each_request_has_a_total_deadline_of_its_own() {
 fn a_connection_may_have_an_idle_deadline_of_its_own() {
     let mut rig = rig(idle(millis(100)), |conn: &mut Conn<'_>, body: &[u8]| {
         let own: u64 = std::str::from_utf8(body).unwrap().trim().parse().unwrap();
-        conn.set_deadline(millis(own));
+        conn.set_idle_deadline(millis(own));
         Ok(())
     });
     let mut clients = Vec::new();
@@ -431,7 +431,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
         turns += 1;
     }
     assert!((MANY / 256..MANY / 16).contains(&turns), "{turns} turns");
-    assert_eq!(rig.manager.stats().timers, MANY as u64);
+    assert_eq!(rig.manager.stats().expired, MANY as u64);
     assert_eq!(rig.manager.stats().requests(Cause::Expired), MANY as u64);
     assert_eq!(rig.record.requests()[0], (Cause::Drained, b"hello".to_vec()), "served first");
     assert!(rig.record.ends().iter().all(|end| end.id != busy_id));
@@ -462,7 +462,7 @@ fn deadlines_beyond_every_clock_never_come_and_never_spin() {
 #[test]
 fn a_connection_s_own_deadline_may_be_beyond_every_clock() {
     let mut rig = rig(idle(millis(40)), |conn: &mut Conn<'_>, _: &[u8]| {
-        conn.set_deadline(Duration::MAX);
+        conn.set_idle_deadline(Duration::MAX);
         Ok(())
     });
     let (mut client, _) = rig.connect();
@@ -505,7 +505,7 @@ fn the_next_deadline_says_when_to_call_again() {
     }
     assert!(calls <= 6, "{calls} calls for one deadline");
     assert!(began.elapsed() < deadline + millis(500));
-    assert_eq!(rig.manager.stats().timers, 1);
+    assert_eq!(rig.manager.stats().expired, 1);
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
 }
 
@@ -613,11 +613,11 @@ impl Handler for Ticking {
         Ok(())
     }
 
-    fn tick(&mut self, desk: &mut Desk) {
+    fn tick(&mut self, commands: &mut Commands) {
         self.0.set(self.0.get() + 1);
         match self.0.get() {
             2 => std::panic::panic_any("as planned"),
-            4 => desk.stop().unwrap(),
+            4 => commands.stop().unwrap(),
             _ => {}
         }
     }

@@ -296,7 +296,10 @@ fn a_session_whose_default_panics_gives_the_socket_back_and_leaves_the_place_fre
     let Socket::Tcp(mut ours) = refused.into_inner() else { panic!("another socket") };
     ours.write_all(b"well").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
-    assert_eq!((manager.stats().live, manager.stats().lost, manager.stats().busy), (0, 0, 0));
+    assert_eq!(
+        (manager.stats().live, manager.stats().admit_failures, manager.stats().busy),
+        (0, 0, 0)
+    );
     FUSE.store(false, Ordering::Relaxed);
     manager.put(ours).expect("its place is free");
 }
@@ -310,10 +313,10 @@ fn a_session_whose_default_panics_is_counted_as_lost_with_nobody_to_give_it_back
     FUSE.store(true, Ordering::Relaxed);
     let (client, ours) = pair();
     handle.put(ours).unwrap();
-    until(&mut manager, |manager| manager.stats().lost == 1);
+    until(&mut manager, |manager| manager.stats().admit_failures == 1);
     assert_eq!((&client).read(&mut [0]).unwrap(), 0, "closed");
     let client = TcpStream::connect(addr).unwrap();
-    until(&mut manager, |manager| manager.stats().lost == 2);
+    until(&mut manager, |manager| manager.stats().admit_failures == 2);
     assert_eq!((&client).read(&mut [0]).unwrap(), 0, "closed");
     FUSE.store(false, Ordering::Relaxed);
     let mut client = TcpStream::connect(addr).unwrap();
@@ -336,7 +339,7 @@ fn a_listener_that_was_shut_down_does_not_starve_the_others() {
     let mut client = TcpStream::connect(addr).unwrap();
     client.write_all(b"hello").unwrap();
     assert_eq!(rig.read_exact(&mut client, 5), b"hello");
-    assert_eq!((rig.manager.stats().accepted, rig.manager.stats().starved), (1, 0));
+    assert_eq!((rig.manager.stats().accepted, rig.manager.stats().fd_exhausted), (1, 0));
 }
 
 /// Its end of file is known, its reply is stuck: nothing is left to hear of.
@@ -419,7 +422,7 @@ fn who_was_greeted_at_length_is_heard() {
 
 #[test]
 fn a_report_adds_up_to_those_that_were_there() {
-    let mut rig = echo(Config::new().clients_deadline(LONG).drain_deadline(millis(50)));
+    let mut rig = echo(Config::new().clients_deadline(LONG).stop_deadline(millis(50)));
     let mut clients: Vec<_> = (0..5).map(|_| rig.connect()).collect();
     clients[0].0.write_all(b"half a request").unwrap();
     let handle = rig.manager.handle();
@@ -445,7 +448,7 @@ fn end_of_file_that_is_there_when_a_stop_begins_is_the_reason() {
 
 #[test]
 fn after_a_stop_in_the_middle_of_work_a_restart_plans_nothing() {
-    let config = drained().drain_deadline(Duration::ZERO);
+    let config = drained().stop_deadline(Duration::ZERO);
     let mut manager = Manager::with_handler(config, Chatterbox).unwrap();
     manager.start().unwrap();
     let handle = manager.handle();
@@ -462,7 +465,7 @@ fn after_a_stop_in_the_middle_of_work_a_restart_plans_nothing() {
 
 #[test]
 fn a_stop_waits_for_those_that_linger_but_not_past_its_deadline() {
-    let mut rig = echo(drained().drain_deadline(millis(80)));
+    let mut rig = echo(drained().stop_deadline(millis(80)));
     for patient in [true, false] {
         let (mut client, id) = rig.connect();
         client.write_all(b"hello").unwrap();
@@ -486,7 +489,7 @@ fn a_stop_waits_for_those_that_linger_but_not_past_its_deadline() {
 #[test]
 fn a_stop_waits_for_those_that_are_paused_but_not_past_its_deadline() {
     for answered in [true, false] {
-        let mut rig = pauses_at_the_end(lines().drain_deadline(millis(80)));
+        let mut rig = pauses_at_the_end(lines().stop_deadline(millis(80)));
         let (mut client, id) = rig.connect();
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
@@ -513,18 +516,18 @@ fn a_stop_waits_for_those_that_are_paused_but_not_past_its_deadline() {
 #[test]
 fn a_callback_that_stops_and_puts_again_and_again_takes_no_place_with_it() {
     let mut peers = Vec::new();
-    let config = drained().max_workers(3).drain_deadline(millis(50));
+    let config = drained().max_workers(3).stop_deadline(millis(50));
     let mut rig = rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
         for _ in 0..4 {
             let (peer, ours) = UnixStream::pair()?;
             peers.push(peer);
-            let refused = conn.desk().put(ours).is_err();
+            let refused = conn.commands().put(ours).is_err();
             assert_eq!(
                 refused,
                 peers.len() % 4 == 3 || peers.len() % 4 == 0,
                 "two places are left"
             );
-            conn.desk().stop().unwrap();
+            conn.commands().stop().unwrap();
         }
         conn.write_all(body)
     });
@@ -587,7 +590,7 @@ impl Handler for Touchy {
         Ok(())
     }
 
-    fn closed(&mut self, _: &pool_manager::End, (): (), _: &mut pool_manager::Desk) {
+    fn closed(&mut self, _: &pool_manager::Closed, (): (), _: &mut pool_manager::Commands) {
         self.touch("closed");
     }
 }

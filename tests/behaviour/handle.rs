@@ -131,7 +131,7 @@ fn threads_that_race_for_the_last_places_get_exactly_as_many_as_there_are() {
             let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || race(n))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(taken, 13, "before the loop has turned once");
+        assert_eq!(taken, 13, "before the loop has turn_ended once");
         rig.turn();
         assert_eq!((rig.manager.stats().put, rig.manager.stats().peak), (13, 13));
         rig.until(|rig| rig.manager.stats().live == 0);
@@ -161,7 +161,7 @@ fn every_refusal_is_counted_whoever_was_refused() {
     let refused_inside = Rc::new(Cell::new(false));
     let refused = refused_inside.clone();
     let mut rig = rig(patient().max_workers(1), move |conn, _| {
-        refused.set(conn.desk().put(pair().1).is_err());
+        refused.set(conn.commands().put(pair().1).is_err());
         Ok(())
     });
     let (mut client, _) = rig.connect();
@@ -422,10 +422,10 @@ fn a_callback_s_queue_that_is_full_says_so_and_gives_sockets_back() {
     let mut rig = rig(patient().max_workers(3), move |conn, body| {
         let id = conn.id();
         for _ in 0..MOST {
-            conn.desk().resume(id)?;
+            conn.commands().resume(id)?;
         }
-        let full = matches!(conn.desk().resume(id), Err(Error::QueueFull));
-        let put = conn.desk().put(pair().1).unwrap_err();
+        let full = matches!(conn.commands().resume(id), Err(Error::QueueFull));
+        let put = conn.commands().put(pair().1).unwrap_err();
         let full = full && matches!(put.kind(), PutErrorKind::QueueFull);
         count.set(count.get() + u32::from(full && matches!(put.into_inner(), Socket::Tcp(_))));
         conn.write_all(body)
@@ -470,7 +470,7 @@ fn callbacks_can_give_commands_however_many_of_others_wait() {
     let told = outcome.clone();
     let mut rig = rig(patient(), move |conn, _| {
         let id = conn.id();
-        *told.borrow_mut() = Some(conn.desk().close(id));
+        *told.borrow_mut() = Some(conn.commands().close(id));
         Ok(())
     });
     let (handle, (mut client, id)) = (rig.manager.handle(), rig.connect());
@@ -540,21 +540,21 @@ fn a_configuration_set_by_a_handle_takes_effect_and_an_invalid_one_is_refused_at
     handle.put(pair().1).unwrap();
 }
 
-/// What a connection's callback asks the desk for is asked for by what its peer sends.
+/// What a connection's callback asks the commands for is asked for by what its peer sends.
 fn desk_clerk(conn: &mut Conn<'_>, body: &[u8], other: &Cell<Option<ConnId>>) -> io::Result<()> {
     let Some(other) = other.get() else { return Ok(()) };
-    let desk = conn.desk();
+    let commands = conn.commands();
     match body {
-        b"send" => desk.send(other, b"from a callback")?,
-        b"close" => desk.close(other)?,
-        b"pause" => desk.pause(other)?,
-        b"resume" => desk.resume(other)?,
-        b"config" => desk.set_config(patient().max_workers(7))?,
+        b"send" => commands.send(other, b"from a callback")?,
+        b"close" => commands.close(other)?,
+        b"pause" => commands.pause(other)?,
+        b"resume" => commands.resume(other)?,
+        b"config" => commands.set_config(patient().max_workers(7))?,
         b"nonsense" => {
-            let refused = desk.set_config(Config::new().min_workers(2).max_workers(1));
+            let refused = commands.set_config(Config::new().min_workers(2).max_workers(1));
             assert!(matches!(refused, Err(Error::Config(_))));
         }
-        b"stop" => desk.stop()?,
+        b"stop" => commands.stop()?,
         body => conn.write_all(body)?,
     }
     Ok(())
@@ -601,7 +601,7 @@ fn a_socket_put_by_a_callback_is_not_served_inside_it() {
     let mut rig = rig(patient(), move |conn, body| {
         assert!(!entered.replace(true), "a callback inside a callback");
         if let Some(socket) = given.take() {
-            conn.desk().put(socket).unwrap();
+            conn.commands().put(socket).unwrap();
         }
         entered.set(false);
         conn.write_all(body)
@@ -620,7 +620,7 @@ fn a_callback_s_put_is_refused_when_all_places_are_taken_its_own_included() {
     let told = outcome.clone();
     let mut rig = rig(patient().max_workers(2), move |conn, _| {
         for _ in 0..2 {
-            told.borrow_mut().push(conn.desk().put(pair().1).is_ok());
+            told.borrow_mut().push(conn.commands().put(pair().1).is_ok());
         }
         Ok(())
     });
@@ -636,7 +636,7 @@ fn a_connection_closed_by_another_s_callback_is_not_heard_of_after_it() {
     let victim = other.clone();
     let mut rig = rig(patient(), move |conn, body| {
         if let Some(victim) = victim.take() {
-            conn.desk().close(victim)?;
+            conn.commands().close(victim)?;
         }
         conn.write_all(body)
     });

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handle, Handler, Manager,
+    Cause, CloseReason, Commands, Config, Conn, ConnId, Framing, Handle, Handler, Manager,
 };
 
 use crate::support::{pair, turn_until};
@@ -51,21 +51,21 @@ impl Handler for Witness {
         conn.write_all(body)
     }
 
-    fn closed(&mut self, end: &End, (): (), _: &mut Desk) {
+    fn closed(&mut self, end: &pool_manager::Closed, (): (), _: &mut Commands) {
         self.note(Closed(end.id));
     }
 
-    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _: &mut Desk) {
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _: &mut Commands) {
         self.note(Undelivered(id, bytes));
         assert!(!self.panics, "a test");
     }
 
-    fn turned(&mut self, desk: &mut Desk) {
+    fn turn_ended(&mut self, commands: &mut Commands) {
         self.note(Turned);
         if let Some((id, times)) = self.to_say.take() {
-            let before = desk.waiting();
-            (0..times).for_each(|_| desk.send(id, b"!").unwrap());
-            assert_eq!(desk.waiting(), before + times);
+            let before = commands.queued();
+            (0..times).for_each(|_| commands.send(id, b"!").unwrap());
+            assert_eq!(commands.queued(), before + times);
         }
         assert!(!self.panics, "a test");
     }
@@ -123,7 +123,7 @@ fn what_would_be_more_than_the_write_limit_comes_back() {
 #[test]
 fn what_was_sent_and_not_looked_at_before_a_stop_comes_back() {
     let witness = Witness::default();
-    let (mut manager, handle) = started(&witness, lines().drain_deadline(Duration::ZERO));
+    let (mut manager, handle) = started(&witness, lines().stop_deadline(Duration::ZERO));
     let (_client, id) = put(&mut manager);
     handle.send(id, b"too late").unwrap();
     manager.stop().unwrap();

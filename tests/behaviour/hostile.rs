@@ -61,8 +61,8 @@ fn a_stale_event_does_not_reach_who_has_the_index_now() {
         if let Some((mut second, id, third)) = plotted.take() {
             second.write_all(b"for nobody")?;
             // More than may be unsent closes it before the next batch of events is looked at.
-            conn.desk().send(id, [0; 101])?;
-            conn.desk().put(third)?;
+            conn.commands().send(id, [0; 101])?;
+            conn.commands().put(third)?;
         }
         conn.write_all(body)
     });
@@ -570,7 +570,11 @@ fn go_fault_a_peer_that_fills_the_buffer_exactly_grows_memory() {
         rig.requests(count);
     }
     assert!(rig.record.requests().iter().all(|(_, body)| body.len() == 1_000));
-    assert!(rig.manager.stats().buffers <= 2, "{} buffers", rig.manager.stats().buffers);
+    assert!(
+        rig.manager.stats().buffers_allocated <= 2,
+        "{} buffers",
+        rig.manager.stats().buffers_allocated
+    );
 }
 
 #[test]
@@ -638,7 +642,7 @@ fn go_fault_workers_are_counted_twice_at_start() {
 
 #[test]
 fn go_fault_stop_can_wait_for_ever() {
-    let mut rig = echo(lines().drain_deadline(Duration::from_millis(50)));
+    let mut rig = echo(lines().stop_deadline(Duration::from_millis(50)));
     let (mut unfinished, _) = rig.connect();
     unfinished.write_all(b"never a newline").unwrap();
     rig.until(|rig| rig.manager.stats().bytes_in == 15);

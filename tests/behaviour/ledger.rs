@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pool_manager::{
-    CloseReason, Config, Conn, Desk, End, Frame, Framing, Handler, Manager, PutError, PutErrorKind,
-    Socket, Transport,
+    CloseReason, Closed, Commands, Config, Conn, Frame, Framing, Handler, Manager, PutError,
+    PutErrorKind, Socket, Transport,
 };
 
 use crate::support::{Seen, echo, rig, unix_pair, write_behind};
@@ -240,8 +240,8 @@ impl Handler for Phoenix {
         Ok(())
     }
 
-    fn closed(&mut self, _: &End, (): (), desk: &mut Desk) {
-        let outcome = desk.put(UnixStream::pair().unwrap().0);
+    fn closed(&mut self, _: &Closed, (): (), commands: &mut Commands) {
+        let outcome = commands.put(UnixStream::pair().unwrap().0);
         let refused = |error: &PutError| matches!(error.kind(), PutErrorKind::NotRunning);
         self.0.borrow_mut().push(outcome.as_ref().is_err_and(refused));
     }
@@ -259,7 +259,7 @@ fn a_put_while_the_manager_is_dropped_is_refused() {
 
 #[test]
 fn a_report_counts_what_is_dropped_from_the_beginning_of_its_own_stop() {
-    let config = Config::new().clients_deadline(LONG).drain_deadline(Duration::from_nanos(1));
+    let config = Config::new().clients_deadline(LONG).stop_deadline(Duration::from_nanos(1));
     let mut rig = echo(config.min_workers(3));
     for round in 1..=2 {
         let (mut client, _) = rig.connect();

@@ -7,10 +7,10 @@ use std::panic::panic_any;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use pool_manager::backend::{Backend, Bound, Event, Wake};
+use pool_manager::backend::{Backend, Event, ListenSocket, Wake};
 use pool_manager::{
-    CloseReason, Config, ConfigError, Conn, ConnId, Desk, End, Error, Framing, Handle, Handler,
-    Manager, PutError, PutErrorKind, Socket, Stats, StopReport, Turn,
+    CloseReason, Closed, Commands, Config, ConfigError, Conn, ConnId, Error, Framing, Handle,
+    Handler, Manager, PutError, PutErrorKind, Socket, Stats, StopReport, Turn,
 };
 
 use crate::support::{
@@ -204,7 +204,7 @@ fn a_stop_serves_a_request_that_is_still_in_the_kernel() {
 /// Outside a turn, the read with which it begins takes the edge away: no event comes for it.
 #[test]
 fn a_stop_closes_who_was_answered_as_it_began() {
-    let mut rig = echo(lines().drain_deadline(Duration::from_secs(5)));
+    let mut rig = echo(lines().stop_deadline(Duration::from_secs(5)));
     let (mut client, _) = rig.connect();
     rig.turn();
     client.write_all(b"in time\n").unwrap();
@@ -235,8 +235,7 @@ fn a_stop_flushes_a_reply_to_a_slow_reader() {
 #[test]
 fn at_the_drain_deadline_peers_that_never_read_are_aborted_and_their_bytes_counted() {
     let drain = Duration::from_millis(100);
-    let mut rig =
-        rig(lines().drain_deadline(drain), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
+    let mut rig = rig(lines().stop_deadline(drain), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
     let mut clients = Vec::new();
     for _ in 0..3 {
         let (mut client, ours) = pair();
@@ -263,7 +262,7 @@ fn at_the_drain_deadline_peers_that_never_read_are_aborted_and_their_bytes_count
 #[test]
 fn a_report_counts_from_the_beginning_of_its_own_stop() {
     let mut rig =
-        rig(lines().drain_deadline(Duration::ZERO), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
+        rig(lines().stop_deadline(Duration::ZERO), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
     let mut before = 0;
     for _ in 0..2 {
         let (mut client, ours) = pair();
@@ -282,7 +281,7 @@ fn a_report_counts_from_the_beginning_of_its_own_stop() {
 
 #[test]
 fn a_drain_deadline_of_zero_aborts_at_once() {
-    let mut rig = echo(lines().drain_deadline(Duration::ZERO));
+    let mut rig = echo(lines().stop_deadline(Duration::ZERO));
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
     rig.until(|rig| rig.manager.stats().bytes_in == 10);
@@ -310,7 +309,7 @@ fn the_drain_deadline_is_the_clients_deadline_unless_set() {
 fn a_stop_asked_for_in_a_callback_ends_run_with_the_report() {
     let mut rig = rig(lines(), |conn, body| {
         conn.write_all(body)?;
-        conn.desk().stop()?;
+        conn.commands().stop()?;
         Ok(())
     });
     let (mut client, _) = rig.connect();
@@ -338,7 +337,7 @@ fn a_stop_asked_for_by_a_handle_ends_a_run_that_waits_for_ever() {
 
 #[test]
 fn a_second_stop_does_not_prolong_the_first() {
-    let mut rig = echo(lines().drain_deadline(Duration::from_millis(60)));
+    let mut rig = echo(lines().stop_deadline(Duration::from_millis(60)));
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
     rig.until(|rig| rig.manager.stats().bytes_in == 10);
@@ -360,7 +359,7 @@ fn nobody_can_put_while_it_stops() {
     let refused_inside = Rc::new(Cell::new(false));
     let refused = refused_inside.clone();
     let mut rig = rig(lines(), move |conn, _| {
-        let error = conn.desk().put(pair().1).unwrap_err();
+        let error = conn.commands().put(pair().1).unwrap_err();
         refused.set(matches!(error.kind(), PutErrorKind::NotRunning));
         Ok(())
     });
@@ -397,7 +396,7 @@ fn a_stopping_manager_closes_its_listeners_at_once() {
 #[test]
 fn after_a_stop_no_descriptor_of_ours_is_open() {
     alone("life_cycle::after_a_stop_no_descriptor_of_ours_is_open", 512, || {
-        let mut rig = echo(lines().drain_deadline(Duration::from_millis(20)));
+        let mut rig = echo(lines().stop_deadline(Duration::from_millis(20)));
         rig.manager.stop().unwrap();
         let before = descriptors();
         for ending in ["idle", "unfinished", "queued", "lingering"] {
@@ -601,7 +600,7 @@ impl Handler for Touchy {
         Self::pass(At::Flushed, fate.0)
     }
 
-    fn closed(&mut self, end: &End, fate: Fate, _desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, fate: Fate, _desk: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
         // An error cannot be returned here.
         let _ = Self::pass(At::Closed, fate.0);
@@ -756,7 +755,7 @@ fn every_ending_has_exactly_one_closed_and_no_callback_after_it() {
         b"panic" => panic!("asked for"),
         b"much" => conn.write_all(&[b'x'; 2000]),
         b"expire" => {
-            conn.set_deadline(Duration::from_millis(1));
+            conn.set_idle_deadline(Duration::from_millis(1));
             Ok(())
         }
         _ => Ok(()),
@@ -820,7 +819,7 @@ impl Backend for Blind {
         Ok(())
     }
     fn deregister(&mut self, _: &Socket) {}
-    fn listen(&mut self, _: Bound, _: u64) -> io::Result<()> {
+    fn listen(&mut self, _: ListenSocket, _: u64) -> io::Result<()> {
         Ok(())
     }
     fn close_listener(&mut self, (): ()) {}
@@ -987,7 +986,7 @@ fn what_is_promised_to_other_threads_holds() {
     sync::<Turn>();
     sync::<StopReport>();
     send::<Socket>();
-    send::<Desk>();
+    send::<Commands>();
     movable(&Manager::new(Config::new(), |_, _| Ok(())).unwrap());
 }
 
@@ -1023,10 +1022,13 @@ fn debug_of_what_users_hold_says_something_and_no_contents() {
         let id = format!("{number:?}");
         let parts = ["Conn {", &id, "cause: Framed", "Tcp(fd "];
         assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
-        conn.desk().send(number, "secret")?;
-        let desk = format!("{:?}", conn.desk());
-        assert!(desk.contains("waiting: 1 commands") && desk.contains("Running"), "{desk}");
-        assert!(!shown.contains("secret") && !desk.contains("secret"), "{shown} {desk}");
+        conn.commands().send(number, "secret")?;
+        let commands = format!("{:?}", conn.commands());
+        assert!(
+            commands.contains("waiting: 1 commands") && commands.contains("Running"),
+            "{commands}"
+        );
+        assert!(!shown.contains("secret") && !commands.contains("secret"), "{shown} {commands}");
         conn.flush()?;
         assert_eq!(conn.bytes_in(), 8);
         conn.write_all(body)

@@ -29,28 +29,32 @@ fn an_idle_connection_holds_no_buffer() {
     }
     rig.requests(50);
     let stats = rig.manager.stats();
-    assert_eq!((stats.live, stats.buffers, stats.spare), (50, 1, 0), "the hot one serves all");
+    assert_eq!(
+        (stats.live, stats.buffers_allocated, stats.spare),
+        (50, 1, 0),
+        "the hot one serves all"
+    );
 
     for client in &mut clients[..20] {
         client.write_all(b"part").unwrap();
     }
     rig.bytes_in(50 * 5 + 20 * 4);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers, stats.spare), (21, 0), "one for each who holds bytes");
+    assert_eq!((stats.buffers_allocated, stats.spare), (21, 0), "one for each who holds bytes");
 
     for client in &mut clients[..20] {
         client.write_all(b"ed\n").unwrap();
     }
     rig.requests(70);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers, stats.spare), (21, 20), "given back");
+    assert_eq!((stats.buffers_allocated, stats.spare), (21, 20), "given back");
 
     for client in &mut clients[20..40] {
         client.write_all(b"part").unwrap();
     }
     rig.bytes_in(50 * 5 + 40 * 4 + 20 * 3);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers, stats.spare), (21, 0), "and used by others");
+    assert_eq!((stats.buffers_allocated, stats.spare), (21, 0), "and used by others");
 }
 
 #[test]
@@ -72,14 +76,14 @@ fn a_buffer_is_given_back_however_its_connection_ends() {
     held(&mut rig, &mut client);
     drop(client);
     rig.until(|rig| rig.record.closed_with(CloseReason::Eof));
-    assert_eq!((rig.manager.stats().spare, rig.manager.stats().buffers), (1, 2));
+    assert_eq!((rig.manager.stats().spare, rig.manager.stats().buffers_allocated), (1, 2));
 }
 
 #[test]
 fn min_workers_are_warm_from_the_start() {
     let mut rig = echo(lines().min_workers(3));
     let stats = rig.manager.stats();
-    assert_eq!((stats.spare, stats.buffers, stats.live), (3, 4, 0));
+    assert_eq!((stats.spare, stats.buffers_allocated, stats.live), (3, 4, 0));
     let mut clients: Vec<TcpStream> = (0..3).map(|_| rig.connect().0).collect();
     for (busy, client) in clients.iter_mut().enumerate() {
         client.write_all(b"part").unwrap();
@@ -91,7 +95,7 @@ fn min_workers_are_warm_from_the_start() {
     }
     rig.requests(3);
     let stats = rig.manager.stats();
-    assert_eq!((stats.spare, stats.buffers), (3, 4), "nothing was allocated for them");
+    assert_eq!((stats.spare, stats.buffers_allocated), (3, 4), "nothing was allocated for them");
 }
 
 #[test]
@@ -111,12 +115,12 @@ fn min_workers_may_be_raised_and_lowered() {
     let mut rig = echo(lines().min_workers(2));
     rig.manager.set_config(lines().min_workers(5)).unwrap();
     assert_eq!(rig.manager.stats().spare, 5, "warm at once");
-    assert_eq!(rig.manager.stats().buffers, 6);
+    assert_eq!(rig.manager.stats().buffers_allocated, 6);
     rig.manager.set_config(lines().min_workers(1).reap_interval(interval)).unwrap();
     rig.until(|rig| rig.manager.stats().spare == 1);
     rig.pass(3 * interval);
     assert_eq!(rig.manager.stats().spare, 1);
-    assert_eq!(rig.manager.stats().buffers, 6, "freed, and not allocated anew");
+    assert_eq!(rig.manager.stats().buffers_allocated, 6, "freed, and not allocated anew");
 }
 
 #[test]
@@ -176,7 +180,7 @@ fn a_steady_need_allocates_nothing_anew_each_interval() {
         rig.requests(rounds);
     }
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers, stats.spare), (2, 1), "{rounds} rounds");
+    assert_eq!((stats.buffers_allocated, stats.spare), (2, 1), "{rounds} rounds");
 }
 
 #[test]
@@ -381,7 +385,7 @@ fn what_others_send_counts_against_the_write_limit_too() {
     let mut rig = rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
         match target {
             None => target = Some(conn.id()),
-            Some(target) => conn.desk().send(target, vec![b's'; body.len()])?,
+            Some(target) => conn.commands().send(target, vec![b's'; body.len()])?,
         }
         Ok(())
     });
@@ -437,7 +441,7 @@ fn every_byte_read_was_delivered_or_is_counted_as_dropped() {
 
 #[test]
 fn a_stop_drops_and_counts_what_is_held() {
-    let mut rig = echo(filled(64).drain_deadline(Duration::ZERO));
+    let mut rig = echo(filled(64).stop_deadline(Duration::ZERO));
     let (mut client, _) = rig.connect();
     client.write_all(b"held").unwrap();
     rig.bytes_in(4);

@@ -8,8 +8,8 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    Bound, CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Manager, Overload,
-    Socket,
+    CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, ListenSocket, Manager,
+    Overload, Socket,
 };
 
 use crate::support::{
@@ -277,7 +277,7 @@ fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
         for newcomer in &newcomers {
             newcomer.connect(&addr.into()).unwrap();
         }
-        rig.until(|rig| rig.manager.stats().starved > 0);
+        rig.until(|rig| rig.manager.stats().fd_exhausted > 0);
 
         let (began, before) = (Instant::now(), rig.manager.stats());
         let (mut exchanges, mut tried) = (0, 0);
@@ -323,7 +323,7 @@ fn a_connection_that_closes_frees_the_descriptor_for_the_next() {
         let waiting = waiting.unwrap();
         let hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
         waiting.connect(&addr.into()).unwrap();
-        rig.until(|rig| rig.manager.stats().starved > 2);
+        rig.until(|rig| rig.manager.stats().fd_exhausted > 2);
         served.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(rig.read_to_end(&mut served).unwrap(), b"");
         rig.until(|rig| rig.manager.stats().accepted == 2);
@@ -368,7 +368,7 @@ fn a_thousand_connections_dead_on_arrival_leave_no_worker() {
 
 #[test]
 fn a_stop_answers_everybody_who_waits_to_be_accepted() {
-    let mut rig = echo(drained().drain_deadline(PATIENCE));
+    let mut rig = echo(drained().stop_deadline(PATIENCE));
     let listener = deep_listener(Ipv4Addr::LOCALHOST);
     let addr = listener.local_addr().unwrap();
     rig.manager.listen_on(listener).unwrap();
@@ -427,7 +427,7 @@ fn closing_one_of_two_listeners_that_share_a_port_resets_nobody() {
 #[test]
 fn who_says_nothing_when_accepted_in_a_stop_is_closed_at_its_deadline() {
     let drain = Duration::from_millis(100);
-    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause).drain_deadline(drain));
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause).stop_deadline(drain));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut first = connect(addr);
     assert_served(&mut rig, &mut first);
@@ -443,7 +443,7 @@ fn who_says_nothing_when_accepted_in_a_stop_is_closed_at_its_deadline() {
 
 #[test]
 fn a_stop_without_time_to_drain_accepts_nobody() {
-    let mut rig = echo(drained().drain_deadline(Duration::ZERO));
+    let mut rig = echo(drained().stop_deadline(Duration::ZERO));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut waiting = connect(addr);
     assert_eq!(rig.manager.stop().unwrap().aborted, 0);
@@ -474,7 +474,9 @@ fn listeners_that_are_taken_lose_nobody() {
     assert_served(&mut old, &mut served);
     let mut waiting = connect(addr);
     let taken = old.manager.take_listeners();
-    assert!(matches!(&taken[..], [Bound::Tcp(listener)] if listener.local_addr().unwrap() == addr));
+    assert!(
+        matches!(&taken[..], [ListenSocket::Tcp(listener)] if listener.local_addr().unwrap() == addr)
+    );
     assert!(old.manager.take_listeners().is_empty());
     let mut late = connect(addr);
     assert_eq!(old.turn().accepted, 0);
@@ -516,7 +518,7 @@ fn the_path_of_a_listener_that_was_taken_stays() {
     rig.manager.listen_unix(&path).unwrap();
     let taken = rig.manager.take_listeners();
     rig.manager.stop().unwrap();
-    assert!(matches!(&taken[..], [Bound::Unix(_)]));
+    assert!(matches!(&taken[..], [ListenSocket::Unix(_)]));
     std::os::unix::net::UnixStream::connect(&path).expect("it listens still");
     std::fs::remove_file(&path).expect("the path stays");
 }

@@ -134,7 +134,11 @@ fn one_address_has_no_more_connections_than_it_may_and_others_are_not_in_the_way
     }
     assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
     let stats = rig.manager.stats();
-    assert_eq!((stats.crowded, stats.busy, stats.accepted, stats.live), (1, 0, 4, 3), "{stats}");
+    assert_eq!(
+        (stats.refused_per_peer, stats.busy, stats.accepted, stats.live),
+        (1, 0, 4, 3),
+        "{stats}"
+    );
     drop(first);
     rig.until(|rig| rig.manager.stats().live == 2);
     converse(&mut rig, &mut connect_from("127.0.0.2", addr));
@@ -150,7 +154,7 @@ fn one_too_many_of_a_peer_takes_nobody_s_place() {
     }
     let mut third = connect_from("127.0.0.3", addr);
     assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
-    assert_eq!((rig.manager.stats().crowded, rig.manager.stats().closed_total()), (1, 0));
+    assert_eq!((rig.manager.stats().refused_per_peer, rig.manager.stats().closed_total()), (1, 0));
     converse(&mut rig, &mut connect_from("127.0.0.4", addr));
     assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
 }
@@ -161,14 +165,14 @@ fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let _early = [(); 3].map(|()| connect(addr));
     rig.until(|rig| rig.manager.stats().live == 3);
-    rig.manager.set_config(lines().max_per_peer(1).drain_deadline(PAUSE)).unwrap();
+    rig.manager.set_config(lines().max_per_peer(1).stop_deadline(PAUSE)).unwrap();
     let _put = [(); 2].map(|()| rig.connect());
     let path = std::env::temp_dir().join(format!("pool-manager-peers-{}", std::process::id()));
     rig.manager.listen_unix(&path).unwrap();
     let _local = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
     converse(&mut rig, &mut connect(addr));
     rig.until(|rig| rig.manager.stats().accepted == 6);
-    assert_eq!(rig.manager.stats().crowded, 0);
+    assert_eq!(rig.manager.stats().refused_per_peer, 0);
     let _counted = connect(addr);
     let mut one_more = connect(addr);
     assert_eq!(rig.read_to_end(&mut one_more).unwrap(), ERROR_SERVER_BUSY.as_bytes());
@@ -181,7 +185,7 @@ fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
 
 #[test]
 fn who_is_accepted_in_a_stop_makes_way_for_nobody() {
-    let mut rig = echo(evicting(1).drain_deadline(PAUSE * 5));
+    let mut rig = echo(evicting(1).stop_deadline(PAUSE * 5));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     // More than are accepted in one turn.
     let clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();

@@ -197,7 +197,7 @@ fn clients_behind_a_balancer_are_not_counted_as_one() {
         client.write_all(&[HEADER, b"hello\n"].concat()).unwrap();
         assert_told(&mut rig, client, "192.0.2.7:4711 said hello, 6 bytes");
     }
-    assert_eq!(rig.manager.stats().crowded, 0);
+    assert_eq!(rig.manager.stats().refused_per_peer, 0);
 }
 
 /// A socket that was reset says no longer whose it was, and its bytes can still be read.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pool_manager::backend::{Backend, Bound, Event, Wake};
+use pool_manager::backend::{Backend, Event, ListenSocket, Wake};
 use pool_manager::{
     CloseReason, Config, Conn, Error, Framing, Handler, Manager, Overload, Socket, Turn,
 };
@@ -105,7 +105,7 @@ impl Backend for World {
         Ok(())
     }
     fn deregister(&mut self, _: &Socket) {}
-    fn listen(&mut self, _: Bound, token: u64) -> io::Result<()> {
+    fn listen(&mut self, _: ListenSocket, token: u64) -> io::Result<()> {
         self.0.borrow_mut().listeners.push(token);
         Ok(())
     }
@@ -170,7 +170,7 @@ fn an_accept_that_fails_for_one_connection_does_not_keep_the_next_waiting() {
     world.offer(kinds.into_iter().map(|kind| Err(kind.into())).chain([socket]));
     assert_eq!(turn(&mut manager).accepted, 1);
     let stats = manager.stats();
-    assert_eq!((stats.accept_errors, stats.accepted, stats.starved), (10, 1, 0));
+    assert_eq!((stats.accept_errors, stats.accepted, stats.fd_exhausted), (10, 1, 0));
     assert_eq!(stats.accepts, 12, "one more to see that there is no more");
     assert_eq!((stats.live, stats.busy), (1, 0), "those that failed took no place");
 }
@@ -186,7 +186,7 @@ fn a_listener_that_somebody_else_shut_down_is_given_up_and_said_so_once() {
     }
     assert_eq!(world.0.borrow().accepted, 1);
     let stats = manager.stats();
-    assert_eq!((stats.accept_errors, stats.starved), (0, 0));
+    assert_eq!((stats.accept_errors, stats.fd_exhausted), (0, 0));
     let warnings = logged(log::Level::Warn);
     assert!(warnings.len() == 1 && warnings[0].contains("no longer listens"), "{warnings:?}");
 }
@@ -206,7 +206,7 @@ fn without_descriptors_it_tries_again_after_60_ms_and_warns_once_a_minute() {
         assert_eq!(logged(log::Level::Warn).len(), warnings, "at {:?}", world.0.borrow().now);
         world.0.borrow_mut().accepts.clear();
     }
-    assert_eq!(manager.stats().starved, 5);
+    assert_eq!(manager.stats().fd_exhausted, 5);
     world.pass(60);
     assert_eq!(turn(&mut manager).next, None, "nobody is left in the queue");
 }
@@ -237,7 +237,7 @@ fn an_accepted_connection_that_cannot_be_registered_is_closed_and_counted_as_los
         turn(&mut manager);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         let stats = manager.stats();
-        assert_eq!((stats.accepted, stats.lost, stats.put, stats.live), (1, 1, 0, 0));
+        assert_eq!((stats.accepted, stats.admit_failures, stats.put, stats.live), (1, 1, 0, 0));
         let warnings = logged(log::Level::Warn);
         assert!(warnings.len() == 1 && warnings[0].contains("registered"), "{warnings:?}");
         assert_eq!(logged(log::Level::Debug).len(), usize::from(debug), "only if asked for");

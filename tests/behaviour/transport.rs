@@ -402,7 +402,7 @@ enum Way {
 /// A transport that panics in `call` as its connection ends; everybody else is served on.
 #[track_caller]
 fn panic_at_the_end(call: Call, way: Way) {
-    let mut rig = echo(lines().max_workers(1).drain_deadline(Duration::ZERO));
+    let mut rig = echo(lines().max_workers(1).stop_deadline(Duration::ZERO));
     let record = rig.record.clone();
     let (mut peer, socket, script) = wire();
     let id = rig.manager.put(socket).unwrap();
@@ -452,7 +452,7 @@ fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
 fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
-    let mut rig = echo(lines().max_workers(1).drain_deadline(Duration::ZERO));
+    let mut rig = echo(lines().max_workers(1).stop_deadline(Duration::ZERO));
     let file = UnixStream::from(std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap()));
     let bomb = |stream| {
         let script = Arc::new(Mutex::new(Script { panics: Some(Call::Drop), ..Script::default() }));
@@ -460,7 +460,7 @@ fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
     };
     let handle = rig.manager.handle();
     handle.put(bomb(file)).unwrap();
-    rig.until(|rig| rig.manager.stats().lost == 1);
+    rig.until(|rig| rig.manager.stats().admit_failures == 1);
     rig.assert_well();
     rig.until(|rig| rig.manager.stats().live == 0);
     handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
@@ -565,7 +565,7 @@ fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_
 fn who_is_cut_off_by_a_stop_with_a_reply_on_its_way_hears_no_goodbye() {
     for (reply, goodbyes) in [(5, 1), (Wire::ROOM + 1, 0)] {
         let mut rig =
-            rig(lines().drain_deadline(Duration::ZERO), move |conn: &mut Conn<'_>, _: &[u8]| {
+            rig(lines().stop_deadline(Duration::ZERO), move |conn: &mut Conn<'_>, _: &[u8]| {
                 conn.write_all(&vec![b'x'; reply])
             });
         let (mut peer, socket, script) = wire();
@@ -587,7 +587,7 @@ struct Wrapping;
 impl Handler for Wrapping {
     type Session = ();
 
-    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+    fn wrap(&mut self, socket: Socket) -> io::Result<Socket> {
         let Socket::Tcp(stream) = socket else { return Err(ErrorKind::Unsupported.into()) };
         let mut first = [0];
         stream.peek(&mut first)?;
@@ -645,10 +645,10 @@ fn what_a_listener_accepts_can_be_wrapped_and_who_is_not_leaves_its_place_free()
             client.read_exact(&mut reply).unwrap();
             assert_eq!(&reply, b"A");
         } else {
-            turn_until(&mut manager, |manager| manager.stats().lost == lap);
+            turn_until(&mut manager, |manager| manager.stats().admit_failures == lap);
             assert!(!matches!(client.read(&mut [0]), Ok(1..)));
         }
     }
     let stats = manager.stats();
-    assert_eq!((stats.accepted, stats.put, stats.lost, stats.panics), (4, 1, 3, 1));
+    assert_eq!((stats.accepted, stats.put, stats.admit_failures, stats.panics), (4, 1, 3, 1));
 }

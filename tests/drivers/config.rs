@@ -189,7 +189,7 @@ fn any(u: &mut Unstructured<'_>) -> Result<Config> {
         .reap_interval(span(u)?)
         .framing(framing(u)?);
     if u.arbitrary()? {
-        config = config.drain_deadline(span(u)?).slow_callback(span(u)?);
+        config = config.stop_deadline(span(u)?).slow_callback(span(u)?);
     }
     Ok(match u.int_in_range(0..=2)? {
         0 => config,

@@ -13,7 +13,8 @@ use pool_manager::backend::Backend;
 #[cfg(feature = "sim")]
 use pool_manager::sim::{Faults, Sim, Stream};
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, Desk, End, Frame, Framing, Handler, Manager, Prefix, Socket,
+    Cause, CloseReason, Closed, Commands, Config, Conn, Frame, Framing, Handler, Manager, Prefix,
+    Socket,
 };
 
 #[path = "reference.rs"]
@@ -71,7 +72,7 @@ pub(crate) fn drive_simulated(u: &mut Unstructured<'_>) -> Result<()> {
 #[derive(Debug, Default)]
 struct Seen {
     bodies: Vec<(Cause, Vec<u8>)>,
-    ends: Vec<End>,
+    ends: Vec<Closed>,
 }
 
 /// Replies with each body, and how long it is, so that empty ones and borders show.
@@ -86,7 +87,7 @@ impl Handler for Echo {
         conn.write_all(&reply(body))
     }
 
-    fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
         self.0.borrow_mut().ends.push(*end);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::command::Desk;
+use super::command::Commands;
 use super::id::ConnId;
 use super::mailbox::{Command, Mailbox, Refusal};
 use super::socket::Socket;
@@ -20,7 +20,7 @@ const BATCH: usize = 1024;
 
 /// As much of a manager as other threads can meet.
 struct Loop {
-    desk: Desk,
+    commands: Commands,
     mailbox: Arc<Mailbox>,
     bell: Arc<Bell>,
 }
@@ -28,7 +28,7 @@ struct Loop {
 impl Loop {
     fn new() -> Self {
         let mailbox = Arc::new(Mailbox::default());
-        Self { desk: Desk::new(mailbox.clone()), mailbox, bell: Arc::default() }
+        Self { commands: Commands::new(mailbox.clone()), mailbox, bell: Arc::default() }
     }
 
     /// With a bell of its own, as each start has a waker of its own.
@@ -43,13 +43,13 @@ impl Loop {
 
     /// Waits unless there is work, then takes at most a batch.
     fn turn(&mut self, batch: usize) -> Vec<Command> {
-        if self.desk.has_work() { self.bell.glance() } else { self.bell.wait() }
+        if self.commands.has_work() { self.bell.glance() } else { self.bell.wait() }
         self.commands(batch)
     }
 
     fn commands(&mut self, batch: usize) -> Vec<Command> {
-        self.desk.collect(batch);
-        std::iter::from_fn(|| self.desk.next()).collect()
+        self.commands.collect(batch);
+        std::iter::from_fn(|| self.commands.next()).collect()
     }
 
     /// Turns until `count` commands were carried out.

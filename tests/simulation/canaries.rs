@@ -180,8 +180,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "desk_left_out_of_due",
         "manager/waiting.rs",
-        "|| self.kit.desk.has_work()",
-        "|| !PLANTED && self.kit.desk.has_work()",
+        "|| self.kit.commands.has_work()",
+        "|| !PLANTED && self.kit.commands.has_work()",
     ),
     canary(
         "lingering_left_out_of_due",
@@ -333,7 +333,7 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "not_told_of_an_idle_turn",
         "manager.rs",
-        "self.kit.tell(H::turned);",
-        "if !PLANTED || events > 0 { self.kit.tell(H::turned); }",
+        "self.kit.tell(H::turn_ended);",
+        "if !PLANTED || events > 0 { self.kit.tell(H::turn_ended); }",
     ),
 ];

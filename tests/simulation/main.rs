@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Sim, Stream};
+use pool_manager::sim::{Rng, Sim, Stream};
 use pool_manager::{CloseReason, Config, Conn, Framing, Handler, Manager, Overload};
 
 const STEPS: usize = 300;
@@ -147,10 +147,10 @@ fn the_simulated_network_and_the_real_one_show_the_same() {
     let [prompt, patient] =
         [0, 5].map(|millis| strings::Loopback::new(Duration::from_millis(millis)));
     for seed in seed..seed + count {
-        let mut dice = Dice::new(seed);
-        let length = 1 + dice.below(12);
+        let mut rng = Rng::new(seed);
+        let length = 1 + rng.below(12);
         let string: Vec<u8> =
-            (0..length).map(|_| dice.below(strings::EXPIRE.into()) as u8).collect();
+            (0..length).map(|_| rng.below(strings::EXPIRE.into()) as u8).collect();
         let framing = match seed % 3 {
             0 => Framing::Delimited(b'\n'),
             1 => Framing::Drained,
@@ -280,7 +280,7 @@ fn who_is_answered_slowly_by_a_stop_has_its_time_to_take_the_reply() {
     let config = Config::new()
         .framing(Framing::Drained)
         .clients_deadline(deadline)
-        .drain_deadline(Duration::from_secs(10));
+        .stop_deadline(Duration::from_secs(10));
     let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
     manager.start().unwrap();
     let (mut peer, ours) = sim.pair_with(1, 100);
@@ -315,8 +315,8 @@ fn a_hundred_thousand_restarts_leave_nothing() {
         let _ = manager.handle().put(ours);
         drop(guest);
         manager.stop().unwrap();
-        let (stats, tally) = (manager.stats(), sim.tally());
-        assert_eq!((stats.live, stats.lingering, tally.open, tally.registered), (0, 0, 0, 0));
+        let (stats, counters) = (manager.stats(), sim.counters());
+        assert_eq!((stats.live, stats.lingering, counters.open, counters.registered), (0, 0, 0, 0));
         assert_eq!(manager.next_deadline(), None);
     }
     let stats = manager.stats();
@@ -348,7 +348,7 @@ fn a_stop_is_timed_from_when_it_is_asked_for() {
     let config = Config::new()
         .clients_deadline(Duration::from_secs(600))
         .request_deadline(Duration::ZERO)
-        .drain_deadline(drain);
+        .stop_deadline(drain);
     let nothing = |_: &mut Conn<'_>, _: &[u8]| Ok(());
     let (mut manager, _peer) = spoken_to(&sim, config, nothing, b"half a requ");
     sim.advance(Duration::from_secs(60));
@@ -417,7 +417,7 @@ fn a_stop_accepts_as_many_as_a_queue_holds_and_not_for_ever() {
     });
     let report = manager.stop().unwrap();
     assert_eq!((report.finished, report.aborted), (4_096 + 4_000, 0), "{report}");
-    assert_eq!(sim.tally().turned_away, 100);
+    assert_eq!(sim.counters().turned_away, 100);
     let read = |mut peer: Stream| io::Read::read(&mut peer, &mut [0]).ok();
     let answered = peers.into_iter().flatten().filter_map(read);
     assert_eq!(answered.sum::<usize>(), 4_096 + 4_000);

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Faults, Sim, Stream};
+use pool_manager::sim::{Faults, Rng, Sim, Stream};
 use pool_manager::{
-    CloseReason, Config, Conn, Desk, End, Framing, Handler, ListenOptions, Manager, Socket,
+    CloseReason, Closed, Commands, Config, Conn, Framing, Handler, ListenOptions, Manager, Socket,
 };
 
 const BALANCED: &str = "192.0.2.7:4711";
@@ -55,7 +55,7 @@ impl Handler for Ear {
         Ok(())
     }
 
-    fn closed(&mut self, _: &End, number: usize, _: &mut Desk) {
+    fn closed(&mut self, _: &Closed, number: usize, _: &mut Commands) {
         self.0.borrow_mut().entry(number).or_default().closed += 1;
     }
 }
@@ -78,9 +78,9 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(stream: Stream, dice: &mut Dice) -> Self {
+    fn new(stream: Stream, rng: &mut Rng) -> Self {
         let balanced = Names::Client(BALANCED.parse().unwrap());
-        let (header, names) = match dice.below(8) {
+        let (header, names) = match rng.below(8) {
             0..3 => (LINE, balanced),
             3..6 => (BINARY, balanced),
             6 => (LOCAL, Names::Nobody),
@@ -92,12 +92,12 @@ impl Peer {
     }
 
     /// Says some more; goes early, now and then.
-    fn say(&mut self, dice: &mut Dice) {
-        if dice.permille(5) {
+    fn say(&mut self, rng: &mut Rng) {
+        if rng.permille(5) {
             self.left.clear();
             self.calm = false;
         }
-        let count = (1 + dice.below(40)).min(self.left.len());
+        let count = (1 + rng.below(40)).min(self.left.len());
         match self.stream.write(&self.left[..count]) {
             Ok(written) => drop(self.left.drain(..written)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -116,7 +116,7 @@ impl Peer {
 fn play(seed: u64) -> (u64, u64) {
     let mut faults = Faults::swarm(seed);
     (faults.failed_starts, faults.failed_waits) = (0, 0);
-    let (sim, ear, mut dice) = (Sim::with_faults(seed, faults), Ear::default(), Dice::new(seed));
+    let (sim, ear, mut rng) = (Sim::with_faults(seed, faults), Ear::default(), Rng::new(seed));
     // Every seventh has buffers in which the longest header does not fit.
     let tight = seed % 7 == 0;
     let config = Config::new().framing(Framing::Delimited(b'\n'));
@@ -128,11 +128,11 @@ fn play(seed: u64) -> (u64, u64) {
     manager.start().unwrap();
     let listener = sim.listener();
     manager.listen_with(listener.clone(), ListenOptions::new().proxy_protocol([])).unwrap();
-    let mut peers: Vec<Peer> = (0..12).map(|_| Peer::new(listener.connect(), &mut dice)).collect();
+    let mut peers: Vec<Peer> = (0..12).map(|_| Peer::new(listener.connect(), &mut rng)).collect();
     for _ in 0..400 {
         for peer in peers.iter_mut().filter(|peer| !peer.left.is_empty()) {
-            if dice.permille(300) {
-                peer.say(&mut dice);
+            if rng.permille(300) {
+                peer.say(&mut rng);
             }
         }
         manager.turn(Some(Duration::from_millis(2))).unwrap();
@@ -142,7 +142,7 @@ fn play(seed: u64) -> (u64, u64) {
         assert_eq!(stats.proxied, known as u64, "seed {seed}: {stats}");
     }
     let ample = manager.stats().closed(CloseReason::MemoryLimit) == 0;
-    let harmless = sim.tally().broken == 0 && sim.tally().jumped.is_zero() && ample && !tight;
+    let harmless = sim.counters().broken == 0 && sim.counters().jumped.is_zero() && ample && !tight;
     manager.stop().unwrap();
     assert_eq!(sim.violations(), [""; 0], "seed {seed}");
     let (all, mut served) = (ear.0.borrow(), 0);
@@ -151,7 +151,7 @@ fn play(seed: u64) -> (u64, u64) {
         peer.calm &= peer.left.is_empty();
         let Some(heard) = all.get(&peer.number) else {
             let stats = manager.stats();
-            let lost = stats.lost + stats.accept_errors + stats.starved > 0;
+            let lost = stats.admit_failures + stats.accept_errors + stats.fd_exhausted > 0;
             assert!(
                 peer.names == Names::Nothing || !harmless || !peer.calm || lost,
                 "seed {seed}: {stats}"

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Sim};
+use pool_manager::sim::{Rng, Sim};
 use pool_manager::{Config, Conn, Framing, Manager, RateLimit};
 
 /// Lines that wait at any time: more than one turn delivers.
@@ -14,10 +14,10 @@ const WAITING: usize = 1_000;
 /// By how much requests may be early or late: what time is counted in, and a turn.
 const TICKS: Duration = Duration::from_millis(3);
 
-fn limit(dice: &mut Dice) -> Option<RateLimit> {
-    let rate = [1, 5, 60, 700, 3_000][dice.below(5)];
-    let limit = RateLimit::per_second(rate).burst(1 + dice.below(50) as u32);
-    dice.permille(900).then_some(limit)
+fn limit(rng: &mut Rng) -> Option<RateLimit> {
+    let rate = [1, 5, 60, 700, 3_000][rng.below(5)];
+    let limit = RateLimit::per_second(rate).burst(1 + rng.below(50) as u32);
+    rng.permille(900).then_some(limit)
 }
 
 fn config(limit: Option<RateLimit>) -> Config {
@@ -26,14 +26,14 @@ fn config(limit: Option<RateLimit>) -> Config {
 }
 
 fn play(seed: u64) -> u64 {
-    let (sim, mut dice) = (Sim::new(seed), Dice::new(seed));
+    let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
     let served = Rc::new(Cell::new(0));
     let count = served.clone();
     let serve = move |_: &mut Conn<'_>, _: &[u8]| {
         count.set(count.get() + 1);
         Ok(())
     };
-    let mut current = limit(&mut dice);
+    let mut current = limit(&mut rng);
     let mut manager = Manager::with_backend(config(current), serve, sim.clone()).unwrap();
     manager.start().unwrap();
     let (mut peer, ours) = sim.pair();
@@ -44,12 +44,12 @@ fn play(seed: u64) -> u64 {
         let more = served.get() + WAITING - sent;
         peer.write_all(&b"x\n".repeat(more)).unwrap();
         sent += more;
-        if dice.permille(40) {
-            current = limit(&mut dice);
+        if rng.permille(40) {
+            current = limit(&mut rng);
             manager.set_config(config(current)).unwrap();
             (since, before, last) = (sim.now(), served.get(), sim.now());
         }
-        let (began, patience) = (served.get(), 1 + dice.below(40));
+        let (began, patience) = (served.get(), 1 + rng.below(40));
         manager.turn(Some(Duration::from_millis(patience as u64))).unwrap();
         let now = sim.now();
         if served.get() > began {

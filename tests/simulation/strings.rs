@@ -11,7 +11,7 @@ use std::time::Duration;
 use pool_manager::backend::{Backend, Os};
 use pool_manager::sim::{Sim, Stream};
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, Desk, End, Framing, Handler, Manager, Socket,
+    CloseReason, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager, Socket,
 };
 
 /// Operations of a peer or on it; there are two peers.
@@ -101,7 +101,7 @@ impl Net for Sim {
     fn complaints(&self, served: &[ConnId]) -> Vec<String> {
         let mut complaints = self.violations();
         for &id in served {
-            let Some(look) = self.look(id) else { continue };
+            let Some(look) = self.snapshot(id) else { continue };
             if (look.unread > 0 || look.ended) && !look.pending {
                 complaints.push(format!("{id}: asleep over input"));
             }
@@ -194,7 +194,7 @@ impl Handler for Scribe {
         conn.write_all(body)
     }
 
-    fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
         let mut log = self.log.borrow_mut();
         let twice = log.entry(end.id).or_default().closed.replace(end.reason);
         assert_eq!(twice, None, "closed twice");
@@ -251,7 +251,7 @@ impl<'a, N: Net> Stage<'a, N> {
             .buffer_size(BUFFER)
             .max_workers(2)
             .clients_deadline(DEADLINE)
-            .drain_deadline(Duration::from_secs(1));
+            .stop_deadline(Duration::from_secs(1));
         let log = Log::default();
         let scribe = Scribe { log: log.clone(), chunks };
         let mut manager = Manager::with_backend(config, scribe, net.backend()).expect("a manager");

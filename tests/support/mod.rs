@@ -22,7 +22,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Desk, End, Handler, Manager, Turn};
+use pool_manager::{
+    Cause, CloseReason, Closed, Commands, Config, Conn, ConnId, Handler, Manager, Turn,
+};
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +40,7 @@ pub(crate) enum Seen {
 
 /// The record of a rig's handler, shared with the test.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>, pub(crate) Rc<RefCell<Vec<End>>>);
+pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>, pub(crate) Rc<RefCell<Vec<Closed>>>);
 
 impl Record {
     pub(crate) fn all(&self) -> Vec<Seen> {
@@ -73,7 +75,7 @@ impl Record {
     }
 
     /// How connections ended so far, in order.
-    pub(crate) fn ends(&self) -> Vec<End> {
+    pub(crate) fn ends(&self) -> Vec<Closed> {
         self.1.borrow().clone()
     }
 
@@ -110,7 +112,7 @@ where
         Ok(())
     }
 
-    fn closed(&mut self, end: &End, (): (), _desk: &mut Desk) {
+    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
         self.record.1.borrow_mut().push(*end);
     }

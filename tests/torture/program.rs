@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use log::Level;
 use pool_manager::{
-    CloseReason, Config, Conn, ConnId, Desk, End, Error, Framing, Handler, Manager, Socket,
+    CloseReason, Closed, Commands, Config, Conn, ConnId, Error, Framing, Handler, Manager, Socket,
 };
 
 use crate::peers::Peers;
@@ -68,7 +68,7 @@ impl Handler for Echo {
         conn.write_all(&body.repeat(repeats))
     }
 
-    fn closed(&mut self, _: &End, (): (), _: &mut Desk) {
+    fn closed(&mut self, _: &Closed, (): (), _: &mut Commands) {
         let (opened, closed) = self.lives.get();
         self.lives.set((opened, closed + 1));
     }
@@ -118,7 +118,7 @@ pub(crate) fn play(scene: Scene) {
     assert_eq!((stats.live, stats.lingering), (0, 0), "{stats}");
     assert_eq!(stats.panics, 0);
     if scene.scenario != Scenario::Handle {
-        assert_eq!(stats.accepted, stats.put + stats.busy + stats.lost, "{stats}");
+        assert_eq!(stats.accepted, stats.put + stats.busy + stats.admit_failures, "{stats}");
     }
     program.report(&missed);
     if before != after {
@@ -130,7 +130,7 @@ pub(crate) fn play(scene: Scene) {
 
 fn config(scene: &Scene) -> Config {
     let config = Config::new().debug(true).clients_deadline(scene.deadline);
-    let config = config.drain_deadline(2 * scene.deadline);
+    let config = config.stop_deadline(2 * scene.deadline);
     match scene.scenario {
         Scenario::Restart => config.framing(Framing::Delimited(b'\n')),
         Scenario::Busy => config.framing(Framing::Drained).max_workers(1),
@@ -261,7 +261,7 @@ impl Program {
                 println!("{what}{line}");
             }
         }
-        println!("{COUNTS}{} turns, {} lost; {stats}", stats.turns, stats.lost);
+        println!("{COUNTS}{} turns, {} lost; {stats}", stats.turns, stats.admit_failures);
     }
 
     /// The same manager once more, out of sight of strace. It has one place, which nobody may have

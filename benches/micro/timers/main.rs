@@ -21,7 +21,7 @@ use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
 };
-use pool_manager::sim::Dice;
+use pool_manager::sim::Rng;
 
 /// Deadlines by index, in whole milliseconds.
 trait Timers {
@@ -49,8 +49,8 @@ const SPAN: usize = 60_000;
 const LOOK: u64 = 10;
 
 fn deadlines(count: usize) -> Vec<u64> {
-    let mut dice = Dice::new(1);
-    (0..count).map(|_| 1 + dice.below(SPAN) as u64).collect()
+    let mut rng = Rng::new(1);
+    (0..count).map(|_| 1 + rng.below(SPAN) as u64).collect()
 }
 
 fn arm_all<T: Timers>(timers: &mut T, deadlines: &[u64]) {
@@ -68,8 +68,8 @@ fn armed<T: Timers>() -> T {
 
 /// Which timers are touched, and to when they are moved.
 fn touches() -> Vec<(usize, u64)> {
-    let mut dice = Dice::new(2);
-    (0..OPERATIONS).map(|_| (dice.below(ARMED), (SPAN + dice.below(SPAN)) as u64)).collect()
+    let mut rng = Rng::new(2);
+    (0..OPERATIONS).map(|_| (rng.below(ARMED), (SPAN + rng.below(SPAN)) as u64)).collect()
 }
 
 fn arm_and_cancel<T: Timers>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str) {

@@ -101,7 +101,7 @@ fn serve(options: Options) -> Result<(), Failure> {
 }
 
 /// The manager's descriptor under a number of its own, so that the other loop can keep it while
-/// the manager is turned.
+/// the manager is turn_ended.
 fn descriptor<H: Handler>(manager: &Manager<H>) -> io::Result<OwnedFd> {
     manager.as_fd().try_clone_to_owned()
 }

@@ -118,7 +118,7 @@ struct Echo {
 impl Handler for Echo {
     type Session = ();
 
-    fn accepted(&mut self, socket: Socket) -> io::Result<Socket> {
+    fn wrap(&mut self, socket: Socket) -> io::Result<Socket> {
         match socket {
             Socket::Tcp(stream) => Ok(Socket::boxed(Tls::new(stream, self.tls.clone())?)),
             _ => Err(ErrorKind::Unsupported.into()),
@@ -127,12 +127,12 @@ impl Handler for Echo {
 
     /// Only plaintext counts as a sign of life, so whoever drips a handshake gains no time by it.
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        conn.set_deadline(self.handshake);
+        conn.set_idle_deadline(self.handshake);
         Ok(())
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        conn.set_deadline(Duration::ZERO);
+        conn.set_idle_deadline(Duration::ZERO);
         conn.write_all(body)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Host, Listener, Stream};
+use pool_manager::sim::{Host, Listener, Rng, Stream};
 use pool_manager::{CloseReason, ConnId, ConnectOptions, Error, PutErrorKind};
 
 use super::peer::Peer;
@@ -13,22 +13,22 @@ impl World {
         if !self.running {
             self.start();
         }
-        match self.dice.below(300) {
+        match self.rng.below(300) {
             0..20 => self.put(),
             20..40 => self.connect(),
             40..55 => self.command(),
             55..57 => self.configure(),
             57 if self.running => self.stop(),
             58 if self.running => self.stop_by_handle(),
-            59 if self.running && self.dice.permille(if self.crowded { 200 } else { 1 }) => {
+            59 if self.running && self.rng.permille(if self.crowded { 200 } else { 1 }) => {
                 self.fill_the_queue();
             }
             60..64 if self.crowded => self.crowd(),
             65 if self.running => self.take_listeners(),
-            64 => self.stage.sim.advance(Duration::from_micros(self.dice.below(50_000) as u64)),
+            64 => self.stage.sim.advance(Duration::from_micros(self.rng.below(50_000) as u64)),
             _ if !self.peers.is_empty() => {
-                let index = self.dice.below(self.peers.len());
-                self.peers[index].step(&mut self.dice, &self.stage);
+                let index = self.rng.below(self.peers.len());
+                self.peers[index].step(&mut self.rng, &self.stage);
                 if self.peers[index].stream.is_none() || self.peers[index].over {
                     let peer = self.peers.swap_remove(index);
                     self.stage.model.borrow_mut().forget(peer.number, peer.over);
@@ -40,7 +40,7 @@ impl World {
 
     pub(super) fn start(&mut self) {
         // Another framing while bytes are held could be taken for the old one.
-        let config = draw::config(&mut self.dice, self.crowded);
+        let config = draw::config(&mut self.rng, self.crowded);
         self.manager.set_config(config.clone()).unwrap();
         self.stage.model.borrow_mut().restarted(&config);
         self.astray = None;
@@ -58,15 +58,15 @@ impl World {
 
     pub(super) fn meet(&mut self, stream: Stream) {
         self.stage.model.borrow_mut().expected(stream.connection());
-        let peer = Peer::new(stream, &mut self.dice);
+        let peer = Peer::new(stream, &mut self.rng);
         self.peers.push(peer);
     }
 
     pub(super) fn put(&mut self) {
-        let (room, capacity) = (1 + self.dice.below(300), 1 + self.dice.below(600));
+        let (room, capacity) = (1 + self.rng.below(300), 1 + self.rng.below(600));
         let (mut peer, ours) = self.stage.sim.pair_with(room, capacity);
         self.stage.model.borrow_mut().expected(peer.connection());
-        let by_handle = self.dice.permille(400);
+        let by_handle = self.rng.permille(400);
         let outcome = if by_handle {
             self.manager.handle().put(ours)
         } else {
@@ -91,27 +91,27 @@ impl World {
     }
 
     pub(super) fn connect(&mut self) {
-        // From dice of its own, so that seeds that once failed stay what they were.
-        let mut dice = Dice::new(self.seed ^ self.stage.model.borrow().knocked);
-        let addr = draw::addr(&mut dice);
-        let peer = self.listeners[self.dice.below(2)].connect_from(addr);
+        // From rng of its own, so that seeds that once failed stay what they were.
+        let mut rng = Rng::new(self.seed ^ self.stage.model.borrow().knocked);
+        let addr = draw::addr(&mut rng);
+        let peer = self.listeners[self.rng.below(2)].connect_from(addr);
         self.stage.model.borrow_mut().knocks(peer.connection(), addr);
         self.meet(peer);
     }
 
     /// Asks for a connection, now and then.
     pub(super) fn call(&mut self) {
-        let Some(mut dice) = self.calls.take() else { return };
-        if dice.permille(300) {
-            let (host, key, options) = self.stage.callee(&mut dice);
-            if dice.permille(300) {
+        let Some(mut rng) = self.calls.take() else { return };
+        if rng.permille(300) {
+            let (host, key, options) = self.stage.callee(&mut rng);
+            if rng.permille(300) {
                 let outcome = self.manager.handle().connect_with(host.addr(), options);
-                self.stage.called(host, key, outcome);
+                self.stage.connect_requested(host, key, outcome);
             } else {
                 self.call_at_once(host, key, options);
             }
         }
-        self.calls = Some(dice);
+        self.calls = Some(rng);
     }
 
     fn call_at_once(&mut self, host: Host, key: u64, options: ConnectOptions) {
@@ -133,7 +133,7 @@ impl World {
             Err(refused) => {
                 let busy = matches!(refused, Error::Busy(_));
                 assert!(!busy || taken >= most, "busy, with {taken} of {most} places taken");
-                stage.called(host, key, Err(refused));
+                stage.connect_requested(host, key, Err(refused));
             }
         }
     }
@@ -167,11 +167,11 @@ impl World {
             drop(peer.stream);
             self.stage.model.borrow_mut().forget(peer.number, peer.over);
         }
-        let puts = self.dice.permille(500);
+        let puts = self.rng.permille(500);
         for _ in 0..if puts { 600 } else { 300 } {
             if puts { self.put() } else { self.connect() }
         }
-        if puts && self.dice.permille(600) {
+        if puts && self.rng.permille(600) {
             // So many deadlines have passed that one turn does not see to all.
             self.turn();
             self.stage.sim.advance(Duration::from_secs(1));
@@ -179,14 +179,14 @@ impl World {
     }
 
     pub(super) fn any_id(&mut self) -> Option<ConnId> {
-        self.stage.model.borrow().any_id(&mut self.dice)
+        self.stage.model.borrow().any_id(&mut self.rng)
     }
 
     pub(super) fn command(&mut self) {
         let handle = self.manager.handle();
         let Some(id) = self.any_id().filter(|_| self.running) else { return };
         let mut model = self.stage.model.borrow_mut();
-        match self.dice.below(10) {
+        match self.rng.below(10) {
             0..3 => {
                 model.resume(id, self.stage.sim.now());
                 handle.resume(id).unwrap();
@@ -200,10 +200,10 @@ impl World {
                 handle.close(id).unwrap();
             }
             _ => {
-                let first = self.dice.below(8) as u8;
-                for next in 0..=self.dice.below(3) as u8 {
+                let first = self.rng.below(8) as u8;
+                for next in 0..=self.rng.below(3) as u8 {
                     let value = model::SENDS[1] | ((first + next) % 8);
-                    let bytes = model.send(id, value, 1 + self.dice.below(300));
+                    let bytes = model.send(id, value, 1 + self.rng.below(300));
                     handle.send(id, bytes).unwrap();
                 }
             }
@@ -212,9 +212,9 @@ impl World {
 
     pub(super) fn configure(&mut self) {
         let before = format!("{:?}", self.manager.config());
-        if self.dice.permille(300) {
-            let invalid = draw::invalid(&mut self.dice);
-            let refused = if self.dice.permille(500) {
+        if self.rng.permille(300) {
+            let invalid = draw::invalid(&mut self.rng);
+            let refused = if self.rng.permille(500) {
                 self.manager.set_config(invalid).map(|_| ())
             } else {
                 self.manager.handle().set_config(invalid)
@@ -223,10 +223,10 @@ impl World {
             assert_eq!(format!("{:?}", self.manager.config()), before, "a refused change");
             return self.stage.mark("an invalid configuration");
         }
-        let config = draw::config(&mut self.dice, self.crowded);
+        let config = draw::config(&mut self.rng, self.crowded);
         let config = self.stage.model.borrow_mut().asked_for(config);
         let live = self.manager.stats().live;
-        if self.dice.permille(500) || !self.running {
+        if self.rng.permille(500) || !self.running {
             let lowered = config.max_workers > 0 && (config.max_workers as u64) < live;
             let mut model = self.stage.model.borrow_mut();
             model.marks.hit_if("max_workers below the live", lowered);
@@ -273,9 +273,9 @@ impl World {
     /// Stops, and checks that it takes no longer than it may.
     pub(super) fn stop(&mut self) {
         let sim = &self.stage.sim;
-        let elsewhere = || self.stage.model.borrow().slept + sim.tally().jumped;
+        let elsewhere = || self.stage.model.borrow().slept + sim.counters().jumped;
         let (before, elsewhere_before) = (sim.now(), elsewhere());
-        let most = self.manager.config().drain_deadline.unwrap_or_default();
+        let most = self.manager.config().stop_deadline.unwrap_or_default();
         let before_it = self.manager.stats();
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {

@@ -3,59 +3,59 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use pool_manager::sim::{Answer, Dice};
+use pool_manager::sim::{Answer, Rng};
 use pool_manager::{Config, Framing, Overload, Prefix, RateLimit};
 
 use super::oracle;
 
-fn framing(dice: &mut Dice) -> Framing {
-    match dice.below(5) {
+fn framing(rng: &mut Rng) -> Framing {
+    match rng.below(5) {
         0 => Framing::Filled,
         1 => Framing::Drained,
         2 => Framing::Delimited(b'\n'),
         3 => Framing::LengthPrefixed {
             prefix: Prefix::U16Be,
-            limit: dice.below(2) * (1 + dice.below(60)),
+            limit: rng.below(2) * (1 + rng.below(60)),
         },
         _ => oracle::counted(),
     }
 }
 
 /// Any valid one; for a crowd, one that lets many in.
-pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
+pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
     let millis = |millis: usize| Duration::from_millis(millis as u64);
-    let max = if crowded { dice.below(2) * 500 } else { dice.below(6) };
-    let min = dice.below(max.min(5) + 1);
-    let deadline = Duration::from_micros(1_000 + dice.below(500_000) as u64);
-    // From dice of its own, so that seeds that once failed stay what they were.
-    let mut others = Dice::new(deadline.as_nanos() as u64);
+    let max = if crowded { rng.below(2) * 500 } else { rng.below(6) };
+    let min = rng.below(max.min(5) + 1);
+    let deadline = Duration::from_micros(1_000 + rng.below(500_000) as u64);
+    // From rng of its own, so that seeds that once failed stay what they were.
+    let mut others = Rng::new(deadline.as_nanos() as u64);
     let spin = others.below(120).saturating_sub(90);
     // A crowd comes from few addresses.
     let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
     let rate = [5, 60, 700, 3_000][others.below(4)];
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
-    let (max_request, memory_limit) = room(&mut Dice::new(!deadline.as_nanos() as u64));
-    let tick = Dice::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
-    let connect = 1 + Dice::new(deadline.as_nanos() as u64 ^ 8).below(400);
-    let buffer_size = 8 + dice.below(200);
+    let (max_request, memory_limit) = room(&mut Rng::new(!deadline.as_nanos() as u64));
+    let tick = Rng::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
+    let connect = 1 + Rng::new(deadline.as_nanos() as u64 ^ 8).below(400);
+    let buffer_size = 8 + rng.below(200);
     Config::new()
         .rate_limit(others.permille(250).then_some(limit))
         .max_per_peer(per_peer * if crowded { 60 } else { 1 })
         .spin(Duration::from_micros(spin as u64))
         .tick(millis(tick))
         .connect_deadline(millis(connect))
-        .framing(framing(dice))
+        .framing(framing(rng))
         .buffer_size(buffer_size)
         .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })
         .memory_limit(if memory_limit > 0 { buffer_size + max_request + memory_limit } else { 0 })
         .max_workers(max)
         .min_workers(min)
         .clients_deadline(deadline)
-        .request_deadline(millis(dice.below(2) * dice.below(900)))
-        .write_limit(300 + dice.below(5_000))
-        .drain_deadline(millis(dice.below(300)))
-        .reap_interval(millis(1 + dice.below(500)))
-        .overload(if dice.permille(500) {
+        .request_deadline(millis(rng.below(2) * rng.below(900)))
+        .write_limit(300 + rng.below(5_000))
+        .stop_deadline(millis(rng.below(300)))
+        .reap_interval(millis(1 + rng.below(500)))
+        .overload(if rng.permille(500) {
             Overload::Pause
         } else if others.permille(500) {
             Overload::EvictIdle
@@ -65,16 +65,16 @@ pub(crate) fn config(dice: &mut Dice, crowded: bool) -> Config {
 }
 
 /// By how much a request may be longer than a buffer, and by how much more memory there is than one
-/// takes; 0 for no such limit. From dice of its own, as well.
-fn room(dice: &mut Dice) -> (usize, usize) {
-    (dice.below(2) * (1 + dice.below(2_000)), dice.below(2) * (1 + dice.below(1_000)))
+/// takes; 0 for no such limit. From rng of its own, as well.
+fn room(rng: &mut Rng) -> (usize, usize) {
+    (rng.below(2) * (1 + rng.below(2_000)), rng.below(2) * (1 + rng.below(1_000)))
 }
 
 /// One that must be refused as a whole.
-pub(crate) fn invalid(dice: &mut Dice) -> Config {
-    let valid = config(dice, false);
+pub(crate) fn invalid(rng: &mut Rng) -> Config {
+    let valid = config(rng, false);
     let below = valid.buffer_size - 1;
-    match dice.below(3) {
+    match rng.below(3) {
         0 => valid.max_workers(1).min_workers(2),
         1 => match below % 3 {
             0 => valid.max_request(below),
@@ -91,10 +91,10 @@ pub(crate) fn callee(number: u64) -> SocketAddr {
 }
 
 /// How one that is called answers, and how long that may take, if not as configured.
-pub(crate) fn answer(dice: &mut Dice) -> (Answer, Duration) {
-    let after = Duration::from_micros(dice.below(2) as u64 * dice.below(300_000) as u64);
-    let own = Duration::from_micros(dice.below(2) as u64 * dice.below(400_000) as u64);
-    let answer = match dice.below(8) {
+pub(crate) fn answer(rng: &mut Rng) -> (Answer, Duration) {
+    let after = Duration::from_micros(rng.below(2) as u64 * rng.below(300_000) as u64);
+    let own = Duration::from_micros(rng.below(2) as u64 * rng.below(400_000) as u64);
+    let answer = match rng.below(8) {
         0..4 => Answer::Accept(after),
         4 => Answer::Refuse(after),
         5 => Answer::Fail(after),
@@ -104,14 +104,14 @@ pub(crate) fn answer(dice: &mut Dice) -> (Answer, Duration) {
 }
 
 /// Where somebody comes from: few places, in the ways that one may be written.
-pub(crate) fn addr(dice: &mut Dice) -> IpAddr {
-    let near = Ipv4Addr::new(10, 0, 0, dice.below(3) as u8);
-    match dice.below(3) {
+pub(crate) fn addr(rng: &mut Rng) -> IpAddr {
+    let near = Ipv4Addr::new(10, 0, 0, rng.below(3) as u8);
+    match rng.below(3) {
         0 => near.into(),
         1 => near.to_ipv6_mapped().into(),
         _ => {
-            let host = dice.below(1 << 16) as u16;
-            Ipv6Addr::new(0x2001, 0xdb8, 0, dice.below(2) as u16, 0, host, 0, 1).into()
+            let host = rng.below(1 << 16) as u16;
+            Ipv6Addr::new(0x2001, 0xdb8, 0, rng.below(2) as u16, 0, host, 0, 1).into()
         }
     }
 }

@@ -118,8 +118,8 @@ impl World {
         let Self { manager, stage, turns, .. } = self;
         let handle = manager.handle();
         drop(manager);
-        let tally = stage.sim.tally();
-        assert_eq!((tally.open, tally.registered), (0, 0), "dropped, {tally:?}");
+        let counters = stage.sim.counters();
+        assert_eq!((counters.open, counters.registered), (0, 0), "dropped, {counters:?}");
         assert!(matches!(handle.stop(), Err(Error::Dropped)));
         let model = stage.model.borrow();
         assert!(model.all_ended(), "somebody was not told of the end");

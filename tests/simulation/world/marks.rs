@@ -42,7 +42,7 @@ pub(crate) const ALL: &[&str] = &[
     "a panic in closed",
     "a panic in tick",
     "a panic in undelivered",
-    "a panic in turned",
+    "a panic in turn_ended",
     "a command at the end of a turn",
     "a panic in a callback while stopping",
     "max_workers below the live",

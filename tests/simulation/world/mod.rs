@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use pool_manager::sim::{Dice, Faults, Host, Listener, Sim, Stream};
+use pool_manager::sim::{Faults, Host, Listener, Rng, Sim, Stream};
 use pool_manager::{
     Config, ConnectOptions, Error, Manager, Overload, PutError, PutErrorKind, Socket,
 };
@@ -78,8 +78,8 @@ impl Stage {
     }
 
     /// Somebody to be called, and with what.
-    fn callee(&self, dice: &mut Dice) -> (Host, u64, ConnectOptions) {
-        let (answer, own) = draw::answer(dice);
+    fn callee(&self, rng: &mut Rng) -> (Host, u64, ConnectOptions) {
+        let (answer, own) = draw::answer(rng);
         let mut model = self.model.borrow_mut();
         let host = self.sim.host(draw::callee(model.next_key()));
         host.set_answer(answer);
@@ -88,7 +88,7 @@ impl Stage {
     }
 
     /// What came of asking for a connection that begins at the turn boundary.
-    fn called(&self, host: Host, key: u64, outcome: Result<(), Error>) {
+    fn connect_requested(&self, host: Host, key: u64, outcome: Result<(), Error>) {
         let mut model = self.model.borrow_mut();
         match outcome {
             Ok(()) => {
@@ -185,9 +185,9 @@ struct World {
     stage: Shared,
     manager: Manager<Player, Sim>,
     peers: Vec<Peer>,
-    dice: Dice,
+    rng: Rng,
     /// For connections that are asked for, in seeds that have some.
-    calls: Option<Dice>,
+    calls: Option<Rng>,
     listeners: [Listener; 2],
     /// They were taken from the manager and not given back.
     away: bool,
@@ -218,11 +218,11 @@ struct World {
 
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
-        let mut dice = Dice::new(seed);
+        let mut rng = Rng::new(seed);
         let faults = Faults::swarm(seed);
         let sim = Sim::with_faults(seed, faults);
-        let crowded = dice.permille(30);
-        let config = draw::config(&mut dice, crowded);
+        let crowded = rng.permille(30);
+        let config = draw::config(&mut rng, crowded);
         let lossless = faults.failed_registers == 0
             && faults.failed_reads == 0
             && faults.failed_waits == 0
@@ -237,13 +237,13 @@ impl World {
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let mut other = Dice::new(seed ^ 2);
+        let mut other = Rng::new(seed ^ 2);
         let other = other.permille(200).then_some(other);
-        let mut calls = Dice::new(seed ^ 4);
+        let mut calls = Rng::new(seed ^ 4);
         let calls = calls.permille(250).then_some(calls);
-        let player_s = calls.is_some().then(|| Dice::new(seed ^ 5));
+        let player_s = calls.is_some().then(|| Rng::new(seed ^ 5));
         let player =
-            Player { world: stage.clone(), dice: Dice::new(seed ^ 1), other, calls: player_s };
+            Player { world: stage.clone(), rng: Rng::new(seed ^ 1), other, calls: player_s };
         let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
         Self {
             seed,
@@ -252,7 +252,7 @@ impl World {
             stage,
             manager,
             peers: Vec::new(),
-            dice,
+            rng,
             calls,
             running: false,
             reliable: faults.failed_waits == 0,
@@ -283,15 +283,15 @@ impl World {
 
     /// One step: a few acts, and a turn.
     fn step(&mut self, step: usize) {
-        self.dice = Dice::new(self.seed ^ (step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.rng = Rng::new(self.seed ^ (step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.trace(|| format!("step {step}, at {:?}", self.stage.sim.now()));
-        for _ in 0..self.dice.below(4) {
+        for _ in 0..self.rng.below(4) {
             self.act();
         }
         if self.running {
             self.call();
         }
-        if self.running && self.dice.permille(300) {
+        if self.running && self.rng.permille(300) {
             self.give_listeners_back();
         }
         self.turn();
@@ -302,12 +302,12 @@ impl World {
             assert!(matches!(self.manager.turn(None), Err(Error::NotRunning)));
             return;
         }
-        let timeout = match self.dice.below(20) {
+        let timeout = match self.rng.below(20) {
             0 => None,
             1 => Some(Duration::from_secs(10)),
-            _ => Some(Duration::from_micros(self.dice.below(40_000) as u64)),
+            _ => Some(Duration::from_micros(self.rng.below(40_000) as u64)),
         };
-        let (before, signals) = (self.taken(), self.stage.sim.tally().interrupted_waits);
+        let (before, signals) = (self.taken(), self.stage.sim.counters().interrupted_waits);
         let (configs, stopping) = {
             let model = self.stage.model.borrow();
             let pauses = |config: &Config| matches!(config.overload, Overload::Pause);
@@ -321,7 +321,7 @@ impl World {
         assert!(commands <= 1024, "more commands than a batch");
         match outcome {
             Ok(turn) => {
-                let signal = self.stage.sim.tally().interrupted_waits > signals;
+                let signal = self.stage.sim.counters().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
                 let most = before.max(model.most_allowed());
                 model.allow_memory(kept);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
-use pool_manager::{Cause, CloseReason, Config, ConnId, End, Stats};
+use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, Stats};
 
 mod calls;
 mod clocks;
@@ -112,7 +112,7 @@ pub(crate) struct Account {
     /// Turns in which it had work and was not served.
     waited: u32,
     seen: (u64, u64),
-    pub(crate) end: Option<(End, Duration)>,
+    pub(crate) end: Option<(Closed, Duration)>,
     /// It got its last body.
     over: bool,
     /// The peer has said that it will send no more.
@@ -185,7 +185,7 @@ pub(crate) struct Model {
     /// Bytes that were sent by desks and handles; that came back; and that connections took.
     sends: [u64; 3],
     /// Turns that the handler was told of, and turns that could not be waited for.
-    turned: u64,
+    turn_ended: u64,
     pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
     /// The highest index that a worker had.
@@ -229,7 +229,7 @@ impl Model {
             requests: HashMap::new(),
             totals: [0; 4],
             sends: [0; 3],
-            turned: 0,
+            turn_ended: 0,
             failed_turns: 0,
             turn_ids: Vec::new(),
             highest: 0,
@@ -306,7 +306,7 @@ impl Model {
     /// A turn has ended, before which a stop was asked for or not, and in which all that was asked
     /// for was done or not.
     pub(crate) fn stops(&mut self, asked_for: bool, done: bool, now: Duration) {
-        let drains = self.configs.iter().filter_map(|config| config.drain_deadline);
+        let drains = self.configs.iter().filter_map(|config| config.stop_deadline);
         let drain = drains.max().unwrap_or_default();
         // What a callback asks for while commands are done is done with them.
         self.longest_drain =
@@ -391,7 +391,7 @@ impl Model {
         let most = (self.longest, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
             let Some(id) = account.id.filter(|_| account.end.is_none()) else { continue };
-            let Some(look) = sim.look(id) else {
+            let Some(look) = sim.snapshot(id) else {
                 complaints.push(format!("{id}: neither closed nor registered"));
                 continue;
             };
@@ -459,7 +459,7 @@ impl Model {
                 wrong.push(format!("{what:?}: {told} counted, {known} seen"));
             }
         };
-        must(&"turns", stats.turns, self.turned + self.failed_turns);
+        must(&"turns", stats.turns, self.turn_ended + self.failed_turns);
         must(&"put", stats.put, self.opened);
         must(&"peak", stats.peak, self.peak);
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());
@@ -489,8 +489,8 @@ impl Model {
         }
         let timed = [CloseReason::Expired, CloseReason::WriteStalled];
         let timed: u64 = timed.iter().map(|&reason| stats.closed(reason)).sum();
-        if stats.timers < timed {
-            wrong.push(format!("{} deadlines counted, {timed} seen", stats.timers));
+        if stats.expired < timed {
+            wrong.push(format!("{} deadlines counted, {timed} seen", stats.expired));
         }
         self.complaints.extend(wrong);
     }

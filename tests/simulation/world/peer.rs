@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use pool_manager::sim::{Dice, Stream};
+use pool_manager::sim::{Rng, Stream};
 
 use super::Shared;
 use super::model::Account;
@@ -38,26 +38,26 @@ pub(crate) struct Peer {
 }
 
 /// What peers say: letters, delimiters, lengths, and now and then what a framing cannot bear.
-fn speech(dice: &mut Dice, most: usize) -> Vec<u8> {
+fn speech(rng: &mut Rng, most: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
-        (0..=dice.below(most)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[dice.below(11)]).collect();
-    if dice.permille(80) {
-        bytes.push(b"\x05\x06"[dice.below(2)]);
+        (0..=rng.below(most)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[rng.below(11)]).collect();
+    if rng.permille(80) {
+        bytes.push(b"\x05\x06"[rng.below(2)]);
     }
-    if dice.permille(500) {
+    if rng.permille(500) {
         bytes.push(b'\n');
     }
     bytes
 }
 
 impl Peer {
-    pub(crate) fn new(stream: Stream, dice: &mut Dice) -> Self {
-        let habit = match dice.below(12) {
+    pub(crate) fn new(stream: Stream, rng: &mut Rng) -> Self {
+        let habit = match rng.below(12) {
             0 => Habit::Dripping,
             1 => Habit::Flooding,
             2 => Habit::Deaf,
             3 => Habit::Closing,
-            4 => Habit::Resetting(dice.below(300)),
+            4 => Habit::Resetting(rng.below(300)),
             5 => Habit::Silent,
             _ => Habit::Chatty,
         };
@@ -66,36 +66,36 @@ impl Peer {
     }
 
     /// One step: most write, most read, few leave.
-    pub(crate) fn step(&mut self, dice: &mut Dice, world: &Shared) {
-        let act = dice.below(24);
+    pub(crate) fn step(&mut self, rng: &mut Rng, world: &Shared) {
+        let act = rng.below(24);
         // Who does not listen leaves some time after the end.
         let ended = world.model.borrow().accounts.get(&self.number).is_some_and(Account::is_over);
-        if ended && matches!(self.habit, Habit::Deaf | Habit::Silent) && dice.permille(300) {
+        if ended && matches!(self.habit, Habit::Deaf | Habit::Silent) && rng.permille(300) {
             self.stream = None;
             return;
         }
         match self.habit {
             Habit::Chatty | Habit::Closing | Habit::Resetting(_) if act < 9 => {
-                let bytes = speech(dice, 120);
+                let bytes = speech(rng, 120);
                 self.say(&bytes, world);
             }
-            Habit::Dripping if act < 9 => self.say(&speech(dice, 1)[..1], world),
+            Habit::Dripping if act < 9 => self.say(&speech(rng, 1)[..1], world),
             Habit::Flooding | Habit::Deaf if act < 9 => {
-                let most = if dice.permille(50) { 30_000 } else { 3_000 };
-                let bytes = speech(dice, most);
+                let most = if rng.permille(50) { 30_000 } else { 3_000 };
+                let bytes = speech(rng, most);
                 self.say(&bytes, world);
             }
             Habit::Deaf | Habit::Silent if act < 20 => {}
             _ if act < 20 => {
-                self.hear(1 + dice.below(400), world);
+                self.hear(1 + rng.below(400), world);
             }
             _ if act == 20 => self.finish(world),
-            _ if act == 21 && dice.permille(200) => {
+            _ if act == 21 && rng.permille(200) => {
                 if let Some(stream) = self.stream.take() {
                     stream.reset();
                 }
             }
-            _ if act == 22 && dice.permille(200) => self.stream = None,
+            _ if act == 22 && rng.permille(200) => self.stream = None,
             _ => {}
         }
         match self.habit {
@@ -148,7 +148,7 @@ impl Peer {
             }
             outcome => {
                 if !std::mem::replace(&mut self.over, true) {
-                    let unharmed = world.lossless.get() && world.sim.tally().broken == 0;
+                    let unharmed = world.lossless.get() && world.sim.counters().broken == 0;
                     if outcome.is_ok() && !self.told && unharmed {
                         model.sent_away(self.number);
                     }

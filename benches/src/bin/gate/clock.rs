@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use pool_manager::Socket;
-use pool_manager::backend::{Backend, Bound, Event, Os, Wake};
+use pool_manager::backend::{Backend, Event, ListenSocket, Os, Wake};
 
 /// Readings a millisecond. A turn at full speed takes a few.
 const READINGS: u64 = 50;
@@ -70,7 +70,7 @@ impl Backend for Clocked {
         self.os.deregister(socket);
     }
 
-    fn listen(&mut self, bound: Bound, token: u64) -> io::Result<Self::Listener> {
+    fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Self::Listener> {
         self.os.listen(bound, token)
     }
 

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
-use pool_manager::{Config, Conn, Desk, End, Framing, Handler, Manager};
+use pool_manager::{Closed, Commands, Config, Conn, Framing, Handler, Manager};
 
 use crate::cases::{BATCH, Case, Kind};
 use crate::clock::Clocked;
@@ -40,7 +40,7 @@ impl Handler for Echo {
         Ok(())
     }
 
-    fn closed(&mut self, _end: &End, (): (), _desk: &mut Desk) {
+    fn closed(&mut self, _end: &Closed, (): (), _desk: &mut Commands) {
         self.closed.set(self.closed.get() + 1);
     }
 }

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use pool_manager::sim::{Answer, Host, Sim};
-use pool_manager::{CloseReason, Config, ConnId, ConnectOptions, End};
+use pool_manager::{CloseReason, Closed, Config, ConnId, ConnectOptions};
 
 use super::clocks::ticks;
 use super::{Account, Model, Turned};
@@ -53,8 +53,8 @@ impl Call {
     }
 
     /// Whether there was a reason to end it before it was there.
-    fn reasoned(&self, end: &End, sim: &Sim, account: Option<&Account>) -> Result<(), String> {
-        let (now, waited) = (sim.now(), sim.tally().waited);
+    fn reasoned(&self, end: &Closed, sim: &Sim, account: Option<&Account>) -> Result<(), String> {
+        let (now, waited) = (sim.now(), sim.counters().waited);
         let came = self.asked + self.after().unwrap_or(Duration::MAX / 2);
         let heard = |accepts: &Account, reason| accepts.causes.contains(&reason);
         let justified = match end.reason {
@@ -71,7 +71,7 @@ impl Call {
                 matches!(self.answer, Answer::Fail(_)) && now >= came
             }
             // It could not begin.
-            CloseReason::Unreachable(_) => self.id.is_none() && sim.look(end.id).is_none(),
+            CloseReason::Unreachable(_) => self.id.is_none() && sim.snapshot(end.id).is_none(),
             CloseReason::WriteLimit => account.is_some_and(|account| account.sends_total > 0),
             CloseReason::Requested => account.is_some_and(|account| heard(account, end.reason)),
             CloseReason::Stopped => true,
@@ -124,7 +124,7 @@ impl Model {
     /// The manager itself began it: from now on its id names it.
     pub(crate) fn called(&mut self, key: u64, id: ConnId, sim: &Sim) {
         self.note_calls(sim, None);
-        let look = sim.look(id);
+        let look = sim.snapshot(id);
         let Some(call) = self.calls.get_mut(&key) else { return };
         call.id = Some(id);
         call.since = call.asked;
@@ -142,10 +142,10 @@ impl Model {
     /// Who has been called since is connecting, and counts as put; but one that was called in vain,
     /// which is told at once.
     pub(super) fn note_calls(&mut self, sim: &Sim, in_vain: Option<u64>) {
-        let (now, waited) = (sim.now(), sim.tally().waited);
+        let (now, waited) = (sim.now(), sim.counters().waited);
         let mut begun = 0;
         for (key, call) in &mut self.calls {
-            let called = !call.ended && call.host.called() > 0 && in_vain != Some(*key);
+            let called = !call.ended && call.host.connect_attempts() > 0 && in_vain != Some(*key);
             if call.begun.is_none() && called {
                 call.begun = Some(now);
                 call.latest = now;
@@ -169,7 +169,7 @@ impl Model {
 
     /// How many wait to begin, each with a place.
     pub(crate) fn waiting_calls(&self) -> u64 {
-        let waits = |call: &&Call| call.is_pending() && call.host.called() == 0;
+        let waits = |call: &&Call| call.is_pending() && call.host.connect_attempts() == 0;
         self.calls.values().filter(waits).count() as u64
     }
 
@@ -199,7 +199,7 @@ impl Model {
     }
 
     /// One has ended; false if it had been opened, and is like any other.
-    pub(super) fn call_closed(&mut self, end: &End, key: u64, sim: &Sim) -> bool {
+    pub(super) fn call_closed(&mut self, end: &Closed, key: u64, sim: &Sim) -> bool {
         let Some(call) = self.calls.get_mut(&key) else {
             self.complain(format!("{end:?}: nobody asked for it"));
             return true;
@@ -218,7 +218,7 @@ impl Model {
         let account = number.and_then(|number| self.accounts.get(&number));
         let reasoned = call.reasoned(end, sim, account);
         let sent = account.map_or(0, |account| account.sends_total);
-        let in_vain = sim.look(end.id).is_none();
+        let in_vain = sim.snapshot(end.id).is_none();
         if in_vain && call.id.is_some() {
             self.complain(format!("{end:?}: it was never registered"));
         }
@@ -244,7 +244,7 @@ impl Model {
         true
     }
 
-    fn mark_end(&mut self, end: &End, began: bool) {
+    fn mark_end(&mut self, end: &Closed, began: bool) {
         let stopped = end.reason == CloseReason::Stopped;
         self.marks.hit_if("a connect cannot begin", !began && !stopped);
         match end.reason {
@@ -279,7 +279,7 @@ impl Model {
             if turn.punctual && turn.began > due {
                 complaints.push(format!("past its connect deadline: {call:?} {turn:?}"));
             }
-            let there = call.id.and_then(|id| sim.look(id)).filter(|look| !look.calling);
+            let there = call.id.and_then(|id| sim.snapshot(id)).filter(|look| !look.calling);
             if turn.asleep && there.is_some_and(|look| !look.pending) {
                 complaints.push(format!("asleep over one that is there: {call:?}"));
             }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pool_manager::sim::Look;
-use pool_manager::{CloseReason, Config, End};
+use pool_manager::sim::ConnSnapshot;
+use pool_manager::{CloseReason, Closed, Config};
 
 use super::super::oracle;
 use super::{Account, CALLBACKS, READS, Turned, VISITS};
@@ -21,7 +21,7 @@ pub(super) fn idle(account: &Account, config: &Config) -> Duration {
 pub(super) fn early(
     account: &Account,
     configs: &[Config],
-    look: &Look,
+    look: &ConnSnapshot,
     now: Duration,
     began: Duration,
 ) -> bool {
@@ -36,7 +36,12 @@ pub(super) fn early(
 }
 
 /// Whether it has said something that was not heard, and only silence can be held against it.
-pub(super) fn unheard(account: &Account, configs: &[Config], look: &Look, now: Duration) -> bool {
+pub(super) fn unheard(
+    account: &Account,
+    configs: &[Config],
+    look: &ConnSnapshot,
+    now: Duration,
+) -> bool {
     let spoke = look.unread > 0 || look.ended;
     spoke && configs.iter().all(|config| is_in_time(account, config, now))
 }
@@ -53,7 +58,7 @@ impl Account {
     }
 
     /// Nobody is closed without a reason, and natural ends come after the last body.
-    pub(super) fn reasoned(&self, end: &End, look: &Look) -> Result<(), String> {
+    pub(super) fn reasoned(&self, end: &Closed, look: &ConnSnapshot) -> Result<(), String> {
         let reason = end.reason;
         let justified = match reason {
             CloseReason::Reset | CloseReason::Io(_) => look.broken,
@@ -108,7 +113,7 @@ impl Account {
         turn: Turned,
         config: &Config,
         (most_held, most_unsent): (usize, usize),
-        look: Look,
+        look: ConnSnapshot,
     ) -> Result<(), String> {
         let held = (look.received - self.delivered) as usize;
         let blocked = look.full || (self.sends_total == 0 && look.sent < self.replied);
@@ -180,7 +185,7 @@ impl Account {
     pub(super) fn keep_time(
         &mut self,
         turn: Turned,
-        look: Look,
+        look: ConnSnapshot,
         held: usize,
         blocked: bool,
         progress: bool,

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pool_manager::sim::{Look, Sim};
-use pool_manager::{End, Overload};
+use pool_manager::sim::{ConnSnapshot, Sim};
+use pool_manager::{Closed, Overload};
 
 use super::{Account, Model};
 
@@ -13,7 +13,7 @@ const SLOTS: u32 = 256;
 
 impl Account {
     /// It is between two requests, for sure, and nothing of it has moved in this turn.
-    fn rests(&self, look: &Look) -> bool {
+    fn rests(&self, look: &ConnSnapshot) -> bool {
         let moving = look.moved > self.seen_moved || self.called_now || self.resumed > 0;
         let paused = self.paused || self.unsure || self.ordered > 0;
         let ending = self.closing || self.over || self.end.is_some() || look.ended || look.broken;
@@ -67,10 +67,10 @@ impl Model {
     }
 
     /// Who is evicted was idle, while there was no place, and nobody was idle longer.
-    pub(super) fn evicted(&self, end: &End, sim: &Sim) -> Result<(), String> {
+    pub(super) fn evicted(&self, end: &Closed, sim: &Sim) -> Result<(), String> {
         let full = self.configs.iter().any(|config| {
             // Its own socket is closed by now, and the one that it makes a place for is not.
-            let taken = sim.tally().open + self.waiting_calls() as usize;
+            let taken = sim.counters().open + self.waiting_calls() as usize;
             let full = config.max_workers > 0 && taken >= config.max_workers;
             full && matches!(config.overload, Overload::EvictIdle)
         });
@@ -79,7 +79,7 @@ impl Model {
         }
         let number = self.numbers.get(&end.id);
         let account = number.and_then(|number| self.accounts.get(number)).ok_or("unknown")?;
-        let look = sim.look(end.id).ok_or("not registered")?;
+        let look = sim.snapshot(end.id).ok_or("not registered")?;
         if look.unread > 0 || look.ended {
             return Err(format!("evicted, though it spoke, {look:?}"));
         }
@@ -88,7 +88,7 @@ impl Model {
         }
         let ticks = Duration::from_millis(2);
         let longer = self.accounts.values().find(|other| {
-            let look = other.id.and_then(|id| sim.look(id));
+            let look = other.id.and_then(|id| sim.snapshot(id));
             let rests = look.is_some_and(|look| other.rests(&look));
             rests && other.moved.1 + ticks < account.moved.0
         });

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
-use pool_manager::{Cause, CloseReason, Config, ConnId, ERROR_SERVER_BUSY, End};
+use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, ERROR_SERVER_BUSY};
 
 use super::super::oracle;
 use super::clocks::{early, idle, unheard};
@@ -12,7 +12,7 @@ use super::{LINGERING, Model, SENDS, longest};
 
 impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, key: Option<u64>, sim: &Sim) {
-        let (now, began) = (sim.now(), sim.tally().waited);
+        let (now, began) = (sim.now(), sim.counters().waited);
         self.note(&|| format!("{id} opened for connection {number}"), number, 1);
         self.note_calls(sim, None);
         self.opened += u64::from(key.is_none());
@@ -61,10 +61,10 @@ impl Model {
         body: &[u8],
         sim: &Sim,
     ) {
-        let (now, began) = (sim.now(), sim.tally().waited);
+        let (now, began) = (sim.now(), sim.counters().waited);
         self.note(&|| format!("{id} {cause:?}: {body:?}"), number, 2 | (body.len() as u64) << 8);
         *self.requests.entry(cause).or_default() += 1;
-        let Some(look) = sim.look(id) else {
+        let Some(look) = sim.snapshot(id) else {
             return self.complain(format!("{id}: served though not registered"));
         };
         let Some(account) = self.accounts.get_mut(&number).filter(|known| known.id == Some(id))
@@ -294,7 +294,7 @@ impl Model {
 
     /// The handler is told of the end of a turn.
     pub(crate) fn told_turned(&mut self) {
-        self.turned += 1;
+        self.turn_ended += 1;
         if self.depth > 0 {
             self.complain("the end of a turn within a callback");
         }
@@ -377,9 +377,9 @@ impl Model {
     }
 
     /// A connection has ended: once, and with totals that add up.
-    pub(crate) fn closed(&mut self, end: &End, sim: &Sim) {
-        let (now, began) = (sim.now(), sim.tally().waited);
-        self.note_calls(sim, end.key.filter(|_| sim.look(end.id).is_none()));
+    pub(crate) fn closed(&mut self, end: &Closed, sim: &Sim) {
+        let (now, began) = (sim.now(), sim.counters().waited);
+        self.note_calls(sim, end.key.filter(|_| sim.snapshot(end.id).is_none()));
         if end.key.is_some_and(|key| self.call_closed(end, key, sim)) {
             return;
         }
@@ -390,7 +390,7 @@ impl Model {
         }
         let number = self.numbers.get(&end.id).copied();
         self.note(&|| format!("{end:?}"), number.unwrap_or(0), 3 | values[3] << 8);
-        let (id, look) = (end.id, sim.look(end.id));
+        let (id, look) = (end.id, sim.snapshot(end.id));
         let evicted =
             if end.reason == CloseReason::Evicted { self.evicted(end, sim) } else { Ok(()) };
         let account = number.and_then(|number| self.accounts.get_mut(&number));

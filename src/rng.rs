@@ -1,19 +1,19 @@
-//! Dice: a small seeded generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).
+//! Rng: a small seeded generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).
 //!
 //! The same seed throws the same numbers on every machine. Not for secrets.
 
 /// A seeded source of numbers, for simulations that are to happen twice.
 ///
 /// ```
-/// use pool_manager::sim::Dice;
-/// let (mut one, mut other) = (Dice::new(7), Dice::new(7));
+/// use pool_manager::sim::Rng;
+/// let (mut one, mut other) = (Rng::new(7), Rng::new(7));
 /// assert_eq!(one.below(100), other.below(100));
 /// ```
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
-    /// Dice that will throw what all dice with this seed throw.
+impl Rng {
+    /// Rng that will throw what all rng with this seed throw.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)

@@ -1,11 +1,11 @@
-//! Tally: what can be seen of a simulated network from outside.
+//! Counters: what can be seen of a simulated network from outside.
 
 use std::time::Duration;
 
 /// What the network knows of one of the pool's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Look {
+pub struct ConnSnapshot {
     /// The number that its two ends share.
     pub connection: usize,
     /// Whether it was begun by the pool and has not come about.
@@ -34,7 +34,7 @@ pub struct Look {
 /// What there is in a simulated network, and what went wrong in it so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Tally {
+pub struct Counters {
     /// Ends of the pool's that are open; those that wait at a listener are not.
     pub open: usize,
     /// Sockets that are registered.
