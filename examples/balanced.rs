@@ -42,7 +42,7 @@ struct Options {
     agent: String,
     trusted: Vec<IpNet>,
     drain: Duration,
-    most: usize,
+    max: usize,
     config: Config,
 }
 
@@ -57,7 +57,7 @@ fn options() -> Result<Option<Options>, Failure> {
         agent: "127.0.0.1:7101".into(),
         trusted: Vec::new(),
         drain: Duration::from_secs(1),
-        most: 1000,
+        max: 1000,
         config: Config::new().framing(Framing::Delimited(b'\n')),
     };
     let mut parser = lexopt::Parser::from_env();
@@ -70,8 +70,8 @@ fn options() -> Result<Option<Options>, Failure> {
                 options.trusted.push(network.parse().map_err(usage_error)?);
             }
             Arg::Long("max") => {
-                options.most = number(&mut parser, "--max")?;
-                if !(1..1 << 30).contains(&options.most) {
+                options.max = number(&mut parser, "--max")?;
+                if !(1..1 << 30).contains(&options.max) {
                     return Err(usage_error("--max: must be 1 to 1073741823"));
                 }
             }
@@ -101,7 +101,7 @@ struct Balanced {
     condition: Rc<RefCell<Condition>>,
     /// Where the balancer asks.
     agent: SocketAddr,
-    most: usize,
+    max: usize,
 }
 
 impl Balanced {
@@ -112,8 +112,8 @@ impl Balanced {
         if condition.draining {
             return "drain\n".into();
         }
-        let free = self.most.saturating_sub(busy);
-        format!("ready up {}%\n", (free * 100).div_ceil(self.most))
+        let free = self.max.saturating_sub(busy);
+        format!("ready up {}%\n", (free * 100).div_ceil(self.max))
     }
 }
 
@@ -147,9 +147,9 @@ fn serve(options: Options) -> Result<(), Failure> {
         // By its port a connection is known to be a question.
         return Err(usage_error("--agent: must have another port than --listen"));
     }
-    let (condition, most) = (Rc::new(RefCell::new(Condition::default())), options.most);
-    let handler = Balanced { condition: condition.clone(), agent, most };
-    let config = options.config.max_workers(most + QUESTIONS);
+    let (condition, max) = (Rc::new(RefCell::new(Condition::default())), options.max);
+    let handler = Balanced { condition: condition.clone(), agent, max };
+    let config = options.config.max_workers(max + QUESTIONS);
     let mut manager = Manager::with_handler(config, handler).map_err(usage_error)?;
     log_from("info");
     let stop = stop_flag().map_err(run_error)?;

@@ -39,16 +39,16 @@ Usage: chat [OPTIONS]
 SIGINT or SIGTERM stops gracefully; a second one at once.";
 
 /// The longest line, with its end.
-const LINE_MOST: usize = 1 << 10;
-const NAME_MOST: usize = 32;
+const LINE_MAX: usize = 1 << 10;
+const NAME_MAX: usize = 32;
 /// The most that is sent to a member at once.
 const BATCH: usize = 64 << 10;
 /// The least time between two batches: 640 KiB a second is what a member has to be able to read.
 const PACE: Duration = Duration::from_millis(100);
 /// Who speaks when this much is gathered is paused until it is on its way.
-const GATHERED_MOST: usize = 64 << 10;
+const GATHERED_MAX: usize = 64 << 10;
 /// Sends that may wait at a time, each with a copy of its batch: a turn carries out half of them.
-const SENDS_MOST: usize = 2048;
+const SENDS_MAX: usize = 2048;
 /// What the kernel holds for a member that does not read; left to itself it takes 4 MiB.
 const SEND_BUFFER: usize = 64 << 10;
 
@@ -84,7 +84,7 @@ impl Handler for Room {
     fn request(&mut self, conn: &mut Conn<'_>, member: &mut Member, line: &[u8]) -> io::Result<()> {
         match conn.cause() {
             Cause::Expired => return writeln!(conn, "! nothing was heard for too long"),
-            Cause::Overlong => return writeln!(conn, "! a line may be {LINE_MOST} bytes long"),
+            Cause::Overlong => return writeln!(conn, "! a line may be {LINE_MAX} bytes long"),
             _ => {}
         }
         let line = printable(line);
@@ -98,7 +98,7 @@ impl Handler for Room {
             }
             _ => self.tell(format_args!("{}: {line}", member.0)),
         }
-        if self.gathered.len() >= GATHERED_MOST {
+        if self.gathered.len() >= GATHERED_MAX {
             conn.pause();
             self.paused.push(conn.id());
         }
@@ -118,7 +118,7 @@ impl Handler for Room {
                 self.begin_batch();
             }
         }
-        while commands.queued() < SENDS_MOST {
+        while commands.queued() < SENDS_MAX {
             let Some(&id) = self.untold.last() else { break };
             // A commands that is full is tried again at the end of the next turn.
             if commands.send(id, self.batch.as_slice()).is_err() {
@@ -126,7 +126,7 @@ impl Handler for Room {
             }
             self.untold.pop();
         }
-        if self.gathered.len() < GATHERED_MOST {
+        if self.gathered.len() < GATHERED_MAX {
             while let Some(id) = self.paused.pop() {
                 if commands.resume(id).is_err() {
                     return self.paused.push(id);
@@ -145,18 +145,18 @@ impl Room {
 
     /// Takes as many whole lines as one send may have, for all who are here now.
     fn begin_batch(&mut self) {
-        let most = self.gathered.len().min(BATCH);
-        let end = self.gathered[..most].iter().rposition(|&byte| byte == b'\n');
-        let rest = self.gathered.split_off(end.map_or(most, |end| end + 1));
+        let max = self.gathered.len().min(BATCH);
+        let end = self.gathered[..max].iter().rposition(|&byte| byte == b'\n');
+        let rest = self.gathered.split_off(end.map_or(max, |end| end + 1));
         self.batch = std::mem::replace(&mut self.gathered, rest);
         self.untold.extend(self.members.values());
     }
 
     fn rename(&mut self, conn: &mut Conn<'_>, member: &mut Member, name: &str) -> io::Result<()> {
         // Those of guests have a dot, so nobody takes one that is to come.
-        let fits = (1..=NAME_MOST).contains(&name.chars().count());
+        let fits = (1..=NAME_MAX).contains(&name.chars().count());
         if !fits || !name.chars().all(|letter| letter.is_alphanumeric() || letter == '-') {
-            return writeln!(conn, "! a name is one word of at most {NAME_MOST} letters");
+            return writeln!(conn, "! a name is one word of at most {NAME_MAX} letters");
         }
         if self.members.contains_key(name) {
             return writeln!(conn, "! {name} is taken");
@@ -188,7 +188,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Options>, Failure> {
     let config = Config::new()
         .max_workers(10_000)
-        .buffer_size(LINE_MOST)
+        .buffer_size(LINE_MAX)
         .framing(Framing::Delimited(b'\n'))
         .clients_deadline(Duration::from_secs(600))
         .write_limit(512 << 10)

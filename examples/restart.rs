@@ -208,9 +208,9 @@ impl Drop for Word {
 
 /// Serves those who are here until they have left, or for twice as long as one may be silent.
 fn finish<H: Handler>(manager: &mut Manager<H>, stop: &AtomicBool) -> Result<(), Failure> {
-    let most = manager.config().clients_deadline * 2;
+    let max = manager.config().clients_deadline * 2;
     let began = Instant::now();
-    while manager.stats().live > 0 && began.elapsed() < most && !stop.load(Ordering::Relaxed) {
+    while manager.stats().live > 0 && began.elapsed() < max && !stop.load(Ordering::Relaxed) {
         manager.turn(Some(TURN)).map_err(run_error)?;
     }
     Ok(())

@@ -99,7 +99,7 @@ fn accept(listener: &TcpListener, handle: &Handle) {
         if let Err(refused) = handle.put(socket) {
             log::debug!("{refused}");
             // A peer that is gone already misses nothing.
-            let _ = refused.reply(ERROR_SERVER_BUSY.as_bytes());
+            let _ = handle.reject(refused.into_socket(), ERROR_SERVER_BUSY.as_bytes());
         }
     }
 }

@@ -19,8 +19,8 @@ pub use rate::RateLimit;
 pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
 
 const BUFFER_SIZE: usize = 5120;
-const BUFFER_SIZE_MOST: usize = 16 << 20;
-const MAX_REQUEST_MOST: usize = 1 << 30;
+const BUFFER_SIZE_MAX: usize = 16 << 20;
+const MAX_REQUEST_MAX: usize = 1 << 30;
 const WRITE_LIMIT: usize = 1 << 20;
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -311,16 +311,16 @@ impl Config {
         or_default(&mut self.connect_deadline, CONNECT_DEADLINE);
         or_default(&mut self.reap_interval, REAP_INTERVAL);
         let most_workers = u32::MAX as usize - 1;
-        let most_warm = WARM_BYTES_MOST / self.buffer_size.saturating_add(WORKER_BYTES);
-        for (field, value, most) in [
-            ("buffer_size", self.buffer_size, BUFFER_SIZE_MOST),
-            ("max_request", self.max_request, MAX_REQUEST_MOST),
+        let most_warm = WARM_BYTES_MAX / self.buffer_size.saturating_add(WORKER_BYTES);
+        for (field, value, max) in [
+            ("buffer_size", self.buffer_size, BUFFER_SIZE_MAX),
+            ("max_request", self.max_request, MAX_REQUEST_MAX),
             ("min_workers", self.min_workers, most_warm),
             ("max_workers", self.max_workers, most_workers),
             ("write_limit", self.write_limit, u32::MAX as usize),
         ] {
-            if value > most {
-                return Err(ConfigError::TooLarge { field, value, most });
+            if value > max {
+                return Err(ConfigError::TooLarge { field, value, max });
             }
         }
         let longest = if self.max_request > 0 { "max_request" } else { "buffer_size" };
@@ -347,7 +347,7 @@ impl Config {
 
 /// Warm workers are allocated at start: a bound on them in bytes turns a slip of the pen into
 /// an error rather than an abort.
-const WARM_BYTES_MOST: usize = 64 << 30;
+const WARM_BYTES_MAX: usize = 64 << 30;
 
 /// What a warm worker costs beside its buffer: room is reserved for its connection.
 const WORKER_BYTES: usize = 512;
@@ -427,9 +427,9 @@ mod tests {
     #[test]
     fn warm_workers_are_bounded_however_small_their_buffers() {
         let tiny = Config::new().buffer_size(1);
-        let most = (64 << 30) / (1 + 512);
-        let refused = ConfigError::TooLarge { field: "min_workers", value: most + 1, most };
-        assert_eq!(tiny.clone().min_workers(most + 1).checked().unwrap_err(), refused);
-        assert!(tiny.min_workers(most).checked().is_ok());
+        let max = (64 << 30) / (1 + 512);
+        let refused = ConfigError::TooLarge { field: "min_workers", value: max + 1, max };
+        assert_eq!(tiny.clone().min_workers(max + 1).checked().unwrap_err(), refused);
+        assert!(tiny.min_workers(max).checked().is_ok());
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::guard::contain;
+use crate::panics::catch;
 
 /// A function of your own that finds frames, as [`Framing::Custom`] holds it.
 pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
@@ -215,7 +215,7 @@ fn position(bytes: &[u8], byte: u8) -> Option<usize> {
 
 #[inline(never)]
 fn find_custom(held: &[u8], find: &FrameFn) -> Found {
-    match contain(|| find(held)) {
+    match catch(|| find(held)) {
         Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
             Found::Frame(Bounds { skip: 0, body: n, total: n })
         }

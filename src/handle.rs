@@ -3,16 +3,18 @@
 //! Every call queues a command and returns; none waits for the loop, but `stats`. It knows the
 //! mailbox, not the manager behind it.
 
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::command::Command;
 use crate::config::Config;
+use crate::connect_options::{ConnectOptions, ConnectRequest};
 use crate::error::{Error, PutError};
 use crate::id::ConnId;
-use crate::mailbox::{Command, Mailbox};
-use crate::outgoing::{Call, ConnectOptions};
-use crate::socket::Socket;
+use crate::shared::mailbox::Mailbox;
+use crate::socket::{Socket, uninterrupted};
 use crate::stats::Stats;
 
 /// Controls a [`Manager`](crate::Manager) from other threads; from
@@ -65,9 +67,32 @@ impl Handle {
     /// # Errors
     /// [`PutError`], with the socket inside.
     pub fn put(&self, socket: impl Into<Socket>) -> Result<(), PutError> {
-        self.mailbox
-            .post_put(socket.into())
-            .map_err(|(socket, refusal)| PutError::refused(socket, refusal, self.mailbox.clone()))
+        self.mailbox.post_put(socket.into()).map_err(|(socket, error)| PutError::new(socket, error))
+    }
+
+    /// Writes `bytes` to a socket that was not put and closes it. Never blocks.
+    ///
+    /// TCP resets a connection that is closed with unread input, which can destroy a reply on its
+    /// way. A running manager therefore reads and discards input for up to 5 s before it closes the
+    /// socket. If none is running, at most 256 KiB that have already arrived are discarded, and the
+    /// socket is closed at once.
+    ///
+    /// # Errors
+    /// `WriteZero` if the socket did not take all of `bytes` at once, or the error of the system
+    /// call that failed. The socket is closed in either case.
+    pub fn reject(&self, socket: Socket, bytes: &[u8]) -> io::Result<()> {
+        let mut socket = socket;
+        socket.set_nonblocking()?;
+        let count = uninterrupted(|| socket.write(bytes))?;
+        socket.flush()?;
+        if count < bytes.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        socket.shutdown_write()?;
+        discard_input(&mut socket);
+        // If the manager is not running, the socket is dropped here, which closes it.
+        let _ = self.mailbox.post(Command::Linger(socket));
+        Ok(())
     }
 
     /// Begins a connection, as [`Manager::connect`](crate::Manager::connect) does, at the next turn
@@ -85,8 +110,8 @@ impl Handle {
     /// # Errors
     /// As [`Handle::connect`].
     pub fn connect_with(&self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
-        let call = Call::new(addr, options);
-        self.mailbox.post_call(call).map_err(|refusal| Error::refused(refusal, &self.mailbox))
+        let call = ConnectRequest::new(addr, options);
+        self.mailbox.post_connect(call)
     }
 
     /// Sends bytes to a connection, behind what it has been sent already. If more than
@@ -152,6 +177,18 @@ impl Handle {
     }
 
     fn post(&self, command: Command) -> Result<(), Error> {
-        self.mailbox.post(command).map_err(|refusal| Error::refused(refusal, &self.mailbox))
+        self.mailbox.post(command)
+    }
+}
+
+/// Discards what has already arrived, at most 64 reads of it.
+fn discard_input(socket: &mut Socket) {
+    let mut discarded = [0; 4096];
+    for _ in 0..64 {
+        match socket.read(&mut discarded) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }

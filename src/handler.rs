@@ -8,12 +8,12 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::command::Commands;
+use crate::commands::Commands;
+use crate::conn_state::{Cause, CloseReason, ConnState, Flags};
+use crate::ds::output::Output;
 use crate::id::ConnId;
-use crate::output::Output;
 use crate::socket::Socket;
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason, State, Vitals};
 
 /// What is done with connections and their requests. Any
 /// `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is one; implement it for a state per connection
@@ -192,7 +192,7 @@ pub struct Closed {
 /// });
 /// ```
 pub struct Conn<'a> {
-    pub(crate) vitals: &'a mut Vitals,
+    pub(crate) state: &'a mut ConnState,
     pub(crate) socket: &'a Socket,
     pub(crate) output: &'a mut Output,
     pub(crate) commands: &'a mut Commands,
@@ -205,7 +205,7 @@ impl Conn<'_> {
     /// The connection's identity, for commands and for maps.
     #[must_use]
     pub fn id(&self) -> ConnId {
-        self.vitals.id
+        self.state.id
     }
 
     /// What the connection was asked for with
@@ -213,7 +213,7 @@ impl Conn<'_> {
     /// put.
     #[must_use]
     pub fn key(&self) -> Option<u64> {
-        self.vitals.key()
+        self.state.key()
     }
 
     /// The peer's address: of a connection that a balancer passes on, the one its header says
@@ -222,7 +222,7 @@ impl Conn<'_> {
     /// request needs it. `None` for Unix sockets, and after a reset: having none is no sign of trust.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.vitals.peer().or_else(|| self.socket.peer_addr())
+        self.state.peer().or_else(|| self.socket.peer_addr())
     }
 
     /// The socket, to look at: its options, its peer's credentials. What is read from or written
@@ -245,31 +245,31 @@ impl Conn<'_> {
     /// Bytes read from this connection so far.
     #[must_use]
     pub fn bytes_in(&self) -> u64 {
-        self.vitals.bytes_in
+        self.state.bytes_in
     }
 
     /// Bytes written to this connection so far; not those that wait to be sent.
     #[must_use]
     pub fn bytes_out(&self) -> u64 {
-        self.vitals.bytes_out
+        self.state.bytes_out
     }
 
     /// How long ago it was put, in whole milliseconds, as of the beginning of this turn.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.vitals.opened.until(self.now)
+        self.state.opened.until(self.now)
     }
 
     /// Closes the connection after this callback: what was written is flushed, what is held is
     /// not delivered.
     pub fn close(&mut self) {
-        self.vitals.end(CloseReason::Requested);
+        self.state.end(CloseReason::Requested);
     }
 
     /// Closes the connection after this callback, without flushing or lingering. If input is
     /// unread the peer sees a reset, else an end of file.
     pub fn abort(&mut self) {
-        self.vitals.end_now(CloseReason::Aborted);
+        self.state.end_now(CloseReason::Aborted);
     }
 
     /// Stops reading from and delivering for this connection after this callback, until it is
@@ -277,14 +277,14 @@ impl Conn<'_> {
     /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
     /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
     pub fn pause(&mut self) {
-        self.vitals.state.enter(State::PAUSED);
+        self.state.flags.insert(Flags::PAUSED);
     }
 
     /// Sets this connection's own idle deadline, in place of
     /// [`clients_deadline`](crate::Config::clients_deadline), counted from the last byte that
     /// moved. Rounded up to a millisecond, at most 49 days; zero goes back to the configured one.
     pub fn set_idle_deadline(&mut self, deadline: Duration) {
-        self.vitals.set_patience(deadline);
+        self.state.set_idle_deadline(deadline);
     }
 
     /// Where to leave what should be done to other connections, or to the manager.
@@ -302,7 +302,7 @@ impl Write for Conn<'_> {
         if self.output.push(bytes, self.write_limit) {
             return Ok(());
         }
-        self.vitals.end_now(CloseReason::WriteLimit);
+        self.state.end_now(CloseReason::WriteLimit);
         Err(io::Error::new(io::ErrorKind::StorageFull, "more reply than write_limit is unsent"))
     }
 
@@ -315,7 +315,7 @@ impl Write for Conn<'_> {
 impl fmt::Debug for Conn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conn")
-            .field("id", &self.vitals.id)
+            .field("id", &self.state.id)
             .field("cause", &self.cause)
             .field("socket", &self.socket)
             .finish_non_exhaustive()

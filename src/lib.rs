@@ -65,74 +65,70 @@
 //! | `pool` | the slab of workers, the ready list, the wheel |
 //! | `framing`, `buffer`, `output` | bytes in, frames out, replies |
 //! | `wheel`, `links`, `time` | deadlines |
-//! | `vitals`, `handler`, `command` | what a callback sees, and what it can ask for |
+//! | `state`, `handler`, `command` | what a callback sees, and what it can ask for |
 //! | `proxy`, `trust`, `peers` | whom a balancer passes on, who is believed, how many of each |
 //! | `outgoing` | what is asked for with a connection that begins here |
 //! | `listener`, `unix`, `lingering` | how connections begin and how they end |
-//! | `handle`, `mailbox`, `places` | where other threads meet the loop |
+//! | `handle`, `mailbox`, `permits` | where other threads meet the loop |
 //! | [`backend`] | where sockets, readiness and time come from |
 //! | `network`, `rng` | a simulated world (feature `sim`) |
-//! | `guard` | where a panic of user code ends |
-//! | `spares`, `stats`, `report`, `config`, `error`, `socket`, `id` | the values they pass around |
+//! | `panics` | where a panic of user code ends |
+//! | `buffers`, `stats`, `report`, `config`, `error`, `socket`, `id` | the values they pass around |
 
 #[cfg(not(unix))]
 compile_error!("pool-manager needs epoll or kqueue: it runs on Unix systems only");
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("pool-manager packs an index and a generation into one token: it needs 64 bits");
 
-pub mod backend;
-mod buffer;
+mod buffers;
 mod command;
+mod commands;
 mod config;
+mod conn_state;
+mod connect_options;
+mod ds;
 mod error;
 mod framing;
-mod guard;
 mod handle;
 mod handler;
 mod id;
+mod ip_net;
 mod lingering;
-mod links;
-mod listener;
-mod mailbox;
+mod listen_options;
+mod listeners;
 mod manager;
-#[cfg(feature = "sim")]
-mod network;
-mod outgoing;
-mod output;
-mod peers;
-mod places;
+mod panics;
+mod peer_counts;
 mod pool;
-mod proxy;
+mod proxy_protocol;
 mod report;
+mod shared;
 #[cfg(feature = "sim")]
-mod rng;
+mod simnet;
 mod socket;
-mod spares;
 mod stats;
+pub mod sys;
 mod time;
-mod trust;
-mod unix;
-mod vitals;
-mod wheel;
 mod worker;
 
-pub use backend::ListenSocket;
-#[cfg(feature = "sim")]
-pub use backend::sim;
-pub use command::Commands;
+pub use commands::Commands;
 pub use config::{Config, ConfigError, ERROR_SERVER_BUSY, Overload, RateLimit};
-pub use error::{Error, PutError, PutErrorKind};
+pub use conn_state::{Cause, CloseReason};
+pub use connect_options::ConnectOptions;
+pub use error::{Error, PutError};
 pub use framing::{Frame, FrameFn, Framing, Prefix};
 pub use handle::Handle;
 pub use handler::{Closed, Conn, Handler};
 pub use id::ConnId;
+pub use ip_net::{IpNet, ParseIpNetError};
+pub use listen_options::ListenOptions;
 pub use manager::Manager;
-pub use outgoing::ConnectOptions;
 pub use report::{StopReport, Turn};
 pub use socket::{Socket, Transport};
 pub use stats::Stats;
-pub use trust::{IpNet, ListenOptions, ParseIpNetError};
-pub use vitals::{Cause, CloseReason};
+pub use sys::ListenSocket;
+#[cfg(feature = "sim")]
+pub use sys::sim;
 
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/cookbook.md")]

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use slab::Slab;
 
-use crate::backend::{Backend, Event};
+use crate::ds::index_list::{Links, List};
 use crate::id::Token;
-use crate::links::{Links, List};
 use crate::socket::Socket;
 use crate::stats::Stats;
+use crate::sys::{Backend, Event};
 use crate::time::{Now, Tick};
 
 /// How long it is read at most.
@@ -93,7 +93,7 @@ impl Lingering {
         let over = backend.shutdown_write(&mut socket).is_err()
             || discard(backend, &mut socket, &mut bytes_left, stats) == Rest::Over;
         if over {
-            return socket.discard();
+            return socket.close();
         }
         if self.sockets.len() == MOST {
             if let Some(oldest) = self.oldest.front() {
@@ -102,10 +102,10 @@ impl Lingering {
         }
         let key = self.sockets.vacant_key();
         if backend.register(&socket, Token::Lingerer(key).pack()).is_err() {
-            return socket.discard();
+            return socket.close();
         }
         // Registering reports what is there to read, so it need not be listed.
-        let until = now.stamp.after(TIME);
+        let until = now.ceil.after(TIME);
         self.sockets.insert(Lingerer { socket, until, bytes_left, listed: false });
         self.links.push_back(&mut self.oldest, key);
     }
@@ -138,7 +138,7 @@ impl Lingering {
             }
         }
         while let Some(key) = self.oldest.front() {
-            if self.sockets[key].until > now.tick {
+            if self.sockets[key].until > now.floor {
                 break;
             }
             self.drop(backend, key);
@@ -157,7 +157,7 @@ impl Lingering {
         self.links.remove(&mut self.oldest, key);
         let Lingerer { socket, .. } = self.sockets.remove(key);
         backend.deregister(&socket);
-        socket.discard();
+        socket.close();
     }
 }
 
@@ -187,8 +187,8 @@ fn discard<B: Backend>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Os;
     use crate::socket::Transport;
+    use crate::sys::Os;
     use std::io::{self, Read, Write};
     use std::net::TcpStream;
     use std::os::fd::{AsFd, BorrowedFd};
@@ -197,7 +197,7 @@ mod tests {
     /// What discarding comes to, with how many bytes left to discard and how many reads.
     fn rest(socket: &mut Socket, bytes_left: usize) -> (Rest, usize, u64) {
         let (mut left, mut stats) = (bytes_left, Stats::default());
-        let rest = discard(&mut Os::new(), socket, &mut left, &mut stats);
+        let rest = discard(&mut Os::new().unwrap(), socket, &mut left, &mut stats);
         (rest, left, stats.reads)
     }
 
@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_floods_is_read_a_share_a_turn_and_16_mib_in_all() {
-        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
-        os.start().unwrap();
+        let (mut os, mut lingering, mut stats) =
+            (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (_peer, ours) = UnixStream::pair().unwrap();
         lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
         assert_eq!((lingering.len(), stats.reads), (1, 16));
@@ -281,8 +281,8 @@ mod tests {
 
     #[test]
     fn an_end_is_something_to_read_and_so_is_any_readiness_of_a_transport() {
-        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
-        os.start().unwrap();
+        let (mut os, mut lingering, mut stats) =
+            (Os::new().unwrap(), Lingering::new(), Stats::default());
         let ends = [(); 2].map(|()| UnixStream::pair().unwrap());
         let [(_peer, plain), (_other, boxed)] = ends;
         plain.set_nonblocking(true).unwrap();
@@ -300,8 +300,8 @@ mod tests {
 
     #[test]
     fn nobody_lingers_whose_peer_is_gone_or_cannot_be_told() {
-        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
-        os.start().unwrap();
+        let (mut os, mut lingering, mut stats) =
+            (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (peer, ours) = UnixStream::pair().unwrap();
         drop(peer);
         lingering.add(&mut os, Socket::from(ours), &mut stats, now(0));
@@ -314,8 +314,8 @@ mod tests {
 
     #[test]
     fn who_has_to_go_with_more_to_read_is_not_read_again() {
-        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
-        os.start().unwrap();
+        let (mut os, mut lingering, mut stats) =
+            (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (_peer, ours) = UnixStream::pair().unwrap();
         lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
         lingering.mark_ready(0, readable());
@@ -328,8 +328,8 @@ mod tests {
 
     #[test]
     fn each_goes_when_its_time_is_up_and_not_before() {
-        let (mut os, mut lingering, mut stats) = (Os::new(), Lingering::new(), Stats::default());
-        os.start().unwrap();
+        let (mut os, mut lingering, mut stats) =
+            (Os::new().unwrap(), Lingering::new(), Stats::default());
         let peers = [0, 10].map(|at| {
             let (peer, ours) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();

@@ -7,20 +7,20 @@ use std::mem;
 
 use slab::Slab;
 
-use crate::backend::Event;
+use crate::conn_state::{Deadlines, Flags};
+use crate::ds::wheel::Wheel;
+use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::sys::Event;
 use crate::time::{Now, Tick};
-use crate::vitals::{Deadlines, State};
-use crate::wheel::Wheel;
 use crate::worker::Worker;
 
 /// Invariant: a worker is on the ready list iff its `listed` is set, and armed in the wheel iff
 /// its `filed` is not `NEVER`. The ready list may hold ids of workers that are gone; they name
 /// nobody.
-#[derive(Debug)]
-pub(crate) struct Pool<S> {
+pub(crate) struct Pool<H: Handler> {
     /// By index; `None` marks an index that is retired because its generations are used up.
-    workers: Slab<Option<Worker<S>>>,
+    workers: Slab<Option<Worker<H>>>,
     /// By index, the generation used last.
     generations: Vec<u32>,
     ready: Vec<ConnId>,
@@ -31,7 +31,7 @@ pub(crate) struct Pool<S> {
 }
 
 /// Slots that a search for an idle worker looks at: some ten kilobytes that lie together.
-const LOOKS: usize = 256;
+const EVICTION_SCAN: usize = 256;
 
 /// What a timer turn_ended out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(crate) enum Due {
     Expired(ConnId),
 }
 
-impl<S> Pool<S> {
+impl<H: Handler> Pool<H> {
     pub(crate) fn new() -> Self {
         Self {
             workers: Slab::new(),
@@ -96,8 +96,8 @@ impl<S> Pool<S> {
     }
 
     /// Inserts a worker that was made for [`Pool::next_id`] and arms its deadline.
-    pub(crate) fn insert(&mut self, worker: Worker<S>, deadlines: Deadlines) {
-        let id = worker.vitals.id;
+    pub(crate) fn insert(&mut self, worker: Worker<H>, deadlines: Deadlines) {
+        let id = worker.state.id;
         let index = self.workers.insert(Some(worker));
         assert_eq!(index, id.index(), "a worker goes where its id says");
         if index == self.generations.len() {
@@ -105,13 +105,13 @@ impl<S> Pool<S> {
         }
         self.generations[index] = id.generation();
         self.live += 1;
-        self.file(id, deadlines);
+        self.arm_timer(id, deadlines);
     }
 
     /// Takes a worker out, with its timer; its id names nobody from now on.
-    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Worker<S>> {
+    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Worker<H>> {
         let slot = self.workers.get_mut(id.index())?;
-        let worker = slot.take_if(|worker| worker.vitals.id == id)?;
+        let worker = slot.take_if(|worker| worker.state.id == id)?;
         if id.generation() < ConnId::LAST_GENERATION {
             self.workers.remove(id.index());
         }
@@ -121,25 +121,25 @@ impl<S> Pool<S> {
     }
 
     /// The worker with this id, and no other that has its index now.
-    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Worker<S>> {
-        self.workers.get_mut(id.index())?.as_mut().filter(|worker| worker.vitals.id == id)
+    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Worker<H>> {
+        self.workers.get_mut(id.index())?.as_mut().filter(|worker| worker.state.id == id)
     }
 
     /// The ids of all workers.
     pub(crate) fn ids(&self) -> Vec<ConnId> {
-        self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.vitals.id)).collect()
+        self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.state.id)).collect()
     }
 
-    /// The worker that has been idle longest, since before `stamp`, of those in the next 256 slots,
+    /// The worker that has been idle longest, since before `ceil`, of those in the next 256 slots,
     /// going round: so it costs the requests nothing, and a newcomer no more among many.
-    pub(crate) fn longest_idle(&mut self, stamp: Tick) -> Option<ConnId> {
+    pub(crate) fn longest_idle(&mut self, ceil: Tick) -> Option<ConnId> {
         let slots = self.generations.len();
-        let (mut longest, mut since) = (None, stamp);
-        for _ in 0..slots.min(LOOKS) {
+        let (mut longest, mut since) = (None, ceil);
+        for _ in 0..slots.min(EVICTION_SCAN) {
             self.hand = (self.hand + 1) % slots;
             let Some(Some(worker)) = self.workers.get(self.hand) else { continue };
-            if worker.is_idle() && worker.vitals.moved < since {
-                (longest, since) = (Some(worker.vitals.id), worker.vitals.moved);
+            if worker.is_idle() && worker.state.last_activity < since {
+                (longest, since) = (Some(worker.state.id), worker.state.last_activity);
             }
         }
         longest
@@ -147,7 +147,7 @@ impl<S> Pool<S> {
 
     /// How many bytes the buffers have that workers keep.
     pub(crate) fn kept(&self) -> usize {
-        let kept = |worker: &Option<Worker<S>>| worker.as_ref().map_or(0, |w| w.input.capacity());
+        let kept = |worker: &Option<Worker<H>>| worker.as_ref().map_or(0, |w| w.input.capacity());
         self.workers.iter().map(|(_, worker)| kept(worker)).sum()
     }
 
@@ -155,16 +155,16 @@ impl<S> Pool<S> {
     #[inline(always)]
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
-        if worker.note(event) && !mem::replace(&mut worker.vitals.listed, true) {
+        if worker.note_event(event) && !mem::replace(&mut worker.state.queued, true) {
             self.ready.push(id);
         }
         true
     }
 
     /// Puts a worker at the end of the ready list, unless it is there already.
-    pub(crate) fn list(&mut self, id: ConnId) {
+    pub(crate) fn enqueue(&mut self, id: ConnId) {
         let Some(worker) = self.get_mut(id) else { return };
-        if !mem::replace(&mut worker.vitals.listed, true) {
+        if !mem::replace(&mut worker.state.queued, true) {
             self.ready.push(id);
         }
     }
@@ -185,20 +185,20 @@ impl<S> Pool<S> {
     }
 
     /// The worker with this id, whose entry of the ready list is used up now.
-    pub(crate) fn unlist(&mut self, id: ConnId) -> Option<&mut Worker<S>> {
+    pub(crate) fn dequeue(&mut self, id: ConnId) -> Option<&mut Worker<H>> {
         let worker = self.get_mut(id)?;
-        worker.vitals.listed = false;
+        worker.state.queued = false;
         Some(worker)
     }
 
     /// Makes sure that a worker is armed not later than its deadline. Traffic moves deadlines
     /// away, which costs nothing here: the timer comes early and is armed again then.
-    pub(crate) fn file(&mut self, id: ConnId, deadlines: Deadlines) {
+    pub(crate) fn arm_timer(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
-        worker.vitals.state.leave(State::SOONER);
-        let due = worker.vitals.due(deadlines);
-        if due < worker.vitals.filed {
-            worker.vitals.filed = due;
+        worker.state.flags.remove(Flags::TIMER_STALE);
+        let due = worker.state.due(deadlines);
+        if due < worker.state.armed_at {
+            worker.state.armed_at = due;
             self.wheel.arm(id.index(), due);
         }
     }
@@ -211,15 +211,15 @@ impl<S> Pool<S> {
     /// Takes one timer that has come, if there is one. Mostly there is none, so that nothing is
     /// copied to ask.
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
-        let (index, at) = self.wheel.pop(now.tick)?;
+        let (index, at) = self.wheel.pop(now.floor)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
-        let (id, due) = (worker.vitals.id, worker.vitals.due(*deadlines));
-        worker.vitals.filed = Tick::NEVER;
+        let (id, due) = (worker.state.id, worker.state.due(*deadlines));
+        worker.state.armed_at = Tick::NEVER;
         if due <= at {
-            let deadline = worker.vitals.deadline(*deadlines);
+            let deadline = worker.state.deadline(*deadlines);
             return Some(if deadline <= at { Due::Expired(id) } else { Due::Held(id) });
         }
-        self.file(id, *deadlines);
+        self.arm_timer(id, *deadlines);
         Some(Due::Early)
     }
 }
@@ -228,9 +228,14 @@ impl<S> Pool<S> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::conn_state::ConnState;
+    use crate::handler::Conn;
     use crate::socket::Socket;
-    use crate::vitals::Vitals;
+    use std::io;
     use std::os::unix::net::UnixStream;
+
+    /// A handler without a session.
+    type Ignore = fn(&mut Conn<'_>, &[u8]) -> io::Result<()>;
 
     fn now(millis: u64) -> Now {
         Now::new((millis, false))
@@ -240,19 +245,19 @@ mod tests {
         Deadlines::from(&Config::new())
     }
 
-    fn insert(pool: &mut Pool<()>) -> ConnId {
+    fn insert(pool: &mut Pool<Ignore>) -> ConnId {
         let id = pool.next_id();
         let socket = Socket::from(UnixStream::pair().unwrap().0);
-        pool.insert(Worker::new(Vitals::new(id, now(0)), socket, ()), deadlines());
+        pool.insert(Worker::new(ConnState::new(id, now(0)), socket, ()), deadlines());
         id
     }
 
     /// Who was on the ready list.
-    fn serve(pool: &mut Pool<()>) -> Vec<ConnId> {
+    fn serve(pool: &mut Pool<Ignore>) -> Vec<ConnId> {
         let mut ready = Vec::new();
         pool.take_ready(&mut ready);
         for &id in &ready {
-            assert!(pool.unlist(id).is_some());
+            assert!(pool.dequeue(id).is_some());
         }
         ready
     }
@@ -265,10 +270,10 @@ mod tests {
     /// links in the wheel and where it is filed. A buffer is none of it.
     #[test]
     fn an_idle_connection_costs_less_than_200_bytes() {
-        let worker = size_of::<Option<Worker<()>>>() + size_of::<usize>();
-        let beside =
+        let worker = size_of::<Option<Worker<Ignore>>>() + size_of::<usize>();
+        let extra =
             size_of::<u32>() + size_of::<ConnId>() + 2 * size_of::<u32>() + size_of::<u16>();
-        assert!(worker + beside < 200, "{worker} and {beside} bytes");
+        assert!(worker + extra < 200, "{worker} and {extra} bytes");
     }
 
     #[test]
@@ -322,7 +327,7 @@ mod tests {
         assert!(pool.mark_ready(id, event(true, false)) && pool.mark_ready(id, event(true, true)));
         assert_eq!(pool.ready.len(), 1);
         assert_eq!(serve(&mut pool), [id]);
-        pool.list(id);
+        pool.enqueue(id);
         assert_eq!(pool.ready.len(), 1, "served, it can be listed again");
     }
 
@@ -332,12 +337,12 @@ mod tests {
         let id = insert(&mut pool);
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 0);
-        assert!(pool.get_mut(id).unwrap().gather(b"owed", 9));
+        assert!(pool.get_mut(id).unwrap().queue_output(b"owed", 9));
         pool.mark_ready(id, event(true, false));
         assert_eq!(pool.ready.len(), 0, "one that owes is not read");
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 1);
-        assert!(pool.get_mut(id).unwrap().vitals.readable, "what is there to read is remembered");
+        assert!(pool.get_mut(id).unwrap().state.readable, "what is there to read is remembered");
         serve(&mut pool);
         pool.mark_ready(id, Event { closed: true, ..event(false, false) });
         assert_eq!(pool.ready.len(), 1, "a reset is found by the next write");
@@ -351,8 +356,8 @@ mod tests {
             let id = insert(&mut pool);
             pool.mark_ready(id, Event { closed, priority, ..event(false, false) });
             assert_eq!(serve(&mut pool), [id]);
-            let vitals = &pool.get_mut(id).unwrap().vitals;
-            assert!(vitals.readable && vitals.insistent);
+            let state = &pool.get_mut(id).unwrap().state;
+            assert!(state.readable && state.must_drain);
         }
     }
 
@@ -360,26 +365,30 @@ mod tests {
     fn a_paused_worker_is_remembered_as_readable_but_not_served() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
-        pool.get_mut(id).unwrap().vitals.state.enter(State::PAUSED);
+        pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
-        assert!(pool.get_mut(id).unwrap().vitals.readable);
+        assert!(pool.get_mut(id).unwrap().state.readable);
     }
 
     #[test]
     fn the_longest_idle_is_found_among_a_bounded_number_going_round() {
         let mut pool = Pool::new();
         assert_eq!(pool.longest_idle(Tick::NEVER), None);
-        let ids: Vec<ConnId> = (0..2 * LOOKS).map(|_| insert(&mut pool)).collect();
+        let ids: Vec<ConnId> = (0..2 * EVICTION_SCAN).map(|_| insert(&mut pool)).collect();
         for (index, &id) in ids.iter().enumerate() {
-            pool.get_mut(id).unwrap().vitals.moved = Tick(1_000 - index as u64);
+            pool.get_mut(id).unwrap().state.last_activity = Tick(1_000 - index as u64);
         }
         let found = [(); 3].map(|()| pool.longest_idle(Tick::NEVER).unwrap().index());
-        assert_eq!(found, [LOOKS, 2 * LOOKS - 1, LOOKS], "half of them at a time");
+        assert_eq!(
+            found,
+            [EVICTION_SCAN, 2 * EVICTION_SCAN - 1, EVICTION_SCAN],
+            "half of them at a time"
+        );
         for &id in &ids[2..] {
             pool.remove(id);
         }
-        pool.get_mut(ids[1]).unwrap().vitals.state.enter(State::PAUSED);
+        pool.get_mut(ids[1]).unwrap().state.flags.insert(Flags::PAUSED);
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_001)));
         assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_000)));
@@ -390,9 +399,9 @@ mod tests {
     fn a_clock_that_stands_still_arms_no_timer() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
-        pool.get_mut(id).unwrap().vitals.state.enter(State::PAUSED);
+        pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);
         while pool.pop_due(now(5_000), &deadlines()).is_some() {}
-        pool.file(id, deadlines());
+        pool.arm_timer(id, deadlines());
         assert_eq!(pool.next_due(), Tick::NEVER);
     }
 
@@ -400,7 +409,7 @@ mod tests {
     fn traffic_moves_a_deadline_without_touching_the_wheel() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
-        pool.get_mut(id).unwrap().vitals.moved = Tick(2_000);
+        pool.get_mut(id).unwrap().state.last_activity = Tick(2_000);
         let due: Vec<Due> = std::iter::from_fn(|| pool.pop_due(now(4_999), &deadlines())).collect();
         assert!(due.iter().all(|&due| due == Due::Early), "{due:?}");
         assert!(pool.next_due() <= Tick(5_000));

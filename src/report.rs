@@ -3,9 +3,8 @@
 use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
-use std::time::Duration;
 
-/// What one [`Manager::turn`](crate::Manager::turn) did, and when the next one is due.
+/// What one [`Manager::turn`](crate::Manager::turn) did.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -14,7 +13,7 @@ use std::time::Duration;
 /// let mut manager = Manager::new(Config::new(), |_conn, _body| Ok(()))?;
 /// manager.start()?;
 /// let turn = manager.turn(Some(Duration::ZERO))?;
-/// assert_eq!((turn.events, turn.served, turn.next), (0, 0, None));
+/// assert_eq!((turn.events, turn.served), (0, 0));
 /// # Ok::<(), pool_manager::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,9 +27,6 @@ pub struct Turn {
     pub expired: usize,
     /// Connections accepted, also those that were then refused as busy.
     pub accepted: usize,
-    /// How long from this turn's clock reading until the next is due even if nothing becomes
-    /// ready: zero if work is left, `None` if nothing is planned.
-    pub next: Option<Duration>,
     /// Set by the turn that completed a stop; the manager is now stopped.
     pub stopped: Option<StopReport>,
 }

@@ -10,9 +10,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::guard::{contain, dispose};
+use crate::panics::{catch, drop_catching};
 #[cfg(feature = "sim")]
-use crate::network::Stream;
+use crate::simnet::Stream;
 
 /// A stream of bytes over a descriptor, other than plain TCP or Unix: TLS, a pty, a test double.
 ///
@@ -133,8 +133,8 @@ impl Socket {
     }
 
     /// Closes it. A transport may panic when it is dropped.
-    pub(crate) fn discard(self) {
-        dispose(self);
+    pub(crate) fn close(self) {
+        drop_catching(self);
     }
 
     /// `O_NONBLOCK` is a property of the open file, so setting it on a duplicate sets it on a
@@ -154,7 +154,7 @@ impl Socket {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
             Self::Boxed(transport) => {
-                let done = contain(|| transport.shutdown_write().map(|()| 0));
+                let done = catch(|| transport.shutdown_write().map(|()| 0));
                 checked(done, 0).map(|_| ())
             }
             #[cfg(feature = "sim")]
@@ -171,9 +171,9 @@ pub(crate) fn as_stream(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
 
 /// What a transport answered, if it kept to its contract: a panic in it, or a count beyond what
 /// it was given, is an error of this connection alone.
-fn checked(answer: Option<io::Result<usize>>, most: usize) -> io::Result<usize> {
+fn checked(answer: Option<io::Result<usize>>, max: usize) -> io::Result<usize> {
     match answer {
-        Some(Ok(count)) if count > most => Err(io::Error::other("the transport miscounted")),
+        Some(Ok(count)) if count > max => Err(io::Error::other("the transport miscounted")),
         Some(answer) => answer,
         None => Err(io::Error::other("the transport panicked")),
     }
@@ -187,7 +187,7 @@ impl Read for Socket {
             Self::Unix(stream) => stream.read(into),
             Self::Boxed(transport) => {
                 let room = into.len();
-                checked(contain(|| transport.read(into)), room)
+                checked(catch(|| transport.read(into)), room)
             }
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.read(into),
@@ -201,7 +201,7 @@ impl Write for Socket {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
-            Self::Boxed(transport) => checked(contain(|| transport.write(bytes)), bytes.len()),
+            Self::Boxed(transport) => checked(catch(|| transport.write(bytes)), bytes.len()),
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.write(bytes),
         }
@@ -210,7 +210,7 @@ impl Write for Socket {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Boxed(transport) => {
-                let flushed = contain(|| transport.flush().map(|()| 0));
+                let flushed = catch(|| transport.flush().map(|()| 0));
                 checked(flushed, 0).map(|_| ())
             }
             _ => Ok(()),

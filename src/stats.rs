@@ -9,7 +9,7 @@ use std::iter::Sum;
 use std::ops::Add;
 use std::time::Duration;
 
-use crate::vitals::{Cause, CloseReason};
+use crate::conn_state::{Cause, CloseReason};
 
 /// A snapshot of a manager's counters, from its creation on; they survive a stop and a restart.
 ///

@@ -30,9 +30,9 @@ impl Tick {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     /// Rounded down: what deadlines are compared with.
-    pub(crate) tick: Tick,
+    pub(crate) floor: Tick,
     /// Rounded up: what deadlines are counted from.
-    pub(crate) stamp: Tick,
+    pub(crate) ceil: Tick,
 }
 
 /// When a turn read the clock, and when it had done its work.
@@ -61,7 +61,7 @@ impl Now {
     /// So many whole milliseconds since the epoch, and perhaps a part of one more.
     #[inline]
     pub(crate) fn new((whole, partial): (u64, bool)) -> Self {
-        Self { tick: Tick(whole), stamp: Tick(whole + u64::from(partial)) }
+        Self { floor: Tick(whole), ceil: Tick(whole + u64::from(partial)) }
     }
 }
 
@@ -80,9 +80,9 @@ mod tests {
     fn the_present_rounds_down_and_deadlines_round_up() {
         assert_eq!(Tick(5).after(Duration::from_nanos(1)), Tick(6));
         let now = Now::new(millis(Duration::from_nanos(1_000_001)));
-        assert_eq!((now.tick, now.stamp), (Tick(1), Tick(2)));
+        assert_eq!((now.floor, now.ceil), (Tick(1), Tick(2)));
         let now = Now::new(millis(Duration::from_millis(3)));
-        assert_eq!((now.tick, now.stamp), (Tick(3), Tick(3)));
+        assert_eq!((now.floor, now.ceil), (Tick(3), Tick(3)));
     }
 
     #[test]

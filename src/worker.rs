@@ -1,256 +1,255 @@
-//! Worker: one connection. Flush what is owed, frame what is held, read, call back, flush once.
+//! Worker: one connection. A visit flushes what is unsent, frames what is held, reads, calls back
+//! and flushes again.
 //!
-//! A worker is visited with a [`Kit`] of what is around it and answers with a [`Verdict`]; it knows
-//! neither the pool it lives in nor the other workers.
+//! A worker is visited with a [`Context`], which holds everything around it, and answers with a
+//! [`Verdict`]. It knows neither the pool it lives in nor the other workers.
 
-mod calling;
-mod connecting;
-mod growing;
-mod kit;
-mod pacing;
-mod proxied;
-mod reading;
-mod sending;
-mod visiting;
+mod callback;
+mod connect;
+mod context;
+mod memory;
+mod proxy_header;
+mod rate;
+mod read;
+mod visit;
+mod write;
 
+use std::fmt;
 use std::io;
 use std::mem;
+use std::ops::ControlFlow;
 
-use crate::backend::{Backend, Event};
-use crate::buffer::Buffer;
+use crate::buffers::Buffers;
+use crate::conn_state::{Cause, CloseReason, ConnState, Flags, Stage};
+use crate::ds::buffer::Buffer;
+use crate::ds::output::Output;
 use crate::framing::{Bounds, Found, Framing};
 use crate::handler::Handler;
-use crate::output::Output;
 use crate::socket::Socket;
-use crate::spares::Spares;
+use crate::sys::{Backend, Event};
 use crate::time::Tick;
-use crate::vitals::{Cause, CloseReason, State, Vitals};
 
-pub(crate) use kit::Kit;
+pub(crate) use context::Context;
+use read::Filled;
 
-/// What one visit may do at most, so that nobody waits long for its turn: in bytes read, of which a
-/// read counts as [`READ`] at least, and a callback as [`CALLBACK`]. So it is at most 16 reads and
-/// 256 callbacks. A first read that took all there was counts as [`READ`] whatever it took.
+/// The budget of one visit in bytes, so that no connection keeps the others waiting. A read costs
+/// the bytes it took, at least [`READ_COST`]; a callback costs [`CALLBACK_COST`]. A visit therefore
+/// makes at most 16 reads and 256 callbacks. A first read that took all there was costs
+/// [`READ_COST`] whatever its size.
 const BUDGET: usize = 64 << 10;
-const READ: usize = 4 << 10;
-const CALLBACK: usize = 256;
+const READ_COST: usize = 4 << 10;
+const CALLBACK_COST: usize = 256;
 
-/// What becomes of a worker after a visit.
+/// What happens to a worker after a visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// There is more to do, and the kernel will not say so again.
+    /// Visit it again in the next turn: there is more to do, and the kernel will not report it
+    /// again.
     Again,
-    /// Nothing to do until the kernel, a deadline or a command says so.
+    /// Wait for an event, a deadline or a command.
     Wait,
+    /// Close it.
     Close(CloseReason),
 }
 
-/// What to do next with what is held.
+/// Breaks with a verdict when a visit has nothing more to do.
+type Flow = ControlFlow<Verdict>;
+
+/// What to do next with the held bytes.
 enum Step {
     Deliver(Bounds, Cause),
-    /// It is nothing, or not enough.
-    Lack,
+    /// There are no held bytes, or not enough for a request.
+    Incomplete,
     Close(CloseReason),
 }
 
-/// Which edge of readiness gives a worker something to do.
+/// Which readiness edge gives a worker something to do.
 enum Awaits {
-    Bytes,
-    Room,
-    Any,
+    Readable,
+    Writable,
+    Either,
     Nothing,
 }
 
-/// Invariant: between visits, `input` and `output` have storage iff they hold bytes, and then its
-/// state says that it keeps some; during one, what they held is in the hot buffers.
-#[derive(Debug)]
-pub(crate) struct Worker<S> {
-    pub(crate) vitals: Vitals,
+/// Invariant: between visits, `input` and `output` have storage only while they hold bytes, and
+/// then `HAS_BUFFER` is set. During a visit their bytes are in the hot buffers.
+pub(crate) struct Worker<H: Handler> {
+    pub(crate) state: ConnState,
     pub(crate) socket: Socket,
     pub(crate) input: Buffer,
     pub(crate) output: Output,
-    pub(crate) session: S,
+    pub(crate) session: H::Session,
 }
 
-impl<S> Worker<S> {
-    pub(crate) fn new(vitals: Vitals, socket: Socket, session: S) -> Self {
-        let mut vitals = vitals;
-        vitals.state.set(State::BOXED, socket.is_boxed());
-        Self { vitals, socket, input: Buffer::default(), output: Output::default(), session }
+impl<H: Handler> Worker<H> {
+    pub(crate) fn new(state: ConnState, socket: Socket, session: H::Session) -> Self {
+        let mut state = state;
+        state.flags.set(Flags::BOXED, socket.is_boxed());
+        Self { state, socket, input: Buffer::default(), output: Output::default(), session }
     }
 
-    /// Whether bytes of reply have yet to go out.
-    pub(crate) fn owes(&self) -> bool {
-        self.vitals.state.any(State::BLOCKED) || !self.output.is_empty()
+    /// Returns whether bytes of reply are unsent.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.state.flags.intersects(Flags::BLOCKED) || !self.output.is_empty()
     }
 
-    /// Queues bytes behind those that have yet to go out; false if `limit` allows no more.
-    pub(crate) fn gather(&mut self, bytes: &[u8], limit: usize) -> bool {
-        self.vitals.state.enter(State::KEEPS);
+    /// Queues bytes behind the unsent ones. Returns false, and queues nothing, if more than `limit`
+    /// would then be unsent.
+    pub(crate) fn queue_output(&mut self, bytes: &[u8], limit: usize) -> bool {
+        self.state.flags.insert(Flags::HAS_BUFFER);
         self.output.push(bytes, limit)
     }
 
-    /// Whether it is between two requests, with nobody about to answer.
+    /// Returns whether the connection is between two requests and no answer is pending.
     pub(crate) fn is_idle(&self) -> bool {
-        self.input.is_empty() && !self.owes() && !self.vitals.state.any(State::PAUSED)
+        self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(Flags::PAUSED)
     }
 
-    /// Notes an edge of readiness, and says whether it gives the worker something to do. One that
-    /// has been sent bytes by others is on the ready list already.
+    /// Notes a readiness edge and returns whether it gives the worker something to do. A worker
+    /// with queued output is on the ready list already.
     #[inline(always)]
-    pub(crate) fn note(&mut self, event: Event) -> bool {
-        let vitals = &mut self.vitals;
+    pub(crate) fn note_event(&mut self, event: Event) -> bool {
+        let state = &mut self.state;
         let readable = event.invites_read();
-        vitals.readable |= readable;
-        vitals.insistent |= event.closed | event.priority;
-        if vitals.state.is_empty() {
+        state.readable |= readable;
+        state.must_drain |= event.closed | event.priority;
+        if state.flags.is_empty() {
             return readable;
         }
         let writable = event.writable || event.closed;
         match self.awaits() {
-            Awaits::Bytes => readable,
-            Awaits::Room => writable,
-            Awaits::Any => true,
+            Awaits::Readable => readable,
+            Awaits::Writable => writable,
+            Awaits::Either => true,
             Awaits::Nothing => false,
         }
     }
 
-    /// What a worker waits for that is out of the ordinary. To a transport any edge may mean both.
+    /// Returns which edge a worker with flags waits for. A transport may read and write on either
+    /// edge.
     #[cold]
     fn awaits(&mut self) -> Awaits {
-        let boxed = self.vitals.state.any(State::BOXED);
-        self.vitals.readable |= boxed;
-        match (self.owes(), boxed) {
-            (true, false) => Awaits::Room,
-            (false, _) if self.vitals.stands_still() => Awaits::Nothing,
-            (false, false) => Awaits::Bytes,
-            (_, true) => Awaits::Any,
+        let boxed = self.state.flags.intersects(Flags::BOXED);
+        self.state.readable |= boxed;
+        match (self.has_unsent(), boxed) {
+            (true, false) => Awaits::Writable,
+            (false, _) if self.state.is_suspended() => Awaits::Nothing,
+            (false, false) => Awaits::Readable,
+            (_, true) => Awaits::Either,
         }
     }
 
-    /// Tells the handler that the connection is there; what it writes goes out at the first visit.
-    pub(crate) fn open<H, B>(&mut self, kit: &mut Kit<H, B>)
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        self.greet(kit);
-        self.detach(&mut kit.spares);
+    /// Calls [`Handler::opened`]. What it writes is sent by the first visit.
+    pub(crate) fn open<B: Backend>(&mut self, cx: &mut Context<H, B>) {
+        self.call_opened(cx);
+        self.detach(&mut cx.buffers);
     }
 
-    /// Does what there is to do, within the budget of one visit.
+    /// Serves the connection within the budget of one visit.
     ///
-    /// Nearly always that is an exchange, straight through: one read takes all there is, one
-    /// request is all of it, one write takes the reply. As soon as it is not, it
-    /// [goes on](Worker::go_on) as any other visit.
-    pub(crate) fn serve<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        if !self.vitals.state.is_empty() || !self.vitals.readable {
-            return self.go_on(kit, 0);
+    /// Most visits take the fast path: one read takes all there is, it is one request, and one
+    /// write takes the reply. As soon as one of these does not hold,
+    /// [`visit_rest`](Worker::visit_rest) continues with the general case.
+    pub(crate) fn serve<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
+        if !self.state.flags.is_empty() || !self.state.readable {
+            return self.visit_rest(cx, 0);
         }
-        match self.fill(kit) {
-            Ok(Some(1..)) if !self.vitals.readable => {}
-            Ok(count) => return self.go_on(kit, count.unwrap_or(0).max(READ)),
-            Err(reason) => return self.leave(kit, Verdict::Close(reason)),
+        match self.fill(cx) {
+            Filled::Bytes(_) if !self.state.readable => {}
+            Filled::Bytes(count) => return self.visit_rest(cx, count.max(READ_COST)),
+            Filled::Nothing | Filled::MemoryLimit => return self.visit_rest(cx, READ_COST),
+            Filled::Failed(reason) => return self.end_visit(cx, Verdict::Close(reason)),
         }
-        match self.step(kit) {
-            Step::Deliver(bounds, cause) if !self.is_early(kit) => {
-                self.deliver::<H, B, false>(kit, bounds, cause);
-            }
-            Step::Deliver(..) | Step::Lack => return self.leave(kit, Verdict::Wait),
-            Step::Close(reason) => return self.leave(kit, Verdict::Close(reason)),
+        match self.step(cx) {
+            Step::Deliver(bounds, cause) if !self.is_early(cx) => self.deliver(cx, bounds, cause),
+            Step::Deliver(..) | Step::Incomplete => return self.end_visit(cx, Verdict::Wait),
+            Step::Close(reason) => return self.end_visit(cx, Verdict::Close(reason)),
         }
-        if !self.vitals.state.is_empty() || !kit.spares.input.is_empty() {
-            return self.go_on(kit, READ + CALLBACK);
+        if !self.state.flags.is_empty() || !cx.buffers.input.is_empty() {
+            return self.visit_rest(cx, READ_COST + CALLBACK_COST);
         }
-        match self.send(kit) {
-            None => Verdict::Wait,
-            Some(verdict) => self.leave(kit, verdict),
+        match self.send(cx) {
+            ControlFlow::Continue(()) => Verdict::Wait,
+            ControlFlow::Break(verdict) => self.end_visit(cx, verdict),
         }
     }
 
-    /// Ends a connection whose time is up, after a last delivery of what it left.
-    pub(crate) fn expire<H, B>(&mut self, kit: &mut Kit<H, B>) -> Verdict
-    where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        if self.vitals.is_connecting() {
+    /// Ends a connection whose deadline has passed, after delivering what it holds.
+    pub(crate) fn expire<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
+        if self.state.stage() == Stage::Connecting {
             return Verdict::Close(CloseReason::Unreachable(io::ErrorKind::TimedOut));
         }
-        if self.owes() {
+        if self.has_unsent() {
             return Verdict::Close(CloseReason::WriteStalled);
         }
-        if self.vitals.state.any(State::UNKNOWN) {
+        if self.state.stage() == Stage::AwaitingHeader {
             return Verdict::Close(CloseReason::Expired);
         }
-        self.attach(&mut kit.spares);
-        let held = kit.spares.input.len();
-        if held > 0 || self.vitals.bytes_in == 0 {
-            self.deliver::<H, B, true>(kit, kit.config.framing.remainder(held), Cause::Expired);
+        self.attach(&mut cx.buffers);
+        let held = cx.buffers.input.len();
+        if held > 0 || self.state.bytes_in == 0 {
+            self.deliver(cx, cx.config.framing.remainder(held), Cause::Expired);
         }
-        let reason = self.vitals.ending().unwrap_or(CloseReason::Expired);
-        self.leave(kit, self.end(reason))
+        let reason = self.state.close_reason().unwrap_or(CloseReason::Expired);
+        self.end_visit(cx, self.end(reason))
     }
 
-    /// An end that is natural waits while the connection is paused: somebody is still to answer.
+    /// Returns the verdict for an end. A natural end waits while the connection is paused, because
+    /// an answer is still pending.
     fn end(&self, reason: CloseReason) -> Verdict {
-        if self.vitals.state.any(State::PAUSED) && reason.is_natural() {
+        if self.state.flags.intersects(Flags::PAUSED) && reason.is_natural() {
             return Verdict::Wait;
         }
         Verdict::Close(reason)
     }
 
-    /// The hot buffers become those this worker kept, if it kept any.
-    fn attach(&mut self, spares: &mut Spares) {
+    /// Makes the buffers that this worker kept the hot ones.
+    fn attach(&mut self, buffers: &mut Buffers) {
         if self.input.capacity() > 0 {
-            mem::swap(&mut self.input, &mut spares.input);
+            mem::swap(&mut self.input, &mut buffers.input);
         }
         if self.output.capacity() > 0 {
-            mem::swap(&mut self.output, &mut spares.output);
+            mem::swap(&mut self.output, &mut buffers.output);
         }
     }
 
-    /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes, gives back those that do not.
-    fn detach(&mut self, spares: &mut Spares) {
-        self.detach_input(spares);
-        if self.output.capacity() > 0 || !spares.output.is_empty() {
-            mem::swap(&mut self.output, &mut spares.output);
+    /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes and gives back empty ones.
+    fn detach(&mut self, buffers: &mut Buffers) {
+        self.detach_input(buffers);
+        if self.output.capacity() > 0 || !buffers.output.is_empty() {
+            mem::swap(&mut self.output, &mut buffers.output);
             if self.output.is_empty() {
-                spares.give_back_output(mem::take(&mut self.output));
+                buffers.recycle_output(mem::take(&mut self.output));
             }
         }
-        let keeps = self.input.capacity() > 0 || self.output.capacity() > 0;
-        self.vitals.state.set(State::KEEPS, keeps);
+        let has_buffer = self.input.capacity() > 0 || self.output.capacity() > 0;
+        self.state.flags.set(Flags::HAS_BUFFER, has_buffer);
     }
 
     #[cold]
-    fn detach_input(&mut self, spares: &mut Spares) {
+    fn detach_input(&mut self, buffers: &mut Buffers) {
         if self.input.capacity() == 0 {
-            if !spares.input.is_empty() {
-                self.input = spares.part_with_input();
+            if !buffers.input.is_empty() {
+                self.input = buffers.take_input();
             }
             return;
         }
-        mem::swap(&mut self.input, &mut spares.input);
+        mem::swap(&mut self.input, &mut buffers.input);
         if self.input.is_empty() {
-            spares.give_back(mem::take(&mut self.input));
+            buffers.recycle(mem::take(&mut self.input));
         }
     }
 
-    /// What to do with what is held. Bytes and decisions only; nothing is read, written or called.
+    /// Returns what to do with the held bytes. It reads, writes and calls nothing but the framing.
     #[inline(always)]
-    fn step<H, B>(&self, kit: &mut Kit<H, B>) -> Step {
-        let (input, framing) = (&mut kit.spares.input, &kit.config.framing);
+    fn step<B: Backend>(&self, cx: &mut Context<H, B>) -> Step {
+        let (input, framing) = (&mut cx.buffers.input, &cx.config.framing);
         let found = if framing.is_stream() {
             Found::Partial
         } else {
-            let longest = kit.longest.max(input.capacity());
+            let max = cx.max_request.max(input.capacity());
             let mut scanned = input.scanned();
-            let found = framing.find(input.held(), &mut scanned, longest);
+            let found = framing.find(input.held(), &mut scanned, max);
             input.set_scanned(scanned);
             found
         };
@@ -260,67 +259,58 @@ impl<S> Worker<S> {
             Found::Overlong => Step::Deliver(all(), Cause::Overlong),
             Found::Invalid => Step::Close(CloseReason::Invalid),
             Found::Panicked => {
-                kit.stats.panics += 1;
+                cx.stats.panics += 1;
                 Step::Close(CloseReason::Panicked)
             }
-            Found::Partial => match self.completes(input, framing, kit.longest) {
+            Found::Partial => match self.completes(input, framing, cx.max_request) {
                 Some(cause) => Step::Deliver(all(), cause),
-                None => Step::Lack,
+                None => Step::Incomplete,
             },
         }
     }
 
-    /// What makes a body of held bytes that are no frame, if anything does.
+    /// Returns why held bytes that are not a frame are delivered now, or `None` if they are not.
     #[inline(always)]
-    fn completes(&self, input: &Buffer, framing: &Framing, longest: usize) -> Option<Cause> {
+    fn completes(&self, input: &Buffer, framing: &Framing, max_request: usize) -> Option<Cause> {
         if input.is_full() && framing.is_stream() {
             Some(Cause::Full)
-        } else if input.is_full() && input.capacity() >= longest {
+        } else if input.is_full() && input.capacity() >= max_request {
             Some(Cause::Overlong)
-        } else if self.vitals.eof {
+        } else if self.state.eof {
             Some(Cause::Eof)
-        } else if !self.vitals.readable && matches!(framing, Framing::Drained) {
+        } else if !self.state.readable && matches!(framing, Framing::Drained) {
             Some(Cause::Drained)
         } else {
             None
         }
     }
 
-    /// Runs the callback on one body, and lets go of the bytes it was made of. Only if some may be
-    /// `OLDER` than the visit is there a buffer of their own to let go of, and a time.
-    ///
-    /// Each value has a callback of its own built in, which a function called from two places has
-    /// not.
+    /// Calls the handler with one body, then consumes its bytes.
     #[inline(always)]
-    fn deliver<H, B, const OLDER: bool>(
-        &mut self,
-        kit: &mut Kit<H, B>,
-        bounds: Bounds,
-        cause: Cause,
-    ) where
-        H: Handler<Session = S>,
-        B: Backend,
-    {
-        kit.stats.count_request(cause);
+    fn deliver<B: Backend>(&mut self, cx: &mut Context<H, B>, bounds: Bounds, cause: Cause) {
+        cx.stats.count_request(cause);
         let body = bounds.skip..bounds.skip + bounds.body;
-        self.call(kit, cause, |handler, conn, session, held| {
+        self.run_callback(cx, cause, |handler, conn, session, held| {
             handler.request(conn, session, &held[body])
         });
-        let all = kit.spares.input.consume(bounds.total);
-        if OLDER {
-            self.vitals.since = Tick::NEVER;
-            if !all && kit.spares.input.capacity() > kit.config.buffer_size {
-                kit.spares.shrink_input();
-            }
-            if all && self.input.capacity() > 0 {
-                // The next bytes go into a buffer of the size that is configured by then.
-                self.detach_input(&mut kit.spares);
-            }
+        let all = cx.buffers.input.consume(bounds.total);
+        self.state.total_from = Tick::NEVER;
+        if !all && cx.buffers.input.capacity() > cx.config.buffer_size {
+            cx.buffers.shrink_input();
         }
-        debug_assert!(self.vitals.since == Tick::NEVER, "it waits from before");
+        if all && self.input.capacity() > 0 {
+            // The next bytes go into a buffer of the size that is configured by then.
+            self.detach_input(&mut cx.buffers);
+        }
         if let Some(reason) = cause.ends() {
-            let reason = self.vitals.ending().unwrap_or(reason);
-            self.vitals.end_now(reason);
+            let reason = self.state.close_reason().unwrap_or(reason);
+            self.state.end_now(reason);
         }
+    }
+}
+
+impl<H: Handler> fmt::Debug for Worker<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("state", &self.state).finish_non_exhaustive()
     }
 }

@@ -140,7 +140,7 @@ fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
         for _ in 0..REQUESTS {
             let refused = put(socket.take().expect("a socket")).expect_err("refused");
             assert!(refused.is_busy());
-            socket = Some(refused.into_inner());
+            socket = Some(refused.into_socket());
         }
     });
     assert_eq!(count, 0);

@@ -32,9 +32,11 @@ use pool_manager::{
     Cause, CloseReason, Closed, Commands, Config, Conn, ERROR_SERVER_BUSY, Frame, Framing, Handler,
     Manager, Prefix,
 };
+use support::rng::Rng;
 use support::{
-    ALONE, Dir, PATIENCE, Random, alone, assert_nothing_left, connect, deep_listener, descriptors,
-    listen_on_many, logged, one_test, pass, remember_log, reset, resident_bytes, turn_until,
+    ALONE, Dir, PATIENCE, alone, assert_nothing_left, connect, deep_listener, descriptors,
+    listen_on_many, logged, one_test, pass, random_bytes, remember_log, reset, resident_bytes,
+    turn_until,
 };
 
 /// Later than this after its deadline nobody may be closed, and than what the loop had to wait for
@@ -68,13 +70,13 @@ fn is_crowd<T: FromStr<Err: fmt::Debug>>(clients: impl FnOnce(&[T])) -> bool {
 }
 
 /// Runs a drill's server in a process of its own, with so many descriptors.
-fn drill(name: &str, most: u32, server: impl FnOnce()) {
-    let allowed = Command::new("sh").args(["-c", &format!("ulimit -n {most}")]).output();
+fn drill(name: &str, max: u32, server: impl FnOnce()) {
+    let allowed = Command::new("sh").args(["-c", &format!("ulimit -n {max}")]).output();
     if !allowed.expect("a shell").status.success() {
-        eprintln!("{name} is skipped: it needs {most} descriptors, and fewer are allowed here");
+        eprintln!("{name} is skipped: it needs {max} descriptors, and fewer are allowed here");
         return;
     }
-    alone(name, most, server);
+    alone(name, max, server);
 }
 
 /// The clients of this drill, in a process of their own that ends with this.
@@ -459,7 +461,7 @@ fn a_thousand_peers_that_drip_every_2_9_s_are_gone_after_30_s() {
 /// What is said to one request of a deaf peer.
 const REPLY: [u8; 16 << 10] = [b'x'; 16 << 10];
 /// More than any limit here: who gets all of it is not limited.
-const REPLIES_MOST: usize = 256;
+const REPLIES_MAX: usize = 256;
 
 /// A listener whose connections have small buffers in the kernel, so that it is our own memory
 /// that a reply waits in.
@@ -509,7 +511,7 @@ fn a_thousand_peers_that_never_read_are_gone_at_their_deadline_and_cost_no_more_
     let total = Duration::from_secs(3);
     let reply = |conn: &mut Conn<'_>, body: &[u8]| match body {
         b"more" => conn.write_all(&REPLY),
-        b"all" => (0..REPLIES_MOST).try_for_each(|_| conn.write_all(&REPLY)),
+        b"all" => (0..REPLIES_MAX).try_for_each(|_| conn.write_all(&REPLY)),
         _ => echo_line(conn, body),
     };
     if is_crowd(|addrs: &[_]| ask_for_ever(addrs, PEERS)) {
@@ -524,16 +526,16 @@ fn a_thousand_peers_that_never_read_are_gone_at_their_deadline_and_cost_no_more_
         let (open, used, kept) = (descriptors(), resident_bytes(), kept_waiting());
         let bystander = Bystander::start(addrs[0]);
         let crowd = Crowd::gather(&addrs);
-        let mut most = 0;
+        let mut max = 0;
         turn_until(&mut manager, |_| {
-            most = most.max(resident_bytes());
+            max = max.max(resident_bytes());
             lives.borrow().len() == PEERS
         });
         let slack = slack_since(kept);
         crowd.disperse(&mut manager);
         let delays = bystander.leave(&mut manager);
 
-        let (lives, grown) = (lives.take(), most.saturating_sub(used));
+        let (lives, grown) = (lives.take(), max.saturating_sub(used));
         let (endless, stalled): (Vec<&Life>, Vec<&Life>) =
             lives[..PEERS].iter().partition(|life| life.end.reason == CloseReason::WriteLimit);
         let ended = range(stalled.iter().filter_map(|life| life.answered));
@@ -581,18 +583,18 @@ fn storm(addrs: &[SocketAddr], each: impl Fn(u64, SocketAddr) -> bool + Sync) ->
 
 /// How many were accepted in one turn at most.
 struct Batch {
-    most: u64,
+    max: u64,
     accepted: u64,
 }
 
 impl Batch {
     fn new<H: Handler>(manager: &Manager<H>) -> Self {
-        Self { most: 0, accepted: manager.stats().accepted }
+        Self { max: 0, accepted: manager.stats().accepted }
     }
 
     fn look<H: Handler>(&mut self, manager: &Manager<H>) {
         let accepted = manager.stats().accepted;
-        self.most = self.most.max(accepted - self.accepted);
+        self.max = self.max.max(accepted - self.accepted);
         self.accepted = accepted;
     }
 }
@@ -637,10 +639,10 @@ fn reset_storm_drill(name: &str, count: u64) {
         let lives = lives.take();
         eprintln!(
             "resets: {count} in {took:.2?}, {} accepted in a turn at most; {delays}",
-            batch.most
+            batch.max
         );
         assert_all_ended(&lives[..count as usize], CloseReason::Reset, count as usize);
-        assert!(batch.most <= ACCEPTS * addrs.len() as u64, "{} in one turn", batch.most);
+        assert!(batch.max <= ACCEPTS * addrs.len() as u64, "{} in one turn", batch.max);
         assert_eq!((stats.accepted, stats.put, stats.busy), (count + 1, count + 1, 0));
         assert_eq!((stats.closed(CloseReason::Reset), stats.accept_errors), (count, 0));
         // What was half a request when the reset came was dropped, and is no request.
@@ -729,12 +731,12 @@ fn come_and_go_drill(name: &str, time: Duration) {
         eprintln!(
             "storm: {count} connections in {time:.2?}, {} refused, {} accepted in a turn and \
              {lingering} lingering at most, {turns} turns; {delays}",
-            stats.busy, batch.most,
+            stats.busy, batch.max,
         );
         assert!(stats.busy > 1_000, "no storm: {stats}");
         assert_eq!((stats.put, stats.peak), (before.put, before.put), "it was full");
         assert_eq!(stats.accepted, stats.put + stats.busy, "{stats}");
-        assert!(batch.most <= ACCEPTS * addrs.len() as u64, "{} in one turn", batch.most);
+        assert!(batch.max <= ACCEPTS * addrs.len() as u64, "{} in one turn", batch.max);
         assert!((LINGERING / 2..=LINGERING).contains(&lingering), "{lingering} linger");
         assert!(most_open <= open_before + LINGERING as usize, "{most_open} descriptors");
         delays.assert_served();
@@ -764,15 +766,15 @@ const URGENT: u8 = b'!';
 
 /// Sends bytes with urgent ones between them on every connection, and reads what of it comes back.
 /// Returns how often it sent.
-fn burst(clients: &mut [TcpStream], random: &mut Random) -> u64 {
+fn burst(clients: &mut [TcpStream], rng: &mut Rng) -> u64 {
     let (mut bands, mut sends) = (Vec::new(), 0);
     for client in &mut *clients {
-        let length = 2 + random.below(100);
-        let mut band = random.bytes(length);
+        let length = 2 + rng.below(100);
+        let mut band = random_bytes(rng, length);
         band.iter_mut().filter(|byte| **byte == URGENT).for_each(|byte| *byte = b'.');
-        let (before, behind) = band.split_at(1 + random.below(length - 1));
+        let (before, behind) = band.split_at(1 + rng.below(length - 1));
         client.write_all(before).expect("send");
-        for _ in 0..=random.below(4) {
+        for _ in 0..=rng.below(4) {
             socket2::SockRef::from(&*client).send_out_of_band(&[URGENT]).expect("send");
             sends += 1;
         }
@@ -806,8 +808,8 @@ fn bursts_of_urgent_data_neither_spin_nor_touch_what_is_in_the_band() {
         let bystander = Bystander::start(addrs[0]);
         let bursts = thread::spawn(move || {
             let mut clients: Vec<_> = (0..PEERS).map(|_| connect(addrs[0])).collect();
-            let mut random = Random(1);
-            let sends: u64 = (0..ROUNDS).map(|_| burst(&mut clients, &mut random)).sum();
+            let mut rng = Rng::new(1);
+            let sends: u64 = (0..ROUNDS).map(|_| burst(&mut clients, &mut rng)).sum();
             for client in &clients {
                 socket2::SockRef::from(client).send_out_of_band(&[URGENT]).expect("send");
             }
@@ -888,7 +890,7 @@ fn pass_drill(name: &str, time: Duration) {
         let bystander = Bystander::start(addrs[0]);
         let mut crowd = Crowd::gather(&[path.display()]);
         // Its own pipe, the bystander's two ends, and what the crowd connects.
-        let most = descriptors() + 2 + 4;
+        let max = descriptors() + 2 + 4;
         let mut seen = 0;
         turn_until(&mut manager, |_| {
             seen = seen.max(descriptors());
@@ -898,7 +900,7 @@ fn pass_drill(name: &str, time: Duration) {
         let delays = bystander.leave(&mut manager);
         eprintln!("descriptors: {passed} passed in {time:.1?}, at most {seen} open; {delays}");
         assert!(passed > 10_000, "only {passed}");
-        assert!(seen <= most, "{seen} descriptors, not {most}");
+        assert!(seen <= max, "{seen} descriptors, not {max}");
         delays.assert_served();
         assert_nothing_left(&mut manager, open);
     });
@@ -916,10 +918,10 @@ fn descriptors_passed_by_the_hundred_thousand_do_not_stay() {
 const FORGED: &[u8] = b"\x1b]0;FORGED\x07\x1b[2J\r\n[ERROR pool_manager] FORGED\n\0";
 
 /// Random bytes, with escape sequences and forged lines among them, and a newline at the end.
-fn garbage(random: &mut Random) -> Vec<u8> {
+fn garbage(rng: &mut Rng) -> Vec<u8> {
     let mut bytes = FORGED.to_vec();
-    let length = random.below(60_000);
-    bytes.extend(random.bytes(length));
+    let length = rng.below(60_000);
+    bytes.extend(random_bytes(rng, length));
     bytes.extend_from_slice(FORGED);
     bytes.push(b'\n');
     bytes
@@ -927,9 +929,9 @@ fn garbage(random: &mut Random) -> Vec<u8> {
 
 /// Streams garbage until so much of it has come back, all of it right.
 fn stream_garbage(mut client: TcpStream, seed: u64, volume: usize) {
-    let (mut random, mut done) = (Random(seed), 0);
+    let (mut rng, mut done) = (Rng::new(seed), 0);
     while done < volume {
-        let sent = garbage(&mut random);
+        let sent = garbage(&mut rng);
         client.write_all(&sent).expect("send");
         let mut echo = vec![0; sent.len()];
         client.read_exact(&mut echo).expect("an echo");
@@ -940,11 +942,11 @@ fn stream_garbage(mut client: TcpStream, seed: u64, volume: usize) {
 
 /// Throws garbage at a server that may close at any time, and comes again.
 fn throw_garbage(addr: SocketAddr, seed: u64, volume: usize) {
-    let (mut random, mut done) = (Random(seed), 0);
+    let (mut rng, mut done) = (Rng::new(seed), 0);
     while done < volume {
         let mut client = connect(addr);
-        for _ in 0..=random.below(4) {
-            let thrown = garbage(&mut random);
+        for _ in 0..=rng.below(4) {
+            let thrown = garbage(&mut rng);
             done += thrown.len();
             if client.write_all(&thrown).is_err() {
                 break;

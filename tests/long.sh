@@ -19,8 +19,8 @@ STEPS=${STEPS:-10000}
 SEED=${SEED:-$(date +%s)}
 
 host=$(rustc -vV | sed -n 's/^host: //p')
-rooms=(src/framing.rs src/buffer.rs src/wheel.rs src/worker.rs src/worker/*.rs src/pool.rs
-  src/listener.rs)
+modules=(src/framing.rs src/ds/buffer.rs src/ds/wheel.rs src/worker.rs src/worker/*.rs src/pool.rs
+  src/listeners.rs)
 logs=target/long
 mkdir -p "$logs"
 
@@ -89,7 +89,7 @@ sanitizers() {
   nightly rust-src
   local deaf=peers_that_never_read_end_and_cost_those_that_do_nothing
   local restarts=two_thousand_restarts_under_traffic_leave_nothing_behind
-  # A payload that panics when it is dropped cannot be freed: src/guard.rs forgets it on purpose.
+  # A payload that panics when it is dropped cannot be freed: src/panics.rs forgets it on purpose.
   echo 'leak:Bomb as core::ops::drop::Drop' >"$logs/leaks"
   export LSAN_OPTIONS=suppressions=$PWD/$logs/leaks
   # Left out: LeakSanitizer cannot work where strace traces; memory that is not given back at once
@@ -141,7 +141,7 @@ mutants() {
   tool cargo-mutants
   local options=(--baseline skip --build-timeout 180 --features sim --no-times --jobs "$JOBS")
   options+=(--output "$logs" ${SHARD:+--shard "$SHARD"})
-  for room in "${rooms[@]}"; do options+=(--file "$room"); done
+  for module in "${modules[@]}"; do options+=(--file "$module"); done
   export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 SIM_SEED=1 SIM_COUNT=60
   # First what is quick, where a hang is a catch; what survives meets every behaviour. Survivors are
   # for a reader: some are the same program in other words.
@@ -162,10 +162,10 @@ coverage() {
   tool cargo-llvm-cov
   cargo +nightly llvm-cov --locked --features sim --branch --lib --tests >"$logs/coverage"
   local row
-  for room in "${rooms[@]}"; do
-    row=$(awk -v room="${room#src/}" '$1 == room { print $10, "of lines,", $13, "of branches" }' \
+  for module in "${modules[@]}"; do
+    row=$(awk -v module="${module#src/}" '$1 == module { print $10, "of lines,", $13, "of branches" }' \
       "$logs/coverage")
-    figure "coverage $room: $row"
+    figure "coverage $module: $row"
   done
 }
 

@@ -17,9 +17,10 @@ use std::time::Duration;
 use pool_manager::{
     CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Framing, Handler, Manager,
 };
+use support::rng::Rng;
 use support::{
-    Dir, Random, assert_nothing_left, connect, descriptors, listen_on_many, pair, patient, reset,
-    resident_bytes, shrink_buffers, turn_until, unix_pair,
+    Dir, assert_nothing_left, connect, descriptors, listen_on_many, pair, patient, random_bytes,
+    reset, resident_bytes, shrink_buffers, turn_until, unix_pair,
 };
 
 /// Longer than any of these tests takes: nobody's deadline passes unless a test means it to.
@@ -38,24 +39,24 @@ fn drained() -> Config {
 /// Clients that each send a request and wait for it to come back, all of them in every round.
 struct Clients {
     sockets: Vec<TcpStream>,
-    random: Random,
+    rng: Rng,
     noise: Vec<u8>,
     reply: Vec<u8>,
 }
 
 impl Clients {
     fn new(sockets: Vec<TcpStream>, largest: usize, seed: u64) -> Self {
-        let mut random = Random(seed);
-        let noise = random.bytes(1 << 20);
-        Self { sockets, random, noise, reply: vec![0; largest] }
+        let mut rng = Rng::new(seed);
+        let noise = random_bytes(rng, 1 << 20);
+        Self { sockets, rng, noise, reply: vec![0; largest] }
     }
 
     /// One request of random size each, all under way at once; returns how many bytes.
     fn round(&mut self) -> u64 {
         let mut requests = Vec::new();
         for socket in &mut self.sockets {
-            let size = 1 + self.random.below(self.reply.len());
-            let start = self.random.below(self.noise.len() - size);
+            let size = 1 + self.rng.below(self.reply.len());
+            let start = self.rng.below(self.noise.len() - size);
             socket.write_all(&self.noise[start..start + size]).expect("send a request");
             requests.push(start..start + size);
         }

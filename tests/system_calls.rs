@@ -164,7 +164,7 @@ fn an_idle_manager_makes_no_turns() {
     let after = manager.stats();
     assert!((1..=4).contains(&(after.waits - before.waits)), "{before}; {after}");
     assert_eq!((after.reads, after.events), (before.reads, before.events));
-    let next = manager.next_deadline().expect("a deadline");
+    let next = manager.next_timeout().expect("a deadline");
     assert!(next > Duration::from_secs(1), "left alone it sleeps for long, not {next:?}");
 }
 

@@ -6,9 +6,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-include!(concat!(env!("OUT_DIR"), "/rooms.rs"));
+include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
-use buffer::Buffer;
+use ds::buffer::Buffer;
 use framing::{Found, Frame, Framing, Prefix};
 
 /// The default size of a buffer.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pool_manager::backend::{Backend, Event, ListenSocket, Wake};
+use pool_manager::sys::{Backend, Event, ListenSocket, Wake};
 use pool_manager::{Config, Conn, Framing, Manager, Socket};
 
 const REQUEST: [u8; 64] = [b'a'; 64];

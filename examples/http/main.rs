@@ -46,7 +46,7 @@ const SEND_BUFFER: usize = 128 << 10;
 
 const BUFFER_SIZE: usize = 8 << 10;
 /// The header section of a reply is shorter.
-const HEAD_MOST: usize = 1 << 10;
+const HEAD_MAX: usize = 1 << 10;
 
 struct Options {
     listen: String,
@@ -87,25 +87,25 @@ fn options() -> Result<Option<Options>, Failure> {
             unknown => return Err(unknown.unexpected().into()),
         };
     }
-    let most = options.config.max_request;
-    if most == 0 {
+    let max = options.config.max_request;
+    if max == 0 {
         return Err(usage_error("--max-request: must be at least 1"));
     }
     // Most requests are short: only those that are not take more than this.
-    options.config = options.config.buffer_size(most.min(BUFFER_SIZE));
+    options.config = options.config.buffer_size(max.min(BUFFER_SIZE));
     Ok(Some(options))
 }
 
 fn serve(options: Options) -> Result<(), Failure> {
     let stop = stop_flag().map_err(run_error)?;
     let debug = options.config.debug;
-    let most = options.config.max_request;
+    let max = options.config.max_request;
     let config = options
         .config
-        .framing(Framing::custom(move |held| message::frame(held, most)))
+        .framing(Framing::custom(move |held| message::frame(held, max)))
         // What was sent has to be echoed, and what was asked for to be written at once.
-        .write_limit(most.max(service::SIZE_MOST) + HEAD_MOST);
-    let service = service::Service::new(most, stop.clone());
+        .write_limit(max.max(service::SIZE_MAX) + HEAD_MAX);
+    let service = service::Service::new(max, stop.clone());
     // What is wrong with the configuration is wrong with the arguments.
     let mut manager = Manager::with_handler(config, service).map_err(usage_error)?;
     // What is accepted inherits it.

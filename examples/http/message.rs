@@ -11,10 +11,10 @@ use httparse::{Error, Header, Status as Parse};
 use pool_manager::Frame;
 
 /// Fields of a header section; one with more is refused.
-const FIELDS_MOST: usize = 64;
-const TRAILERS_MOST: usize = 16;
+const FIELDS_MAX: usize = 64;
+const TRAILERS_MAX: usize = 16;
 /// The longest line before a chunk, with its extensions and its end.
-const CHUNK_LINE_MOST: usize = 256;
+const CHUNK_LINE_MAX: usize = 256;
 
 /// A status line without its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +74,8 @@ impl<'a> Body<'a> {
 }
 
 /// Whether `held` begins with a request. A fault is a frame too: a callback has to say what it was.
-pub(crate) fn frame(held: &[u8], most: usize) -> Frame {
-    match parse(held, most) {
+pub(crate) fn frame(held: &[u8], max: usize) -> Frame {
+    match parse(held, max) {
         Ok(Some(request)) => Frame::Complete(request.length),
         Ok(None) => Frame::Partial,
         Err(_) => Frame::Complete(held.len()),
@@ -83,9 +83,9 @@ pub(crate) fn frame(held: &[u8], most: usize) -> Frame {
 }
 
 /// The request that `held` begins with, if all of it is there, or why there is none. It may be
-/// `most` bytes long in all.
-pub(crate) fn parse(held: &[u8], most: usize) -> Result<Option<Request<'_>>, Status> {
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MOST];
+/// `max` bytes long in all.
+pub(crate) fn parse(held: &[u8], max: usize) -> Result<Option<Request<'_>>, Status> {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let Some(skip) = complete(parsed.parse_with_uninit_headers(held, &mut fields))? else {
         return Ok(None);
@@ -98,9 +98,9 @@ pub(crate) fn parse(held: &[u8], most: usize) -> Result<Option<Request<'_>>, Sta
     let facts = Facts::of(parsed.headers, minor)?;
     let rest = &held[skip..];
     let body = if facts.chunked {
-        chunked(rest, most.saturating_sub(skip))?
+        chunked(rest, max.saturating_sub(skip))?
             .map(|length| (Body::Chunked(&rest[..length]), length))
-    } else if facts.length > most.saturating_sub(skip) {
+    } else if facts.length > max.saturating_sub(skip) {
         return Err(CONTENT_TOO_LARGE);
     } else {
         rest.get(..facts.length).map(|body| (Body::Plain(body), facts.length))
@@ -208,15 +208,15 @@ fn path(target: &str) -> &str {
 }
 
 /// The length of the chunks at the front of `held`, if their end is there. Begins anew each time
-/// bytes come, so it is `most` that bounds what they cost.
-fn chunked(held: &[u8], most: usize) -> Result<Option<usize>, Status> {
+/// bytes come, so it is `max` that bounds what they cost.
+fn chunked(held: &[u8], max: usize) -> Result<Option<usize>, Status> {
     let mut at = 0;
     while let Some(chunk) = next_chunk(&held[at..])? {
         at += chunk.skip;
         if chunk.size == 0 {
             return Ok(trailers(&held[at..])?.map(|length| at + length));
         }
-        if chunk.size > most.saturating_sub(at) {
+        if chunk.size > max.saturating_sub(at) {
             return Err(CONTENT_TOO_LARGE);
         }
         at += chunk.size;
@@ -236,9 +236,9 @@ struct Chunk {
 }
 
 fn next_chunk(held: &[u8]) -> Result<Option<Chunk>, Status> {
-    let window = &held[..held.len().min(CHUNK_LINE_MOST)];
+    let window = &held[..held.len().min(CHUNK_LINE_MAX)];
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
-        return if window.len() == CHUNK_LINE_MOST { Err(BAD_REQUEST) } else { Ok(None) };
+        return if window.len() == CHUNK_LINE_MAX { Err(BAD_REQUEST) } else { Ok(None) };
     };
     let line = window[..end].strip_suffix(b"\r").ok_or(BAD_REQUEST)?;
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
@@ -254,7 +254,7 @@ fn next_chunk(held: &[u8]) -> Result<Option<Chunk>, Status> {
 
 /// The length of the trailer section, if all of it is there; what it says is not needed.
 fn trailers(held: &[u8]) -> Result<Option<usize>, Status> {
-    let mut fields = [httparse::EMPTY_HEADER; TRAILERS_MOST];
+    let mut fields = [httparse::EMPTY_HEADER; TRAILERS_MAX];
     let Some((length, _)) = complete(httparse::parse_headers(held, &mut fields))? else {
         return Ok(None);
     };

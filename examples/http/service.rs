@@ -16,7 +16,7 @@ use crate::message::{
 };
 
 /// The most that `/size/N` returns, in bytes; a reply has to fit in `write_limit`.
-pub(crate) const SIZE_MOST: usize = 512 << 10;
+pub(crate) const SIZE_MAX: usize = 512 << 10;
 
 /// What is said to connections beyond the maximum.
 pub(crate) const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
@@ -32,7 +32,7 @@ pub(crate) struct Service {
     /// What `/size/N` is a part of.
     filler: Vec<u8>,
     /// The longest request.
-    most: usize,
+    max: usize,
     /// Set once the program is to stop: nobody should ask for more.
     stop: Arc<AtomicBool>,
 }
@@ -72,7 +72,7 @@ impl Handler for Service {
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
         let fault = match conn.cause() {
-            Cause::Framed => match message::parse(held, self.most) {
+            Cause::Framed => match message::parse(held, self.max) {
                 Ok(Some(request)) => return self.answer(conn, &request),
                 Ok(None) => BAD_REQUEST,
                 Err(fault) => fault,
@@ -89,9 +89,9 @@ impl Handler for Service {
 }
 
 impl Service {
-    pub(crate) fn new(most: usize, stop: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(max: usize, stop: Arc<AtomicBool>) -> Self {
         let date = Date { second: 0, text: String::new() };
-        Self { date, filler: vec![b'x'; SIZE_MOST], most, stop }
+        Self { date, filler: vec![b'x'; SIZE_MAX], max, stop }
     }
 
     fn answer(&mut self, conn: &mut Conn<'_>, request: &Request<'_>) -> io::Result<()> {
@@ -104,10 +104,10 @@ impl Service {
             ("/", _) => self.wrong_method(conn, request, "GET, HEAD"),
             ("/echo", _) => self.wrong_method(conn, request, "POST"),
             (path, method) => match path.strip_prefix("/size/").map(str::parse) {
-                Some(Ok(size @ 0..=SIZE_MOST)) if matches!(method, "GET" | "HEAD") => {
+                Some(Ok(size @ 0..=SIZE_MAX)) if matches!(method, "GET" | "HEAD") => {
                     self.size(conn, request, size)
                 }
-                Some(Ok(0..=SIZE_MOST)) => self.wrong_method(conn, request, "GET, HEAD"),
+                Some(Ok(0..=SIZE_MAX)) => self.wrong_method(conn, request, "GET, HEAD"),
                 _ => self.text(conn, request, NOT_FOUND, None, b"404 Not Found\n"),
             },
         }

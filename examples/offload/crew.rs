@@ -15,7 +15,7 @@ use pool_manager::{ConnId, Error, Handle};
 use crate::factor::factor;
 
 /// Lines that may wait for a thread, of all connections together.
-const LINES_MOST: usize = 10_000;
+const LINES_MAX: usize = 10_000;
 /// The first number that would take too long.
 const NUMBER_END: u64 = 10_000_000_000_000_000;
 /// How long to wait for a loop that has too many commands waiting.
@@ -122,7 +122,7 @@ impl Jobs {
     /// Hands over lines to be answered in this order; `None` if there is no room for them.
     pub(crate) fn hand_over(&self, id: ConnId, lines: Vec<String>) -> Option<Arc<Batch>> {
         // Only this thread adds to it, so there is room until it has.
-        if self.waiting.load(Ordering::Relaxed) + lines.len() > LINES_MOST {
+        if self.waiting.load(Ordering::Relaxed) + lines.len() > LINES_MAX {
             return None;
         }
         self.waiting.fetch_add(lines.len(), Ordering::Relaxed);

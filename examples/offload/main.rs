@@ -43,7 +43,7 @@ Usage: offload [OPTIONS]
 SIGINT or SIGTERM stops gracefully; a second one at once.";
 
 /// Lines of one connection that are under way at a time.
-const LINES_MOST: usize = 64;
+const LINES_MAX: usize = 64;
 /// The longest line is far shorter; this is what is read ahead.
 const BUFFER_SIZE: usize = 4 << 10;
 
@@ -99,7 +99,7 @@ impl Handler for Office {
 /// All whole lines that are there, up to a limit.
 fn lines(held: &[u8]) -> Frame {
     let ends = held.iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
-    match ends.take(LINES_MOST).last() {
+    match ends.take(LINES_MAX).last() {
         Some((end, _)) => Frame::Complete(end + 1),
         None => Frame::Partial,
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pool_manager::Conn;
 
-use super::protocol::{BULK_MOST, Reply, digits};
+use super::protocol::{BULK_MAX, Reply, digits};
 use super::store::Store;
 
 const SYNTAX: &str = "ERR syntax error";
@@ -120,9 +120,9 @@ fn unknown(args: Args<'_>) -> String {
     format!("ERR unknown command '{}', with args beginning with: {shown}", text(args.at(0), 128))
 }
 
-/// The first `most` bytes, as text.
-fn text(bytes: &[u8], most: usize) -> String {
-    String::from_utf8_lossy(&bytes[..bytes.len().min(most)]).into_owned()
+/// The first `max` bytes, as text.
+fn text(bytes: &[u8], max: usize) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(max)]).into_owned()
 }
 
 fn unknown_subcommand(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
@@ -331,7 +331,7 @@ fn config(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     if args.len() == 2 {
         return context.conn.error(&wrong_arity("config|get"));
     }
-    let bulk_most = BULK_MOST.to_string();
+    let bulk_most = BULK_MAX.to_string();
     let settings = [("appendonly", "no"), ("proto-max-bulk-len", &bulk_most), ("save", "")];
     let asked = |name: &str| {
         args.from(2).any(|wanted| wanted == b"*" || wanted.eq_ignore_ascii_case(name.as_bytes()))

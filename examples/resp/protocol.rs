@@ -9,15 +9,15 @@ use std::ops::Range;
 use pool_manager::Frame;
 
 /// The longest value accepted, and argument of any kind.
-pub(crate) const BULK_MOST: usize = 512 << 10;
+pub(crate) const BULK_MAX: usize = 512 << 10;
 
 /// The most arguments: a request that comes byte by byte is looked at as often, so this bounds
 /// what a look costs.
-const ARGUMENTS_MOST: usize = 16_384;
+const ARGUMENTS_MAX: usize = 16_384;
 
 /// The longest line that is a request by itself, and the longest that holds a number.
-const INLINE_MOST: usize = 64 << 10;
-const NUMBER_MOST: usize = 32;
+const INLINE_MAX: usize = 64 << 10;
+const NUMBER_MAX: usize = 32;
 
 /// Why bytes are no request, after which there is no telling where the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +67,9 @@ pub(crate) fn walk(
     mut argument: impl FnMut(Range<usize>),
 ) -> Result<Option<usize>, Broken> {
     if held[0] != b'*' {
-        return match held.iter().take(INLINE_MOST).position(|&byte| byte == b'\n') {
+        return match held.iter().take(INLINE_MAX).position(|&byte| byte == b'\n') {
             Some(at) => Ok(Some(at + 1)),
-            None if held.len() >= INLINE_MOST => Err(Broken::InlineTooLong),
+            None if held.len() >= INLINE_MAX => Err(Broken::InlineTooLong),
             None => Ok(None),
         };
     }
@@ -79,7 +79,7 @@ pub(crate) fn walk(
         return Ok(None);
     };
     let count = usize::try_from(count).unwrap_or(0);
-    if count > ARGUMENTS_MOST {
+    if count > ARGUMENTS_MAX {
         return Err(Broken::ArgumentCount);
     }
     for _ in 0..count {
@@ -91,7 +91,7 @@ pub(crate) fn walk(
         let header = number(held, at + 1, Broken::BulkLength, Broken::BulkLengthTooLong)?;
         let Some((length, start)) = header else { return Ok(None) };
         let length = usize::try_from(length).map_err(|_| Broken::BulkLength)?;
-        if length > BULK_MOST {
+        if length > BULK_MAX {
             return Err(Broken::BulkLength);
         }
         // As in Redis, what stands in place of the line end does not matter.
@@ -119,7 +119,7 @@ fn number(
         // More than 18 digits may not fit, and are more than enough.
         value = if end < digits + 18 { value * 10 + i64::from(digit) } else { i64::MAX };
         end += 1;
-        if end > at + NUMBER_MOST {
+        if end > at + NUMBER_MAX {
             return Err(too_long);
         }
     }

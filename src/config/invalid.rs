@@ -46,7 +46,7 @@ pub enum ConfigError {
         /// Its value as given.
         value: usize,
         /// The most it may be.
-        most: usize,
+        max: usize,
     },
 }
 
@@ -66,8 +66,8 @@ impl fmt::Display for ConfigError {
                     "{field} is {value} but {other} is {least}: raise the one or lower the other"
                 )
             }
-            Self::TooLarge { field, value, most } => {
-                write!(f, "{field} is {value} but may be at most {most}")
+            Self::TooLarge { field, value, max } => {
+                write!(f, "{field} is {value} but may be at most {max}")
             }
         }
     }

@@ -42,9 +42,9 @@ impl RateLimit {
                 return Err(ConfigError::Zero { field });
             }
         }
-        let (value, most) = (self.per_second as usize, 1_000_000);
-        if value > most {
-            return Err(ConfigError::TooLarge { field: "rate_limit.per_second", value, most });
+        let (value, max) = (self.per_second as usize, 1_000_000);
+        if value > max {
+            return Err(ConfigError::TooLarge { field: "rate_limit.per_second", value, max });
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 
 use super::Stats;
-use crate::vitals::{Cause, CloseReason};
+use crate::conn_state::{Cause, CloseReason};
 
 /// What the samples of a family mean to who scrapes them.
 #[derive(Clone, Copy)]

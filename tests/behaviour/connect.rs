@@ -196,7 +196,7 @@ fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
     let deadline = Duration::from_micros(150_500);
     let began = Instant::now();
     manager.connect_with(addr, ConnectOptions::new().deadline(deadline)).unwrap();
-    let next = manager.next_deadline().unwrap();
+    let next = manager.next_timeout().unwrap();
     assert!(next <= Duration::from_millis(152), "planned in {next:?}");
     turn_until(&mut manager, |manager| manager.stats().live == 0);
     let took = began.elapsed();
@@ -292,8 +292,8 @@ fn it_takes_a_place_and_is_refused_without_one() {
     let (_listener, silent, _crowd) = silent();
     let id = manager.connect(silent).unwrap();
     let refused = manager.connect(silent).unwrap_err();
-    assert!(matches!(refused, Error::Busy(1)), "{refused}");
-    assert!(matches!(manager.handle().connect(silent), Err(Error::Busy(1))));
+    assert!(matches!(refused, Error::Busy { max_workers: 1 }), "{refused}");
+    assert!(matches!(manager.handle().connect(silent), Err(Error::Busy { max_workers: 1 })));
     let (_peer, ours) = crate::support::pair();
     assert!(manager.put(ours).unwrap_err().is_busy());
     assert_eq!(manager.stats().busy, 3);
@@ -301,7 +301,7 @@ fn it_takes_a_place_and_is_refused_without_one() {
     turn_until(&mut manager, |manager| manager.stats().live == 0);
     // A handle takes the place before its connection begins.
     manager.handle().connect(silent).unwrap();
-    assert!(matches!(manager.connect(silent), Err(Error::Busy(1))));
+    assert!(matches!(manager.connect(silent), Err(Error::Busy { max_workers: 1 })));
     assert_eq!(told.borrow().reasons(), [CloseReason::Requested]);
     manager.stop().unwrap();
     assert!(matches!(manager.connect(silent), Err(Error::NotRunning)));
@@ -315,7 +315,7 @@ fn a_connection_that_cannot_begin_leaves_its_place() {
     let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 9));
     for _ in 0..3 {
         let error = manager.connect(nowhere).unwrap_err();
-        assert!(matches!(error, Error::Connect(addr, _) if addr == nowhere), "{error}");
+        assert!(matches!(error, Error::Connect { addr, .. } if addr == nowhere), "{error}");
         assert!(error.to_string().starts_with("can't connect to 255.255.255.255:9: "), "{error}");
     }
     assert_eq!((manager.stats().put, manager.stats().live), (0, 0));
@@ -431,7 +431,7 @@ fn what_is_sent_meanwhile_goes_out_behind_the_greeting() {
         manager.turn(Some(Duration::from_millis(5))).unwrap();
     }
     assert!(told.borrow().opened.is_empty());
-    assert!(manager.next_deadline().is_some(), "a pause does not stop its clock");
+    assert!(manager.next_timeout().is_some(), "a pause does not stop its clock");
     let mut next = let_in(&listener, crowd);
     let mut peer = None;
     turn_until(&mut manager, |_| {

@@ -235,7 +235,7 @@ fn no_request_deadline_lets_a_request_take_as_long_as_it_likes() {
     let (mut client, _) = rig.connect();
     client.write_all(b".").unwrap();
     rig.bytes_in(1);
-    let next = rig.manager.next_deadline().unwrap();
+    let next = rig.manager.next_timeout().unwrap();
     assert!(next > Duration::from_secs(60), "{next:?}: the idle one alone");
     rig.pass(millis(60));
     client.write_all(b"\n").unwrap();
@@ -298,7 +298,7 @@ fn a_paused_connection_s_clocks_stand_still_and_start_anew() {
     rig.requests(1);
     rig.pass(2 * deadline);
     assert_eq!(rig.record.ends(), []);
-    assert_eq!(rig.manager.next_deadline(), None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
     handle.resume(id).unwrap();
     let began = Instant::now();
     assert_eq!(rig.first_close(), CloseReason::Expired);
@@ -425,7 +425,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
         let turn = rig.manager.turn(None).unwrap();
         assert!(turn.expired <= 256, "{} in one turn", turn.expired);
         if expired + turn.expired < MANY {
-            assert_eq!(turn.next, Some(Duration::ZERO), "more are due");
+            assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO), "more are due");
         }
         expired += turn.expired;
         turns += 1;
@@ -489,18 +489,20 @@ fn the_shortest_deadlines_come_at_once_and_only_once() {
 fn the_next_deadline_says_when_to_call_again() {
     let deadline = millis(100);
     let mut rig = echo(idle(deadline).request_deadline(Duration::ZERO));
-    assert_eq!(rig.manager.next_deadline(), None);
-    assert_eq!(rig.turn().next, None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None);
+    rig.turn();
+    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
     let (mut client, _) = rig.connect();
-    let next = rig.manager.next_deadline().unwrap();
+    let next = rig.manager.next_timeout().unwrap();
     assert!(next <= deadline + millis(1), "{next:?}");
     // As an embedder would: wait as long as it says, then turn without waiting.
     let (mut calls, began) = (0, Instant::now());
     while rig.record.ends().is_empty() {
-        let next = rig.manager.next_deadline().expect("something is planned");
+        let next = rig.manager.next_timeout().expect("something is planned");
         suspend(next);
-        let turn = rig.turn();
-        assert!(turn.next.is_none_or(|next| next <= deadline + millis(1)), "{turn:?}");
+        rig.turn();
+        let next = rig.manager.next_timeout();
+        assert!(next.is_none_or(|next| next <= deadline + millis(1)), "{next:?}");
         calls += 1;
     }
     assert!(calls <= 6, "{calls} calls for one deadline");
@@ -516,12 +518,12 @@ fn work_that_is_left_is_due_at_once() {
     client.write_all(&b"x\n".repeat(1000)).unwrap();
     rig.bytes_in(2);
     assert!(rig.record.requests().len() < 1000, "more than one batch");
-    assert_eq!(rig.manager.next_deadline(), Some(Duration::ZERO));
+    assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO));
     let turn = rig.manager.turn(None).unwrap();
-    assert_eq!((turn.served, turn.next), (1, Some(Duration::ZERO)));
+    assert_eq!((turn.served, rig.manager.next_timeout()), (1, Some(Duration::ZERO)));
     rig.requests(1000);
     rig.quiet();
-    assert!(rig.manager.next_deadline().unwrap() > millis(1000));
+    assert!(rig.manager.next_timeout().unwrap() > millis(1000));
 }
 
 #[test]
@@ -535,7 +537,7 @@ fn changed_deadlines_hold_for_connections_that_are_there() {
     rig.manager.set_config(lines().request_deadline(millis(60))).unwrap();
     assert_eq!(ended(&mut rig, 1), [half_id]);
     rig.manager.set_config(lines().clients_deadline(millis(60))).unwrap();
-    assert!(rig.manager.next_deadline().unwrap() <= millis(60));
+    assert!(rig.manager.next_timeout().unwrap() <= millis(60));
     rig.until(|rig| rig.manager.stats().live == 0);
 
     let mut rig = echo(idle(millis(60)));
@@ -637,7 +639,7 @@ fn a_handler_is_called_every_so_often_though_nobody_is_there() {
     assert!(stats.turns < 30, "it sleeps in between: {stats}");
     manager.set_config(Config::new()).unwrap();
     manager.start().unwrap();
-    assert_eq!(manager.next_deadline(), None);
+    assert_eq!(manager.next_timeout(), None);
 }
 
 #[test]
@@ -652,5 +654,5 @@ fn a_configuration_that_is_set_again_and_again_does_not_put_off_the_tick() {
     }
     assert_eq!(ticks.get(), 1);
     manager.set_config(config.tick(millis(3_600_000))).unwrap();
-    assert!(manager.next_deadline() > Some(millis(3_000_000)), "another one is planned anew");
+    assert!(manager.next_timeout() > Some(millis(3_000_000)), "another one is planned anew");
 }

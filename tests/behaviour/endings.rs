@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, ERROR_SERVER_BUSY, Framing, Handler, Manager, PutErrorKind,
-    Socket,
+    Cause, CloseReason, Config, Conn, ERROR_SERVER_BUSY, Error, Framing, Handler, Manager, Socket,
 };
 
 use crate::support::plain::Plain;
@@ -291,9 +290,9 @@ fn a_session_whose_default_panics_gives_the_socket_back_and_leaves_the_place_fre
     FUSE.store(true, Ordering::Relaxed);
     let (mut client, ours) = pair();
     let refused = manager.put(ours).unwrap_err();
-    assert!(matches!(refused.kind(), PutErrorKind::Unsuitable(_)), "{refused}");
+    assert!(matches!(refused.error(), Error::Unsuitable(_)), "{refused}");
     assert!(refused.to_string().contains("panicked"), "{refused}");
-    let Socket::Tcp(mut ours) = refused.into_inner() else { panic!("another socket") };
+    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("another socket") };
     ours.write_all(b"well").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
     assert_eq!(
@@ -458,7 +457,7 @@ fn after_a_stop_in_the_middle_of_work_a_restart_plans_nothing() {
         handle.send(id, b"behind the greeting".to_vec()).unwrap();
         assert_eq!(manager.stop().unwrap().aborted, 1);
         manager.start().unwrap();
-        assert_eq!(manager.next_deadline(), None);
+        assert_eq!(manager.next_timeout(), None);
         assert_eq!(manager.turn(Some(Duration::ZERO)).unwrap().served, 0);
     }
 }

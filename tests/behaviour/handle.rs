@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pool_manager::{
     Cause, CloseReason, Config, Conn, ConnId, ERROR_SERVER_BUSY, Error, Framing, Handle, Manager,
-    PutErrorKind, Socket, StopReport, Transport,
+    Socket, StopReport, Transport,
 };
 
 use crate::support::{PATIENCE, Seen, echo, pair, rig};
@@ -147,10 +147,10 @@ fn busy_is_said_at_once_names_the_maximum_and_gives_the_socket_back() {
     client.write_all(b"unread").unwrap();
     let refused = rig.manager.handle().put(ours).unwrap_err();
     assert!(refused.is_busy());
-    assert!(matches!(refused.kind(), PutErrorKind::Busy(1)));
+    assert!(matches!(refused.error(), Error::Busy { max_workers: 1 }));
     let said = refused.to_string();
     assert!(said.starts_with("can't put, pool is busy") && said.contains("all 1 "), "{said}");
-    let Socket::Tcp(mut ours) = refused.into_inner() else { panic!("it was put as TCP") };
+    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("it was put as TCP") };
     let mut got = [0; 6];
     ours.read_exact(&mut got).expect("nothing was read from it, and it blocks");
     assert_eq!(&got, b"unread");
@@ -182,7 +182,8 @@ fn the_last_word_of_a_refusal_survives_unread_input() {
     for _ in 0..50 {
         let (mut client, ours) = client_pair();
         client.write_all(&vec![b'x'; 10_000]).unwrap();
-        pool.handle.put(ours).unwrap_err().reply(ERROR_SERVER_BUSY.as_bytes()).unwrap();
+        let refused = pool.handle.put(ours).unwrap_err().into_socket();
+        pool.handle.reject(refused, ERROR_SERVER_BUSY.as_bytes()).unwrap();
         client.write_all(&vec![b'y'; 10_000]).unwrap();
         let mut said = String::new();
         client.read_to_string(&mut said).expect("no reset");
@@ -352,9 +353,9 @@ fn a_handle_outlives_its_manager() {
     }
     let (mut client, ours) = client_pair();
     let refused = handle.put(ours).unwrap_err();
-    assert!(matches!(refused.kind(), PutErrorKind::Dropped));
+    assert!(matches!(refused.error(), Error::Dropped));
     assert!(refused.to_string().contains("was dropped"), "{refused}");
-    refused.reply(b"nobody home").unwrap();
+    handle.reject(refused.into_socket(), b"nobody home").unwrap();
     let mut said = String::new();
     client.read_to_string(&mut said).unwrap();
     assert_eq!(said, "nobody home");
@@ -410,9 +411,9 @@ fn a_queue_that_is_full_says_so_and_gives_sockets_back() {
     assert!(matches!(handle.resume(id), Err(Error::QueueFull)));
     drop(rig.manager.set_config(patient().max_workers(2)));
     let refused = handle.put(pair().1).unwrap_err();
-    assert!(matches!(refused.kind(), PutErrorKind::QueueFull), "{refused}");
+    assert!(matches!(refused.error(), Error::QueueFull), "{refused}");
     rig.until(|rig| rig.manager.stats().commands == MOST as u64);
-    handle.put(refused.into_inner()).expect("there is room, and the place was not kept");
+    handle.put(refused.into_socket()).expect("there is room, and the place was not kept");
 }
 
 #[test]
@@ -426,8 +427,8 @@ fn a_callback_s_queue_that_is_full_says_so_and_gives_sockets_back() {
         }
         let full = matches!(conn.commands().resume(id), Err(Error::QueueFull));
         let put = conn.commands().put(pair().1).unwrap_err();
-        let full = full && matches!(put.kind(), PutErrorKind::QueueFull);
-        count.set(count.get() + u32::from(full && matches!(put.into_inner(), Socket::Tcp(_))));
+        let full = full && matches!(put.error(), Error::QueueFull);
+        count.set(count.get() + u32::from(full && matches!(put.into_socket(), Socket::Tcp(_))));
         conn.write_all(body)
     });
     let (mut client, _) = rig.connect();
@@ -445,7 +446,8 @@ fn a_last_word_that_does_not_fit_says_so() {
     let (_client, _) = rig.connect();
     let (peer, ours) = UnixStream::pair().unwrap();
     let refused = rig.manager.put(ours).unwrap_err();
-    let error = refused.reply(&vec![b'x'; 16 << 20]).unwrap_err();
+    let handle = rig.manager.handle();
+    let error = handle.reject(refused.into_socket(), &vec![b'x'; 16 << 20]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     drop(peer);
 }

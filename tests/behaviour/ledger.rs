@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pool_manager::{
-    CloseReason, Closed, Commands, Config, Conn, Frame, Framing, Handler, Manager, PutError,
-    PutErrorKind, Socket, Transport,
+    CloseReason, Closed, Commands, Config, Conn, Error, Frame, Framing, Handler, Manager, PutError,
+    Socket, Transport,
 };
 
 use crate::support::{Seen, echo, rig, unix_pair, write_behind};
@@ -242,7 +242,7 @@ impl Handler for Phoenix {
 
     fn closed(&mut self, _: &Closed, (): (), commands: &mut Commands) {
         let outcome = commands.put(UnixStream::pair().unwrap().0);
-        let refused = |error: &PutError| matches!(error.kind(), PutErrorKind::NotRunning);
+        let refused = |error: &PutError| matches!(error.error(), Error::NotRunning);
         self.0.borrow_mut().push(outcome.as_ref().is_err_and(refused));
     }
 }
@@ -280,7 +280,7 @@ fn a_socket_that_cannot_be_made_non_blocking_leaves_its_place_free() {
     let mut rig = echo(Config::new().min_workers(1).max_workers(1));
     let name = std::fs::OpenOptions::new().read(true).custom_flags(O_PATH).open("/").unwrap();
     let error = rig.manager.put(UnixStream::from(std::os::fd::OwnedFd::from(name))).unwrap_err();
-    assert!(matches!(error.kind(), PutErrorKind::Unsuitable(_)), "{error}");
+    assert!(matches!(error.error(), Error::Unsuitable(_)), "{error}");
     rig.connect();
 }
 

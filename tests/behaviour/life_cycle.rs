@@ -7,10 +7,10 @@ use std::panic::panic_any;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use pool_manager::backend::{Backend, Event, ListenSocket, Wake};
+use pool_manager::sys::{Backend, Event, ListenSocket, Wake};
 use pool_manager::{
     CloseReason, Closed, Commands, Config, ConfigError, Conn, ConnId, Error, Framing, Handle,
-    Handler, Manager, PutError, PutErrorKind, Socket, Stats, StopReport, Turn,
+    Handler, Manager, PutError, Socket, Stats, StopReport, Turn,
 };
 
 use crate::support::{
@@ -83,9 +83,9 @@ fn a_put_before_start_or_after_stop_gives_the_socket_back_usable() {
         let (mut client, ours) = pair();
         client.write_all(b"unread").unwrap();
         let refused = manager.put(ours).unwrap_err();
-        assert!(matches!(refused.kind(), PutErrorKind::NotRunning));
+        assert!(matches!(refused.error(), Error::NotRunning));
         assert!(refused.to_string().contains("not running"), "{refused}");
-        let mut ours = tcp(refused.into_inner());
+        let mut ours = tcp(refused.into_socket());
         let mut got = [0; 6];
         ours.read_exact(&mut got).expect("it is still in blocking mode, and nothing was read");
         assert_eq!(&got, b"unread");
@@ -106,7 +106,7 @@ fn what_needs_a_running_manager_says_so() {
         assert!(matches!(manager.run(), Err(Error::NotRunning)));
         assert!(matches!(manager.listen("127.0.0.1:0"), Err(Error::NotRunning)));
         assert!(matches!(manager.handle().stop(), Err(Error::NotRunning)));
-        assert_eq!(manager.next_deadline(), None);
+        assert_eq!(manager.next_timeout(), None);
         assert!(Error::NotRunning.to_string().contains("not running"));
     };
     check(&mut manager);
@@ -360,7 +360,7 @@ fn nobody_can_put_while_it_stops() {
     let refused = refused_inside.clone();
     let mut rig = rig(lines(), move |conn, _| {
         let error = conn.commands().put(pair().1).unwrap_err();
-        refused.set(matches!(error.kind(), PutErrorKind::NotRunning));
+        refused.set(matches!(error.error(), Error::NotRunning));
         Ok(())
     });
     let handle = rig.manager.handle();
@@ -371,7 +371,7 @@ fn nobody_can_put_while_it_stops() {
     assert_eq!(rig.turn().stopped, None);
     for refused in [rig.manager.put(pair().1).map(drop), handle.put(pair().1)] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
+        assert!(matches!(refused.error(), Error::NotRunning), "{refused}");
     }
     assert!(matches!(rig.manager.listen("127.0.0.1:0"), Err(Error::NotRunning)));
     assert!(matches!(rig.manager.start(), Err(Error::AlreadyRunning)));
@@ -445,24 +445,31 @@ fn two_hundred_starts_and_stops_leave_no_descriptor() {
 }
 
 #[test]
-fn a_start_without_descriptors_fails_whole_and_succeeds_later() {
-    alone("life_cycle::a_start_without_descriptors_fails_whole_and_succeeds_later", 32, || {
-        let mut manager = Manager::new(Config::new(), |_, _| Ok(())).unwrap();
-        let open = || std::fs::File::open("/dev/null");
-        let mut taken: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
-        let mut failures = 0;
-        while let Err(error) = manager.start() {
-            assert!(matches!(error, Error::Start(_)), "{error}");
-            let spare: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
-            assert_eq!(spare.len(), failures, "what a failed start opened is closed again");
-            drop(spare);
-            taken.pop().expect("it starts when there are enough");
-            failures += 1;
-        }
-        assert!(failures > 0);
-        drop(taken);
-        manager.put(pair().1).unwrap();
-    });
+fn a_manager_made_without_descriptors_fails_whole_and_succeeds_later() {
+    alone(
+        "life_cycle::a_manager_made_without_descriptors_fails_whole_and_succeeds_later",
+        32,
+        || {
+            let open = || std::fs::File::open("/dev/null");
+            let mut taken: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+            let mut failures = 0;
+            let mut manager = loop {
+                match Manager::new(Config::new(), |_, _| Ok(())) {
+                    Ok(manager) => break manager,
+                    Err(error) => assert!(matches!(error, Error::Start(_)), "{error}"),
+                }
+                let spare: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+                assert_eq!(spare.len(), failures, "a failed attempt leaves nothing open");
+                drop(spare);
+                taken.pop().expect("it can be made when there are enough");
+                failures += 1;
+            };
+            assert!(failures > 0);
+            drop(taken);
+            manager.start().unwrap();
+            manager.put(pair().1).unwrap();
+        },
+    );
 }
 
 #[test]
@@ -883,8 +890,8 @@ mod embedded {
     impl Read for Guest {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             loop {
-                let Turn { events, next, .. } = self.0.turn(Some(Duration::ZERO)).unwrap();
-                if events == 0 && next != Some(Duration::ZERO) {
+                let events = self.0.turn(Some(Duration::ZERO)).unwrap().events;
+                if events == 0 && self.0.next_timeout() != Some(Duration::ZERO) {
                     return Err(ErrorKind::WouldBlock.into());
                 }
             }
@@ -933,13 +940,13 @@ mod embedded {
 fn next_deadline_says_when_to_turn_and_turning_then_is_enough() {
     let deadline = Duration::from_millis(60);
     let mut rig = echo(Config::new().clients_deadline(deadline));
-    assert_eq!(rig.manager.next_deadline(), None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
     let began = Instant::now();
     let (client, _) = rig.connect();
     rig.turn();
     let mut turns = 0;
     while rig.record.closed().is_empty() {
-        let next = rig.manager.next_deadline().expect("a deadline is planned");
+        let next = rig.manager.next_timeout().expect("a deadline is planned");
         assert!(next <= deadline + Duration::from_millis(2), "{next:?}");
         let until = Instant::now() + next;
         while Instant::now() < until {
@@ -960,9 +967,9 @@ fn next_deadline_is_zero_while_work_is_left() {
     let (_client, id) = rig.connect();
     rig.turn();
     rig.manager.handle().send(id, b"work").unwrap();
-    assert_eq!(rig.manager.next_deadline(), Some(Duration::ZERO));
+    assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO));
     rig.turn();
-    assert!(rig.manager.next_deadline() > Some(Duration::ZERO));
+    assert!(rig.manager.next_timeout() > Some(Duration::ZERO));
 }
 
 #[test]
@@ -1038,7 +1045,7 @@ fn debug_of_what_users_hold_says_something_and_no_contents() {
     rig.requests(1);
     assert_eq!(rig.record.closed(), [], "an assertion in the callback failed");
     let shown = format!("{:?}", rig.manager);
-    for part in ["Manager {", "phase: Running", "live: 1", "config: "] {
+    for part in ["Manager {", "life_cycle: Running", "live: 1", "config: "] {
         assert!(shown.contains(part), "{shown}");
     }
     let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -1117,6 +1124,6 @@ fn a_connection_knows_its_age() {
     client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let count = client.read(&mut age).unwrap();
     let age: u128 = std::str::from_utf8(&age[..count]).unwrap().parse().unwrap();
-    let most = began.elapsed().as_millis() + 1;
-    assert!((29..=most).contains(&age), "{age} ms of {most}, both ends rounded down");
+    let max = began.elapsed().as_millis() + 1;
+    assert!((29..=max).contains(&age), "{age} ms of {max}, both ends rounded down");
 }

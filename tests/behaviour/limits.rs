@@ -4,9 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use pool_manager::{
-    Cause, CloseReason, Config, ConfigError, Conn, Error, Framing, Manager, PutErrorKind,
-};
+use pool_manager::{Cause, CloseReason, Config, ConfigError, Conn, Error, Framing, Manager};
 
 use crate::support::{echo, pair, reset, rig};
 
@@ -154,12 +152,12 @@ fn spares_above_the_minimum_are_reaped_once_an_interval_did_not_need_them() {
             client.write_all(b"ed\n").unwrap();
         }
         rig.requests(6);
-        let most = rig.manager.stats().spare;
+        let max = rig.manager.stats().spare;
         rig.until(|rig| rig.manager.stats().spare == min as u64);
-        assert!(most == 6 || began.elapsed() >= interval, "{most} spares");
+        assert!(max == 6 || began.elapsed() >= interval, "{max} spares");
         rig.pass(3 * interval);
         assert_eq!(rig.manager.stats().spare, min as u64);
-        assert_eq!(rig.manager.next_deadline().map(|next| next > interval), Some(true), "at rest");
+        assert_eq!(rig.manager.next_timeout().map(|next| next > interval), Some(true), "at rest");
     }
 }
 
@@ -190,12 +188,12 @@ fn at_the_maximum_put_says_busy_and_gives_the_socket_back() {
     let (_second, _) = rig.connect();
     let (mut third, ours) = pair();
     let refused = rig.manager.put(ours).unwrap_err();
-    assert!(matches!(refused.kind(), PutErrorKind::Busy(2)));
+    assert!(matches!(refused.error(), Error::Busy { max_workers: 2 }));
     assert!(refused.to_string().starts_with("can't put, pool is busy"), "{refused}");
     assert_eq!((rig.manager.stats().busy, rig.manager.stats().live), (1, 2));
     drop(first);
     rig.first_close();
-    rig.manager.put(refused.into_inner()).expect("a place is free again");
+    rig.manager.put(refused.into_socket()).expect("a place is free again");
     third.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut third, 5), b"hello");
     assert_eq!(rig.manager.stats().peak, 2);

@@ -19,8 +19,8 @@ fn lines() -> Config {
     Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG)
 }
 
-fn evicting(most: usize) -> Config {
-    lines().max_workers(most).overload(Overload::EvictIdle)
+fn evicting(max: usize) -> Config {
+    lines().max_workers(max).overload(Overload::EvictIdle)
 }
 
 /// Says a line, and turns until it comes back; then a moment passes.

@@ -11,28 +11,12 @@ use std::time::Duration;
 use pool_manager::{CloseReason, Config, Conn, ConnId, Frame, Framing, Socket};
 
 use crate::support::plain::Plain;
+use crate::support::rng::Rng;
 use crate::support::{Rig, echo, pair, shrink_buffers, unix_pair};
 
 const SEED: &str = "POOL_MANAGER_SEED";
 const CASES: u64 = 30;
 const STEPS: usize = 200;
-
-/// Splitmix64: seeded, so that a failure comes again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % limit as u64) as usize
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-}
 
 /// Tells how to play a case again, should it fail.
 struct Replay(u64);
@@ -56,11 +40,11 @@ struct Peer {
 }
 
 impl Peer {
-    fn new<F>(rig: &mut Rig<F>, random: &mut Random, big: bool) -> Self
+    fn new<F>(rig: &mut Rig<F>, rng: &mut Rng, big: bool) -> Self
     where
         F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
     {
-        let (kind, tiny) = (random.below(3), random.one_in(2));
+        let (kind, tiny) = (rng.below(3), rng.below(2) == 0);
         let (socket, ours) = if kind == 0 {
             let (client, ours) = pair();
             if tiny && !big {
@@ -92,8 +76,8 @@ impl Peer {
     }
 
     /// Whether something came.
-    fn read(&mut self, most: usize) -> bool {
-        let mut chunk = vec![0; most];
+    fn read(&mut self, max: usize) -> bool {
+        let mut chunk = vec![0; max];
         match self.socket.read(&mut chunk) {
             Ok(0) => self.ended = true,
             Ok(count) => self.got.extend_from_slice(&chunk[..count]),
@@ -111,8 +95,8 @@ impl Peer {
     }
 }
 
-fn framing(random: &mut Random) -> Framing {
-    match random.below(3) {
+fn framing(rng: &mut Rng) -> Framing {
+    match rng.below(3) {
         0 => Framing::Drained,
         1 => Framing::Filled,
         _ => Framing::custom(|held| {
@@ -124,29 +108,29 @@ fn framing(random: &mut Random) -> Framing {
 
 fn case(seed: u64) {
     let _replay = Replay(seed);
-    let mut random = Random(seed);
+    let mut rng = Rng::new(seed);
     let long = Duration::from_secs(600);
     let base = Config::new().clients_deadline(long).request_deadline(Duration::ZERO);
-    let size = [1, 7, 64, 5120][random.below(4)];
-    let big = size >= 64 && random.one_in(3);
-    let config = base.clone().write_limit(16 << 20).buffer_size(size).framing(framing(&mut random));
+    let size = [1, 7, 64, 5120][rng.below(4)];
+    let big = size >= 64 && rng.below(3) == 0;
+    let config = base.clone().write_limit(16 << 20).buffer_size(size).framing(framing(&mut rng));
     let mut rig = echo(config.clone());
     let handle = rig.manager.handle();
-    let count = 1 + random.below(4);
-    let mut peers: Vec<Peer> = (0..count).map(|_| Peer::new(&mut rig, &mut random, big)).collect();
+    let count = 1 + rng.below(4);
+    let mut peers: Vec<Peer> = (0..count).map(|_| Peer::new(&mut rig, &mut rng, big)).collect();
     for _ in 0..STEPS {
-        let peer = &mut peers[random.below(count)];
-        match random.below(12) {
-            0..=2 => peer.write(1 + random.below(if big { 60_000 } else { 300 }), seed),
+        let peer = &mut peers[rng.below(count)];
+        match rng.below(12) {
+            0..=2 => peer.write(1 + rng.below(if big { 60_000 } else { 300 }), seed),
             3..=4 => {
-                peer.read(1 + random.below(70_000));
+                peer.read(1 + rng.below(70_000));
             }
             5 => handle.pause(peer.id).unwrap(),
             6 => handle.resume(peer.id).unwrap(),
-            7 if random.one_in(8) => peer.close_side(),
-            8 if random.one_in(4) => {
-                let size = if big { 300 } else { [1, 3, 64, 300, 5120][random.below(5)] };
-                let config = config.clone().buffer_size(size).framing(framing(&mut random));
+            7 if rng.below(8) == 0 => peer.close_side(),
+            8 if rng.below(4) == 0 => {
+                let size = if big { 300 } else { [1, 3, 64, 300, 5120][rng.below(5)] };
+                let config = config.clone().buffer_size(size).framing(framing(&mut rng));
                 rig.manager.set_config(config).unwrap();
             }
             _ => {

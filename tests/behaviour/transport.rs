@@ -304,7 +304,7 @@ fn who_lingers_with_more_to_read_is_read_at_once_and_not_at_the_next_event() {
     rig.turn();
     let mut turns = 0;
     while rig.manager.stats().lingering == 1 {
-        assert_eq!(rig.manager.next_deadline(), Some(Duration::ZERO), "after {turns} turns");
+        assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO), "after {turns} turns");
         rig.turn();
         turns += 1;
     }
@@ -465,7 +465,8 @@ fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
     rig.until(|rig| rig.manager.stats().live == 0);
     handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
     let (_peer, late) = UnixStream::pair().unwrap();
-    handle.put(bomb(late)).unwrap_err().reply(b"busy").unwrap();
+    let refused = handle.put(bomb(late)).unwrap_err().into_socket();
+    handle.reject(refused, b"busy").unwrap();
     rig.manager.stop().unwrap();
     rig.manager.start().unwrap();
     rig.assert_well();
@@ -520,7 +521,8 @@ fn a_refused_transport_that_panics_does_so_in_its_owner_s_hands() {
     script.lock().unwrap().panics = Some(Call::Write);
     let refused = rig.manager.put(socket).unwrap_err();
     assert!(refused.is_busy());
-    assert_eq!(refused.reply(b"busy").unwrap_err().kind(), ErrorKind::Other);
+    let outcome = rig.manager.handle().reject(refused.into_socket(), b"busy");
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Other);
     assert_eq!(rig.manager.stats().live, 1);
     assert_eq!(rig.record.requests(), [] as [(Cause, Vec<u8>); 0]);
 }
@@ -532,7 +534,8 @@ fn an_interrupted_last_word_is_said_again() {
     rig.manager.put(ours).unwrap();
     let (mut peer, socket, script) = wire();
     script.lock().unwrap().interruptions = 3;
-    rig.manager.put(socket).unwrap_err().reply(b"busy").unwrap();
+    let refused = rig.manager.put(socket).unwrap_err().into_socket();
+    rig.manager.handle().reject(refused, b"busy").unwrap();
     assert_eq!(rig.read_wire(&mut peer, 4), b"busy");
     assert_eq!(script.lock().unwrap().interruptions, 0);
 }

@@ -13,9 +13,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pool_manager::{
-    Cause, CloseReason, Config, Conn, Error, Framing, Manager, PutErrorKind, Socket, Transport,
-};
+use pool_manager::{Cause, CloseReason, Config, Conn, Error, Framing, Manager, Socket, Transport};
 
 use crate::support::{
     Dir, PATIENCE, Rig, alone, descriptors, echo, logged, pass, remember_log, rig,
@@ -35,7 +33,7 @@ fn connect(path: &Path) -> UnixStream {
 
 fn refusal(outcome: Result<(), Error>) -> String {
     let error = outcome.unwrap_err();
-    assert!(matches!(error, Error::Listen(..)), "{error}");
+    assert!(matches!(error, Error::Listen { .. }), "{error}");
     error.to_string()
 }
 
@@ -490,9 +488,9 @@ fn a_transport_refused_comes_back_as_it_was() {
     let mut manager = Manager::new(drained(), |_, _| Ok(())).unwrap();
     let (mut client, socket, script) = wire();
     let refused = manager.put(socket).unwrap_err();
-    assert!(matches!(refused.kind(), PutErrorKind::NotRunning));
+    assert!(matches!(refused.error(), Error::NotRunning));
     assert!(script.lock().unwrap().calls.is_empty());
-    refused.reply(b"closed today").unwrap();
+    manager.handle().reject(refused.into_socket(), b"closed today").unwrap();
     let mut said = String::new();
     client.read_to_string(&mut said).unwrap();
     assert_eq!(said, "closed today");

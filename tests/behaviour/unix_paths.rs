@@ -89,7 +89,7 @@ fn start_at(path: &Path, starters: u32, here: &AtomicU32) -> Option<bool> {
     gather(here, starters);
     let listens = match manager.listen_unix(path) {
         Ok(()) => true,
-        Err(Error::Listen(..)) => false,
+        Err(Error::Listen { .. }) => false,
         Err(error) => panic!("{error}"),
     };
     gather(here, 2 * starters);

@@ -7,16 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use pool_manager::{
-    Config, ConfigError, Conn, Error, Framing, Handler, Manager, Overload, Prefix, PutErrorKind,
-};
+use pool_manager::{Config, ConfigError, Conn, Error, Framing, Handler, Manager, Overload, Prefix};
 
 /// The documented limits.
-const BUFFER_SIZE_MOST: usize = 16 << 20;
-const MAX_REQUEST_MOST: usize = 1 << 30;
-const WRITE_LIMIT_MOST: usize = (4 << 30) - 1;
-const WORKERS_MOST: usize = (1 << 32) - 2;
-const WARM_BYTES_MOST: usize = 64 << 30;
+const BUFFER_SIZE_MAX: usize = 16 << 20;
+const MAX_REQUEST_MAX: usize = 1 << 30;
+const WRITE_LIMIT_MAX: usize = (4 << 30) - 1;
+const WORKERS_MAX: usize = (1 << 32) - 2;
+const WARM_BYTES_MAX: usize = 64 << 30;
 const WORKER_BYTES: usize = 512;
 
 /// What warm workers may cost here; a configuration that wants more is checked, but not started.
@@ -93,18 +91,18 @@ fn set_from_afar<H: Handler>(manager: &mut Manager<H>, config: Config) {
 /// Connections up to the maximum are taken, served and let go; the next is refused.
 fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
     const CLIENTS: usize = 3;
-    let most = match manager.config().max_workers {
+    let max = match manager.config().max_workers {
         0 => CLIENTS,
-        most => most.min(CLIENTS),
+        max => max.min(CLIENTS),
     };
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let (mut client, ours) = UnixStream::pair().expect("pair");
         match manager.put(ours) {
-            Ok(_) => assert!(number < most, "one too many was taken"),
+            Ok(_) => assert!(number < max, "one too many was taken"),
             Err(refused) => {
-                assert!(matches!(refused.kind(), PutErrorKind::Busy(all) if *all == most));
-                assert_eq!(number, most);
+                assert!(matches!(refused.error(), Error::Busy { max_workers: all } if *all == max));
+                assert_eq!(number, max);
                 break;
             }
         }
@@ -128,15 +126,15 @@ fn verdict(config: &Config) -> std::result::Result<(), ConfigError> {
         return Err(ConfigError::MinAboveMax { min, max });
     }
     let buffer_size = if config.buffer_size == 0 { 5120 } else { config.buffer_size };
-    let limit = |field, value, most| {
-        if value > most { Err(ConfigError::TooLarge { field, value, most }) } else { Ok(()) }
+    let limit = |field, value, max| {
+        if value > max { Err(ConfigError::TooLarge { field, value, max }) } else { Ok(()) }
     };
-    limit("buffer_size", buffer_size, BUFFER_SIZE_MOST)?;
-    limit("max_request", config.max_request, MAX_REQUEST_MOST)?;
-    let affordable = WARM_BYTES_MOST / (buffer_size + WORKER_BYTES);
+    limit("buffer_size", buffer_size, BUFFER_SIZE_MAX)?;
+    limit("max_request", config.max_request, MAX_REQUEST_MAX)?;
+    let affordable = WARM_BYTES_MAX / (buffer_size + WORKER_BYTES);
     limit("min_workers", min, affordable)?;
-    limit("max_workers", max, WORKERS_MOST)?;
-    limit("write_limit", config.write_limit, WRITE_LIMIT_MOST)?;
+    limit("max_workers", max, WORKERS_MAX)?;
+    limit("write_limit", config.write_limit, WRITE_LIMIT_MAX)?;
     let (max_request, memory) = (config.max_request, config.memory_limit);
     let below = |field, value, other, least| {
         let fits = value == 0 || value >= least;
@@ -178,12 +176,12 @@ fn is_affordable(config: &Config) -> bool {
 fn any(u: &mut Unstructured<'_>) -> Result<Config> {
     let mut config = Config::new()
         .debug(u.arbitrary()?)
-        .buffer_size(size(u, BUFFER_SIZE_MOST)?)
-        .min_workers(size(u, WORKERS_MOST)?)
-        .max_workers(size(u, WORKERS_MOST)?)
+        .buffer_size(size(u, BUFFER_SIZE_MAX)?)
+        .min_workers(size(u, WORKERS_MAX)?)
+        .max_workers(size(u, WORKERS_MAX)?)
         .clients_deadline(span(u)?)
         .request_deadline(span(u)?)
-        .write_limit(size(u, WRITE_LIMIT_MOST)?)
+        .write_limit(size(u, WRITE_LIMIT_MAX)?)
         .max_request(room(u)?)
         .memory_limit(room(u)?)
         .reap_interval(span(u)?)
@@ -212,7 +210,7 @@ fn room(u: &mut Unstructured<'_>) -> Result<usize> {
     Ok(match u.int_in_range(0..=4)? {
         0 | 1 => 0,
         2 => u.int_in_range(5_110..=5_130)?,
-        _ => size(u, MAX_REQUEST_MOST)?,
+        _ => size(u, MAX_REQUEST_MAX)?,
     })
 }
 

@@ -9,9 +9,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use pool_manager::backend::Backend;
 #[cfg(feature = "sim")]
 use pool_manager::sim::{Faults, Sim, Stream};
+use pool_manager::sys::Backend;
 use pool_manager::{
     Cause, CloseReason, Closed, Commands, Config, Conn, Frame, Framing, Handler, Manager, Prefix,
     Socket,

@@ -3,7 +3,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 
-use crate::buffer::Buffer;
+use crate::ds::buffer::Buffer;
 use crate::framing::{Found, Frame, Framing, Prefix};
 
 #[path = "reference.rs"]

@@ -98,17 +98,17 @@ impl Rules {
         }
     }
 
-    /// A stream of up to `most` bytes: many short frames or a few about as long as the buffer, and in
+    /// A stream of up to `max` bytes: many short frames or a few about as long as the buffer, and in
     /// some streams bytes that are no frame.
     pub(crate) fn stream(
         self,
         u: &mut Unstructured<'_>,
         capacity: usize,
-        most: usize,
+        max: usize,
     ) -> Result<Vec<u8>> {
         let longest = *u.choose(&[1, 16, 1 + capacity.min(300)])?;
         let (wild, mut stream) = (u.ratio(1, 3)?, Vec::new());
-        while !u.is_empty() && stream.len() < most {
+        while !u.is_empty() && stream.len() < max {
             let length = u.int_in_range(0..=longest)?.min(u.len());
             let bytes = u.bytes(length)?;
             if !(wild && u.ratio(1, 32)?) {
@@ -119,7 +119,7 @@ impl Rules {
                 stream.push(delimiter);
             }
         }
-        stream.truncate(most);
+        stream.truncate(max);
         Ok(stream)
     }
 

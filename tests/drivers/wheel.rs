@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use arbtest::arbitrary::{Result, Unstructured};
 
+use crate::ds::wheel::Wheel;
 use crate::time::Tick;
-use crate::wheel::Wheel;
 
 /// Digits of a tick in base 64: the wheel's levels.
 const LEVELS: u32 = 11;
@@ -72,13 +72,13 @@ impl Owner {
         self.take(usize::MAX)
     }
 
-    /// Takes at most `most` of what is due, and arms again what came early. Returns the ticks and
+    /// Takes at most `max` of what is due, and arms again what came early. Returns the ticks and
     /// indices that fired, in order.
-    fn take(&mut self, most: usize) -> Vec<(u64, usize)> {
+    fn take(&mut self, max: usize) -> Vec<(u64, usize)> {
         let mut fired = Vec::new();
         // An early entry goes down one level at least each time; one that was put off, twice.
         let mut early = 2 * LEVELS as usize * (1 + self.armed.len());
-        while fired.len() < most {
+        while fired.len() < max {
             let Some((index, Tick(at))) = self.wheel.pop(Tick(self.now)) else {
                 self.reached = self.now;
                 self.check_nothing_is_due();

@@ -1,13 +1,19 @@
-//! Takes the rooms where threads meet from `src`, as they are, puts them on loom's locks and
+//! Takes the modules where threads meet from `src`, as they are, puts them on loom's locks and
 //! atomics, and writes them down once whole and once for each way to break them.
 //!
-//! Each is a module with the rooms and the models in it. Only two things differ from `src`:
+//! Each is a module with the modules and the models in it. Only two things differ from `src`:
 //! `std::sync` is `world::sync`, and the unit tests are left out.
 
 use std::fs;
 use std::path::Path;
 
-const ROOMS: [&str; 3] = ["places", "mailbox", "command"];
+/// Each with its path in `src`.
+const MODULES: [(&str, &str); 4] = [
+    ("permits", "shared/permits"),
+    ("mailbox", "shared/mailbox"),
+    ("command", "command"),
+    ("commands", "commands"),
+];
 
 /// A name, and what to put in the place of what.
 struct Break {
@@ -22,7 +28,7 @@ const BREAKS: [Break; 9] = [
         code: "
         if self.pending.swap(false, Ordering::AcqRel) {
             let commands = &mut lock(&self.queue).commands;
-            into.extend(commands.drain(..most.min(commands.len())));
+            into.extend(commands.drain(..max.min(commands.len())));
             if !commands.is_empty() {
                 self.pending.store(true, Ordering::Release);
             }
@@ -30,7 +36,7 @@ const BREAKS: [Break; 9] = [
         broken: "
         if self.is_pending() {
             let mut queue = lock(&self.queue);
-            let count = most.min(queue.commands.len());
+            let count = max.min(queue.commands.len());
             into.extend(queue.commands.drain(..count));
             let left = !queue.commands.is_empty();
             drop(queue);
@@ -98,11 +104,11 @@ const BREAKS: [Break; 9] = [
         code: "
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                (most == 0 || taken < most).then_some(taken + 1)
+                (max == 0 || taken < max).then_some(taken + 1)
             })
             .is_ok()",
         broken: "
-        let free = most == 0 || self.taken.load(Ordering::Relaxed) < most;
+        let free = max == 0 || self.taken.load(Ordering::Relaxed) < max;
         if free {
             self.taken.fetch_add(1, Ordering::Relaxed);
         }
@@ -114,41 +120,44 @@ fn main() {
     let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo names the folder");
     let here = Path::new(&here);
     let source = here.join("../../src");
-    let rooms = ROOMS.map(|room| {
-        let path = source.join(room).with_extension("rs");
+    let modules = MODULES.map(|(name, path)| {
+        let path = source.join(path).with_extension("rs");
         println!("cargo::rerun-if-changed={}", path.display());
-        (room, on_loom(&fs::read_to_string(&path).expect("a room")))
+        (name, on_loom(&fs::read_to_string(&path).expect("a module")))
     });
     let models = here.join("models.rs");
-    let mut written = module("whole", &rooms, &models);
+    let mut written = module("whole", &modules, &models);
     for Break { name, code, broken } in BREAKS {
-        let hits: usize = rooms.iter().map(|(_, text)| text.matches(code).count()).sum();
+        let hits: usize = modules.iter().map(|(_, text)| text.matches(code).count()).sum();
         assert_eq!(hits, 1, "{name}: src has changed, this must be broken in another way:{code}");
-        let rooms = rooms.clone().map(|(room, text)| (room, text.replace(code, broken)));
-        written += &module(name, &rooms, &models);
+        let modules = modules.clone().map(|(module, text)| (module, text.replace(code, broken)));
+        written += &module(name, &modules, &models);
     }
     println!("cargo::rerun-if-changed=build.rs");
     let out = std::env::var("OUT_DIR").expect("cargo names the folder to write to");
     fs::write(Path::new(&out).join("variants.rs"), written).expect("write");
 }
 
-/// A room without its unit tests, on what the module around it has imported.
+/// A module without its unit tests, on what the module around it has imported.
 fn on_loom(text: &str) -> String {
     let code = text.split("\n#[cfg(test)]").next().expect("what comes before the tests");
-    let code = code.replace("use std::sync::", "use super::sync::").replace("crate::", "super::");
+    let code = code
+        .replace("use std::sync::", "use super::sync::")
+        .replace("crate::shared::", "super::")
+        .replace("crate::", "super::");
     assert!(!code.contains("std::sync") && !code.contains("std::thread"), "loom would not see it");
     code
 }
 
-fn module(name: &str, rooms: &[(&str, String)], models: &Path) -> String {
-    let rooms = rooms.iter().map(|(room, text)| format!("mod {room} {{\n{text}\n}}"));
-    let rooms = rooms.collect::<Vec<_>>().join("\n");
+fn module(name: &str, modules: &[(&str, String)], models: &Path) -> String {
+    let modules = modules.iter().map(|(module, text)| format!("mod {module} {{\n{text}\n}}"));
+    let modules = modules.collect::<Vec<_>>().join("\n");
     let models = models.display();
     format!(
         "#[allow(dead_code, clippy::pedantic)]
 mod {name} {{
-use crate::world::{{config, error, id, outgoing, socket, stats, sync}};
-{rooms}
+use crate::world::{{config, error, id, connect_options, socket, stats, sync}};
+{modules}
 #[path = \"{models}\"]
 pub(super) mod models;
 }}

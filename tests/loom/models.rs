@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::command::Commands;
+use super::command::Command;
+use super::commands::Commands;
 use super::id::ConnId;
-use super::mailbox::{Command, Mailbox, Refusal};
+use super::error::Error;
+use super::mailbox::Mailbox;
 use super::socket::Socket;
 use super::stats::Stats;
 use crate::world::Bell;
@@ -129,7 +131,7 @@ pub(crate) fn a_turn_takes_a_batch() {
 /// stop: each socket is given back, served or given up, once, and all places are free in the end.
 pub(crate) fn sockets_meet_a_stop() {
     let mut this = started();
-    this.mailbox.places.set_most(1);
+    this.mailbox.permits.set_max(1);
     let putters = [1, 2].map(|number| {
         let mailbox = this.mailbox.clone();
         thread::spawn(move || {
@@ -148,12 +150,12 @@ pub(crate) fn sockets_meet_a_stop() {
                 Command::Put(socket) if stopping => given_up.push(socket),
                 Command::Put(socket) => {
                     served.push(socket);
-                    this.mailbox.places.release();
+                    this.mailbox.permits.release();
                 }
                 _ => {
                     this.mailbox.refuse_puts();
                     let late = this.mailbox.post_put(Socket(3));
-                    assert_eq!(late, Err((Socket(3), Refusal::NotRunning)));
+                    assert_eq!(late, Err((Socket(3), Error::NotRunning)));
                     stopping = true;
                 }
             }
@@ -165,11 +167,11 @@ pub(crate) fn sockets_meet_a_stop() {
         }
     }
     for _ in &given_up {
-        this.mailbox.places.release();
+        this.mailbox.permits.release();
     }
     let refused = putters.map(|putter| putter.join().unwrap());
-    let given_back = refused.into_iter().flatten().map(|(socket, refusal)| {
-        assert!(matches!(refusal, Refusal::Busy | Refusal::NotRunning));
+    let given_back = refused.into_iter().flatten().map(|(socket, error)| {
+        assert!(matches!(error, Error::Busy { .. } | Error::NotRunning));
         socket
     });
     let mut all: Vec<_> = served.into_iter().chain(given_up).chain(given_back).collect();
@@ -179,39 +181,39 @@ pub(crate) fn sockets_meet_a_stop() {
 }
 
 fn assert_places_taken(mailbox: &Mailbox, taken: usize) {
-    mailbox.places.set_most(taken + 1);
-    assert!(mailbox.places.take(), "more places are taken than there are connections");
-    assert!(!mailbox.places.take(), "fewer places are taken than there are connections");
+    mailbox.permits.set_max(taken + 1);
+    assert!(mailbox.permits.try_acquire(), "more places are taken than there are connections");
+    assert!(!mailbox.permits.try_acquire(), "fewer places are taken than there are connections");
 }
 
 /// The loop takes a place for one it accepted while a handle takes one for a socket it puts, and
 /// another connection gives its place back: there are never more than places.
 pub(crate) fn the_loop_and_a_handle_take_places() {
     let this = started();
-    this.mailbox.places.set_most(2);
-    assert!(this.mailbox.places.take());
+    this.mailbox.permits.set_max(2);
+    assert!(this.mailbox.permits.try_acquire());
     let putter = {
         let mailbox = this.mailbox.clone();
         thread::spawn(move || mailbox.post_put(Socket(1)).is_ok())
     };
-    let accepted = this.mailbox.places.take_or_count();
-    this.mailbox.places.release();
+    let accepted = this.mailbox.permits.try_acquire_or_count();
+    this.mailbox.permits.release();
     let put = putter.join().unwrap();
     assert!(accepted || put);
     let refused = u64::from(!accepted) + u64::from(!put);
-    assert_eq!(this.mailbox.places.refused(), refused, "each refusal is counted");
+    assert_eq!(this.mailbox.permits.refused(), refused, "each error is counted");
     assert_places_taken(&this.mailbox, 2 - usize::try_from(refused).unwrap());
 }
 
 /// Two places are wanted at once, and there is one.
 pub(crate) fn one_place_is_taken_once() {
     let this = started();
-    this.mailbox.places.set_most(1);
+    this.mailbox.permits.set_max(1);
     let putter = {
         let mailbox = this.mailbox.clone();
         thread::spawn(move || mailbox.post_put(Socket(1)).is_ok())
     };
-    let accepted = this.mailbox.places.take();
+    let accepted = this.mailbox.permits.try_acquire();
     let put = putter.join().unwrap();
     assert!(accepted != put, "one place, taken by both or by none");
 }
@@ -296,7 +298,7 @@ pub(crate) fn a_handle_posts_across_a_restart() {
     let let_in = early.join().unwrap();
     seen.extend(this.mailbox.close().iter().map(number));
     this.mailbox.abandon();
-    assert_eq!(this.mailbox.post(command(3)), Err(Refusal::Dropped));
+    assert_eq!(this.mailbox.post(command(3)), Err(Error::Dropped));
     seen.sort_unstable();
     assert_eq!(seen, if let_in { vec![1, 2] } else { vec![2] });
 }

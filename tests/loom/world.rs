@@ -75,16 +75,16 @@ pub(crate) mod id {
     pub struct ConnId(pub(crate) u32);
 }
 
-pub(crate) mod outgoing {
+pub(crate) mod connect_options {
     use std::net::SocketAddr;
 
     #[derive(Clone, Copy, Debug, Default)]
     pub struct ConnectOptions(());
 
     #[derive(Clone, Copy, Debug)]
-    pub struct Call;
+    pub struct ConnectRequest;
 
-    impl Call {
+    impl ConnectRequest {
         pub(crate) fn new(_addr: SocketAddr, _options: ConnectOptions) -> Self {
             Self
         }
@@ -114,23 +114,19 @@ pub(crate) mod config {
 pub(crate) mod error {
     use super::socket::Socket;
 
-    #[derive(Debug)]
+    #[derive(Debug, PartialEq, Eq)]
     pub enum Error {
+        NotRunning,
+        Dropped,
         QueueFull,
-        Refused,
-    }
-
-    impl Error {
-        pub(crate) fn refused<R, M>(_refusal: R, _mailbox: M) -> Self {
-            Self::Refused
-        }
+        Busy { max_workers: usize },
     }
 
     #[derive(Debug)]
     pub struct PutError(#[allow(dead_code)] Socket);
 
     impl PutError {
-        pub(crate) fn refused<R, M>(socket: Socket, _refusal: R, _mailbox: M) -> Self {
+        pub(crate) fn new(socket: Socket, _error: Error) -> Self {
             Self(socket)
         }
     }

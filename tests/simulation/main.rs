@@ -224,7 +224,7 @@ fn in_a_loop_of_ones_own_a_deadline_is_as_punctual() {
     let (sim, mut manager, _peer) = answering(deadline, Duration::ZERO);
     let answered = sim.now();
     while manager.stats().live > 0 {
-        sim.advance(manager.next_deadline().expect("a deadline"));
+        sim.advance(manager.next_timeout().expect("a deadline"));
         manager.turn(Some(Duration::ZERO)).unwrap();
     }
     assert_punctual(sim.now(), answered + deadline);
@@ -317,7 +317,7 @@ fn a_hundred_thousand_restarts_leave_nothing() {
         manager.stop().unwrap();
         let (stats, counters) = (manager.stats(), sim.counters());
         assert_eq!((stats.live, stats.lingering, counters.open, counters.registered), (0, 0, 0, 0));
-        assert_eq!(manager.next_deadline(), None);
+        assert_eq!(manager.next_timeout(), None);
     }
     let stats = manager.stats();
     assert_eq!(stats.put, stats.closed_total());

@@ -62,9 +62,9 @@ fn play(seed: u64) -> u64 {
         );
         if let Some(limit) = current {
             let time = (now + TICKS).saturating_sub(since).as_micros() as usize;
-            let most = limit.per_second as usize * time / 1_000_000 + limit.burst as usize + 1;
+            let max = limit.per_second as usize * time / 1_000_000 + limit.burst as usize + 1;
             let came = served.get() - before;
-            assert!(came <= most, "seed {seed}: {limit:?}: {came} since {since:?}, {now:?}");
+            assert!(came <= max, "seed {seed}: {limit:?}: {came} since {since:?}, {now:?}");
         }
     }
     manager.stats().throttled

@@ -8,8 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pool_manager::backend::{Backend, Os};
 use pool_manager::sim::{Sim, Stream};
+use pool_manager::sys::{Backend, Os};
 use pool_manager::{
     CloseReason, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager, Socket,
 };
@@ -128,7 +128,7 @@ impl Net for Loopback {
     type Peer = TcpStream;
 
     fn backend(&self) -> Os {
-        Os::new()
+        Os::new().expect("an event loop")
     }
 
     fn pair(&self) -> (TcpStream, Socket) {
@@ -339,8 +339,8 @@ impl<N: Net> Stage<'_, N> {
         self.clients[index] = Some(Client { stream: Some(stream), id });
     }
 
-    fn turns(&mut self, most: usize) {
-        for _ in 0..most {
+    fn turns(&mut self, max: usize) {
+        for _ in 0..max {
             if self.running {
                 self.manager.turn(Some(Duration::ZERO)).expect("a turn");
             }
@@ -352,7 +352,7 @@ impl<N: Net> Stage<'_, N> {
         let mut quiet = 0;
         while self.running && quiet < 2 {
             let turn = self.manager.turn(Some(self.net.patience())).expect("a turn");
-            let busy = turn.events > 0 || turn.next == Some(Duration::ZERO);
+            let busy = turn.events > 0 || self.manager.next_timeout() == Some(Duration::ZERO);
             quiet = if busy { 0 } else { quiet + 1 };
         }
         let log = self.log.borrow();

@@ -9,6 +9,11 @@
 
 pub(crate) mod plain;
 
+/// The generator of the simulator: seeded, so that a failure can be repeated.
+#[allow(dead_code)]
+#[path = "../../src/simnet/rng.rs"]
+pub(crate) mod rng;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
@@ -21,6 +26,8 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use rng::Rng;
 
 use pool_manager::{
     Cause, CloseReason, Closed, Commands, Config, Conn, ConnId, Handler, Manager, Turn,
@@ -294,25 +301,9 @@ pub(crate) fn resident_bytes() -> u64 {
     pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().expect("a number") * 4096)
 }
 
-/// Splitmix64: seeded, so that a failure comes again.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(count).collect()
-    }
+/// Returns `count` random bytes.
+pub(crate) fn random_bytes(rng: &mut Rng, count: usize) -> Vec<u8> {
+    (0..count.div_ceil(8)).flat_map(|_| rng.number().to_le_bytes()).take(count).collect()
 }
 
 /// A client that gives up after [`PATIENCE`], and sends at once what it is told to.

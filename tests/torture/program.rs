@@ -211,7 +211,7 @@ impl Program {
             Scenario::Handle => return Ok(()),
             Scenario::Unix => return self.manager.listen_unix(&self.scene.path),
             Scenario::Blocked => {
-                let failed = |error| Error::Listen(addr.to_string(), error);
+                let failed = |source| Error::Listen { addr: addr.to_string(), source };
                 let (listener, addr) = narrow_listener(addr).map_err(failed)?;
                 self.manager.listen_on(listener)?;
                 self.addr = Some(addr);
@@ -233,7 +233,7 @@ impl Program {
             Errand::Put(socket) => {
                 let Err(error) = self.manager.put(socket) else { return };
                 self.failed.push(error.to_string());
-                let socket: Socket = error.into_inner();
+                let socket: Socket = error.into_socket();
                 self.manager.put(socket).expect("put, the second time");
             }
             Errand::PutByHandle(socket) => {

@@ -91,9 +91,9 @@ impl Scene {
     }
 
     /// Waits until something holds, but not longer than this.
-    pub(crate) fn wait(&self, most: Duration, mut holds: impl FnMut(&News) -> bool) {
+    pub(crate) fn wait(&self, max: Duration, mut holds: impl FnMut(&News) -> bool) {
         let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.changed.wait_timeout_while(news, most, |news| !holds(news)));
+        drop(self.changed.wait_timeout_while(news, max, |news| !holds(news)));
     }
 
     /// Where to connect; waits until there is such a place.

@@ -7,7 +7,7 @@
 //! others. `DelayQueue` runs on a current-thread runtime whose clock is paused, so that it neither
 //! sleeps nor reads a clock.
 
-include!(concat!(env!("OUT_DIR"), "/rooms.rs"));
+include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
 mod ordered;
 mod ours;

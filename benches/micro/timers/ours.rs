@@ -1,8 +1,8 @@
 //! The pool's wheel, used as the pool does: it knows a deadline not later than the true one.
 
 use crate::Timers;
+use crate::ds::wheel::Wheel;
 use crate::time::Tick;
-use crate::wheel::Wheel;
 
 /// What the pool takes from the wheel in a turn, at most.
 const BATCH: usize = 256;

@@ -56,7 +56,7 @@ impl<H: Handler + 'static> State<H> {
     /// Sees to it that the timer fires not later than the next deadline. One that fires early
     /// costs a turn in which nothing is to do, and is cheaper than to move it at every turn.
     fn arm(&mut self) {
-        let Some(due) = self.manager.next_deadline() else { return };
+        let Some(due) = self.manager.next_timeout() else { return };
         let at = Instant::now() + due;
         if self.armed.is_some_and(|(_, armed)| armed <= at) {
             return;

@@ -32,7 +32,7 @@ async fn turn_until_stopped<H: Handler>(
     let mut stopping = false;
     ready();
     loop {
-        let due = manager.next_deadline();
+        let due = manager.next_timeout();
         tokio::select! {
             readable = descriptor.readable() => readable?.clear_ready(),
             () = after(due) => {}

@@ -1,17 +1,21 @@
-//! The framing, with the private rooms that it needs; see the driver.
+//! The framing, with the private modules that it needs; see the driver.
 #![no_main]
 #![allow(dead_code)]
 
 use arbtest::arbitrary::Unstructured;
 
-#[path = "../../../src/buffer.rs"]
+#[path = "../../../src/ds/buffer.rs"]
 mod buffer;
 #[path = "../../drivers/framing.rs"]
 mod driver;
 #[path = "../../../src/framing.rs"]
 mod framing;
-#[path = "../../../src/guard.rs"]
-mod guard;
+#[path = "../../../src/panics.rs"]
+mod panics;
+
+mod ds {
+    pub(crate) use crate::buffer;
+}
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Input that is too short ends the case early.

@@ -1,4 +1,4 @@
-//! The wheel, with the private rooms that it needs; see the driver.
+//! The wheel, with the private modules that it needs; see the driver.
 #![no_main]
 #![allow(dead_code)]
 
@@ -6,12 +6,16 @@ use arbtest::arbitrary::Unstructured;
 
 #[path = "../../drivers/wheel.rs"]
 mod driver;
-#[path = "../../../src/links.rs"]
-mod links;
+#[path = "../../../src/ds/index_list.rs"]
+mod index_list;
 #[path = "../../../src/time.rs"]
 mod time;
-#[path = "../../../src/wheel.rs"]
+#[path = "../../../src/ds/wheel.rs"]
 mod wheel;
+
+mod ds {
+    pub(crate) use crate::{index_list, wheel};
+}
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Input that is too short ends the case early.

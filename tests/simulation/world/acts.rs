@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pool_manager::sim::{Host, Listener, Rng, Stream};
-use pool_manager::{CloseReason, ConnId, ConnectOptions, Error, PutErrorKind};
+use pool_manager::{CloseReason, ConnId, ConnectOptions, Error};
 
 use super::peer::Peer;
 use super::{World, draw, model};
@@ -76,15 +76,15 @@ impl World {
             self.stage.model.borrow_mut().took();
             return self.meet(peer);
         };
-        if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
-            let (taken, most) = (self.taken(), self.manager.config().max_workers as u64);
+        if matches!(refused.error(), Error::Busy { .. }) {
+            let (taken, max) = (self.taken(), self.manager.config().max_workers as u64);
             // The refused one is still open.
-            assert!(taken > most, "busy, with {} of {most} places taken", taken - 1);
+            assert!(taken > max, "busy, with {} of {max} places taken", taken - 1);
         }
-        match refused.kind() {
-            PutErrorKind::Busy { .. } if by_handle => self.stage.mark("busy, by a handle"),
-            PutErrorKind::Busy { .. } => self.stage.mark("busy, by put"),
-            PutErrorKind::Unsuitable(_) => self.stage.mark("registering fails in put"),
+        match refused.error() {
+            Error::Busy { .. } if by_handle => self.stage.mark("busy, by a handle"),
+            Error::Busy { .. } => self.stage.mark("busy, by put"),
+            Error::Unsuitable(_) => self.stage.mark("registering fails in put"),
             _ => {}
         }
         self.stage.refused(refused, &mut peer);
@@ -115,7 +115,7 @@ impl World {
     }
 
     fn call_at_once(&mut self, host: Host, key: u64, options: ConnectOptions) {
-        let (taken, most) = (self.taken() - 1, self.manager.config().max_workers as u64);
+        let (taken, max) = (self.taken() - 1, self.manager.config().max_workers as u64);
         let outcome = self.manager.connect_with(host.addr(), options);
         let stage = &self.stage;
         match outcome {
@@ -125,14 +125,14 @@ impl World {
                 model.called(key, id, &stage.sim);
                 stage.callees.borrow_mut().push((key, host));
             }
-            Err(Error::Connect(..)) => {
+            Err(Error::Connect { .. }) => {
                 stage.mark("a connect cannot begin, by the manager");
                 stage.model.borrow_mut().not_called(key);
                 assert_eq!(self.taken(), taken, "what could not begin has a place");
             }
             Err(refused) => {
-                let busy = matches!(refused, Error::Busy(_));
-                assert!(!busy || taken >= most, "busy, with {taken} of {most} places taken");
+                let busy = matches!(refused, Error::Busy { .. });
+                assert!(!busy || taken >= max, "busy, with {taken} of {max} places taken");
                 stage.connect_requested(host, key, Err(refused));
             }
         }
@@ -230,8 +230,8 @@ impl World {
             let lowered = config.max_workers > 0 && (config.max_workers as u64) < live;
             let mut model = self.stage.model.borrow_mut();
             model.marks.hit_if("max_workers below the live", lowered);
-            let most = model.most_held();
-            model.marks.hit_if("buffer_size below the held", config.buffer_size < most);
+            let max = model.most_held();
+            model.marks.hit_if("buffer_size below the held", config.buffer_size < max);
             drop(model);
             self.manager.set_config(config).unwrap();
         } else {
@@ -275,20 +275,20 @@ impl World {
         let sim = &self.stage.sim;
         let elsewhere = || self.stage.model.borrow().slept + sim.counters().jumped;
         let (before, elsewhere_before) = (sim.now(), elsewhere());
-        let most = self.manager.config().stop_deadline.unwrap_or_default();
+        let max = self.manager.config().stop_deadline.unwrap_or_default();
         let before_it = self.manager.stats();
         let again = std::mem::replace(&mut self.stage.model.borrow_mut().stopping, true);
         if !again && self.reliable {
             let mut model = self.stage.model.borrow_mut();
-            model.draining = sim.now() + most;
+            model.draining = sim.now() + max;
         }
         let lost_before = self.stage.model.borrow().lost_bytes();
         let outcome = self.manager.stop();
-        let allowed = most + elsewhere().saturating_sub(elsewhere_before);
+        let allowed = max + elsewhere().saturating_sub(elsewhere_before);
         let took = sim.now().saturating_sub(before);
         assert!(
             again || took <= allowed + Duration::from_millis(3),
-            "a stop of {most:?} took {took:?}"
+            "a stop of {max:?} took {took:?}"
         );
         match outcome {
             Ok(report) => {

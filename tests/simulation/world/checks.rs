@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pool_manager::sim::Listener;
-use pool_manager::{Config, Overload, PutErrorKind, Stats, Turn};
+use pool_manager::{Config, Error, Overload, Stats, Turn};
 
 use super::marks::Marks;
 use super::model::Turned;
@@ -22,7 +22,7 @@ impl World {
         assert!(!in_time || turned_away == before, "reset in the queue, though there was time");
         let (mut peer, ours) = self.stage.sim.pair();
         let refused = self.manager.put(ours).expect_err("put into a stopped pool");
-        assert!(matches!(refused.kind(), PutErrorKind::NotRunning), "{refused}");
+        assert!(matches!(refused.error(), Error::NotRunning), "{refused}");
         self.stage.refused(refused, &mut peer);
         let mut model = self.stage.model.borrow_mut();
         model.has_stopped();
@@ -44,7 +44,7 @@ impl World {
         assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0), "{stats}");
         assert_eq!(stats.bytes_held, 0, "bytes that are kept for nobody");
         assert_eq!((counters.open, counters.registered), (0, 0), "{counters:?}");
-        assert_eq!(self.manager.next_deadline(), None);
+        assert_eq!(self.manager.next_timeout(), None);
         assert!(self.stage.model.borrow().all_ended(), "somebody was not told of the end");
         assert_eq!(self.stage.sim.violations(), [""; 0]);
     }
@@ -57,12 +57,13 @@ impl World {
     }
 
     /// What must hold after every turn.
-    pub(super) fn check(&mut self, turn: Turn, most: u64) {
+    pub(super) fn check(&mut self, turn: Turn, max: u64) {
         let (stats, counters) = (self.manager.stats(), self.stage.sim.counters());
         self.trace(|| format!("  {turn:?}, live {}, digest {:016x}", stats.live, self.digest()));
         assert_eq!(self.stage.sim.violations(), [""; 0]);
+        let next = self.manager.next_timeout();
         let config: &Config = self.manager.config();
-        let asleep = turn.next != Some(Duration::ZERO);
+        let asleep = next != Some(Duration::ZERO);
         // A last read may end one whose time is up for another reason.
         let closed = stats.closed_total() - self.happened[6];
         let turn_ended = Turned {
@@ -99,8 +100,8 @@ impl World {
         );
         assert!(stats.lingering <= 256, "{stats}");
         self.check_refusals(&stats);
-        assert!(self.taken() <= most, "{} connections, of at most {most}", self.taken());
-        self.check_plans(turn, &stats);
+        assert!(self.taken() <= max, "{} connections, of at most {max}", self.taken());
+        self.check_plans(turn, next, &stats);
         if stats.lingering >= 250 {
             self.stage.lossless.set(false);
         }
@@ -134,8 +135,8 @@ impl World {
     }
 
     /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
-    pub(super) fn check_plans(&self, turn: Turn, stats: &Stats) {
-        let (config, next) = (self.manager.config(), turn.next.unwrap_or(Duration::MAX));
+    pub(super) fn check_plans(&self, turn: Turn, next: Option<Duration>, stats: &Stats) {
+        let (config, next) = (self.manager.config(), next.unwrap_or(Duration::MAX));
         let asleep = !next.is_zero();
         if turn.stopped.is_some() {
             return;

@@ -70,8 +70,8 @@ impl World {
             Framing::Custom(_) => b"d".to_vec(),
             _ => b"abc\n".to_vec(),
         };
-        let most = self.manager.config().max_workers.clamp(1, 8);
-        for _ in 0..most {
+        let max = self.manager.config().max_workers.clamp(1, 8);
+        for _ in 0..max {
             let (mut peer, ours) = self.stage.sim.pair();
             let number = peer.connection();
             std::io::Write::write_all(&mut peer, &request).unwrap();
@@ -86,7 +86,7 @@ impl World {
         for _ in 0..3 {
             self.turn();
         }
-        let newest = self.peers.len() - most;
+        let newest = self.peers.len() - max;
         for peer in &mut self.peers[newest..] {
             peer.hear_all(&self.stage);
             assert!(self.stage.model.borrow().is_answered(peer.number), "not answered");
@@ -102,7 +102,7 @@ impl World {
         let (spare, keep) = (self.manager.stats().spare, self.manager.config().min_workers);
         assert_eq!(spare, keep as u64, "spare buffers");
         let ticks = !self.manager.config().tick.is_zero();
-        assert_eq!(self.manager.next_deadline().is_some(), ticks, "it does not sleep");
+        assert_eq!(self.manager.next_timeout().is_some(), ticks, "it does not sleep");
     }
 
     /// Dropped in the middle of things, it closes everything as well.

@@ -21,9 +21,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use pool_manager::sim::{Faults, Host, Listener, Rng, Sim, Stream};
-use pool_manager::{
-    Config, ConnectOptions, Error, Manager, Overload, PutError, PutErrorKind, Socket,
-};
+use pool_manager::{Config, ConnectOptions, Error, Manager, Overload, PutError, Socket};
 
 pub(crate) use marks::Marks;
 use model::Model;
@@ -96,7 +94,7 @@ impl Stage {
                 self.callees.borrow_mut().push((key, host));
             }
             Err(refused) => {
-                let busy = matches!(refused, Error::Busy(_));
+                let busy = matches!(refused, Error::Busy { .. });
                 model.busy += u64::from(busy);
                 model.marks.hit_if("busy, by connect", busy);
                 model.not_called(key);
@@ -106,12 +104,12 @@ impl Stage {
 
     /// A socket that is not taken comes back as it was.
     fn refused(&self, refused: PutError, peer: &mut Stream) {
-        let kind = format!("{:?}", refused.kind());
-        if matches!(refused.kind(), PutErrorKind::Busy { .. }) {
+        let kind = format!("{:?}", refused.error());
+        if matches!(refused.error(), Error::Busy { .. }) {
             self.model.borrow_mut().busy += 1;
         }
         self.model.borrow_mut().accounts.remove(&peer.connection());
-        let Socket::Sim(mut ours) = refused.into_inner() else { return };
+        let Socket::Sim(mut ours) = refused.into_socket() else { return };
         let mut byte = [0];
         let said = std::io::Write::write(&mut ours, b"!");
         let heard = std::io::Read::read(peer, &mut byte);
@@ -323,7 +321,7 @@ impl World {
             Ok(turn) => {
                 let signal = self.stage.sim.counters().interrupted_waits > signals;
                 let mut model = self.stage.model.borrow_mut();
-                let most = before.max(model.most_allowed());
+                let max = before.max(model.most_allowed());
                 model.allow_memory(kept);
                 model.stops(stopping, commands < 1024, self.stage.sim.now());
                 model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
@@ -332,7 +330,7 @@ impl World {
                 model.configs.insert(0, self.manager.config().clone());
                 drop(model);
                 self.meet_newcomers();
-                self.check(turn, most);
+                self.check(turn, max);
                 if turn.stopped.is_some() {
                     self.stopped();
                 }

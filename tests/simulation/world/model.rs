@@ -341,11 +341,11 @@ impl Model {
 
     /// The most connections that a configuration in effect since the last turn allows.
     pub(crate) fn most_allowed(&self) -> u64 {
-        let most = |config: &Config| match config.max_workers {
+        let max = |config: &Config| match config.max_workers {
             0 => u64::MAX,
-            most => most as u64,
+            max => max as u64,
         };
-        self.configs.iter().map(most).max().unwrap_or(u64::MAX)
+        self.configs.iter().map(max).max().unwrap_or(u64::MAX)
     }
 
     /// It is resumed again and again, whatever else is asked for.
@@ -388,7 +388,7 @@ impl Model {
         if turn.stopping && turn.began > self.stop_by {
             complaints.push(format!("a stop takes longer than until {:?}: {turn:?}", self.stop_by));
         }
-        let most = (self.longest, self.most_unsent * 3 / 2);
+        let max = (self.longest, self.most_unsent * 3 / 2);
         for account in self.accounts.values_mut() {
             let Some(id) = account.id.filter(|_| account.end.is_none()) else { continue };
             let Some(look) = sim.snapshot(id) else {
@@ -399,7 +399,7 @@ impl Model {
                 account.keep_connecting();
                 continue;
             }
-            if let Err(wrong) = account.check(turn, config, most, look) {
+            if let Err(wrong) = account.check(turn, config, max, look) {
                 complaints.push(format!("{id}: {wrong}: {look:?} {account:?} {turn:?}"));
             }
         }

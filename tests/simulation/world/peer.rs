@@ -38,9 +38,9 @@ pub(crate) struct Peer {
 }
 
 /// What peers say: letters, delimiters, lengths, and now and then what a framing cannot bear.
-fn speech(rng: &mut Rng, most: usize) -> Vec<u8> {
+fn speech(rng: &mut Rng, max: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
-        (0..=rng.below(most)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[rng.below(11)]).collect();
+        (0..=rng.below(max)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[rng.below(11)]).collect();
     if rng.permille(80) {
         bytes.push(b"\x05\x06"[rng.below(2)]);
     }
@@ -81,8 +81,8 @@ impl Peer {
             }
             Habit::Dripping if act < 9 => self.say(&speech(rng, 1)[..1], world),
             Habit::Flooding | Habit::Deaf if act < 9 => {
-                let most = if rng.permille(50) { 30_000 } else { 3_000 };
-                let bytes = speech(rng, most);
+                let max = if rng.permille(50) { 30_000 } else { 3_000 };
+                let bytes = speech(rng, max);
                 self.say(&bytes, world);
             }
             Habit::Deaf | Habit::Silent if act < 20 => {}
@@ -127,11 +127,11 @@ impl Peer {
         }
     }
 
-    /// Reads up to `most` bytes, and says whether there were some.
-    pub(crate) fn hear(&mut self, most: usize, world: &Shared) -> bool {
+    /// Reads up to `max` bytes, and says whether there were some.
+    pub(crate) fn hear(&mut self, max: usize, world: &Shared) -> bool {
         let Some(stream) = &mut self.stream else { return false };
         let mut bytes = [0; 512];
-        let outcome = stream.read(&mut bytes[..most]);
+        let outcome = stream.read(&mut bytes[..max]);
         let mut model = world.model.borrow_mut();
         match outcome {
             Ok(count @ 1..) => {

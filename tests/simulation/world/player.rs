@@ -156,8 +156,8 @@ impl Handler for Player {
 }
 
 impl Player {
-    fn other(&mut self, most: usize) -> Option<usize> {
-        self.other.as_mut().map(|rng| rng.below(most))
+    fn other(&mut self, max: usize) -> Option<usize> {
+        self.other.as_mut().map(|rng| rng.below(max))
     }
 
     /// Replies, and once in `calm` times does something else.
@@ -300,7 +300,7 @@ impl Player {
 /// Somebody's id, for commands: perhaps of one that is gone.
 impl super::model::Model {
     pub(crate) fn any_id(&self, rng: &mut Rng) -> Option<ConnId> {
-        let most = self.numbers.len();
-        self.numbers.keys().nth(rng.below(most)).copied()
+        let max = self.numbers.len();
+        self.numbers.keys().nth(rng.below(max)).copied()
     }
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use pool_manager::Socket;
-use pool_manager::backend::{Backend, Event, ListenSocket, Os, Wake};
+use pool_manager::sys::{Backend, Event, ListenSocket, Os, Wake};
 
 /// Readings a millisecond. A turn at full speed takes a few.
 const READINGS: u64 = 50;
@@ -21,7 +21,7 @@ pub(crate) struct Clocked {
 
 impl Clocked {
     pub(crate) fn new() -> Self {
-        Self { os: Os::new(), readings: 0 }
+        Self { os: Os::new().expect("the event loop"), readings: 0 }
     }
 }
 

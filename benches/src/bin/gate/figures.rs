@@ -134,14 +134,14 @@ pub(crate) fn compare(case: &Case, cost: Cost, committed: Option<Cost>) -> [Row;
 
 /// How instructions grow with the number of connections, as far as both ends were measured.
 pub(crate) fn growth(costs: &[(&Case, Cost)]) -> Vec<Row> {
-    let (few, many, most) = GROWTH;
+    let (few, many, max) = GROWTH;
     let of = |name: &str| {
         let cost = costs.iter().find(|(case, _)| case.name == name);
         cost.map(|(_, cost)| cost.instructions)
     };
     let pairs = many.iter().filter_map(|name| Some((name, of(name)? / of(few)?)));
     pairs
-        .map(|(name, growth)| Row::new([name, "growth"], growth, None, Some(most), 0.0, 2))
+        .map(|(name, growth)| Row::new([name, "growth"], growth, None, Some(max), 0.0, 2))
         .collect()
 }
 
@@ -180,7 +180,7 @@ impl Row {
 }
 
 fn judge(figure: f64, committed: Option<f64>, bar: Option<f64>, tolerance: f64) -> Verdict {
-    let too_high = |most: f64| figure > most + EXACT;
+    let too_high = |max: f64| figure > max + EXACT;
     if bar.is_some_and(too_high) {
         return Verdict::Worse;
     }

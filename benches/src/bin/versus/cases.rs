@@ -129,10 +129,10 @@ impl Case {
 /// Descriptors that a process needs beside its connections.
 const SPARE: usize = 100;
 
-/// Leaves out what needs more than `most` descriptors in a process, and says so; silent connections
+/// Leaves out what needs more than `max` descriptors in a process, and says so; silent connections
 /// are fewer instead.
-pub(crate) fn fit(cases: &mut Vec<Case>, most: usize) -> Vec<String> {
-    let room = most.saturating_sub(SPARE);
+pub(crate) fn fit(cases: &mut Vec<Case>, max: usize) -> Vec<String> {
+    let room = max.saturating_sub(SPARE);
     let mut notes = Vec::new();
     cases.retain_mut(|case| {
         if case.connections <= room {
@@ -141,12 +141,12 @@ pub(crate) fn fit(cases: &mut Vec<Case>, most: usize) -> Vec<String> {
         if case.work == Work::Idle && room > 0 {
             case.connections = if room >= 10_000 { 10_000 } else { room };
             notes.push(format!(
-                "idle: {} connections: {most} descriptors are allowed",
+                "idle: {} connections: {max} descriptors are allowed",
                 case.connections
             ));
             return true;
         }
-        notes.push(format!("{} is left out: only {most} descriptors are allowed", case.name));
+        notes.push(format!("{} is left out: only {max} descriptors are allowed", case.name));
         false
     });
     notes
@@ -156,9 +156,9 @@ pub(crate) fn fit(cases: &mut Vec<Case>, most: usize) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn fitted(most: usize) -> (Vec<(&'static str, usize)>, usize) {
+    fn fitted(max: usize) -> (Vec<(&'static str, usize)>, usize) {
         let mut cases = CASES.to_vec();
-        let notes = fit(&mut cases, most);
+        let notes = fit(&mut cases, max);
         (cases.iter().map(|case| (case.name, case.connections)).collect(), notes.len())
     }
 

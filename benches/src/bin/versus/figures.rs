@@ -68,9 +68,9 @@ impl Row {
     /// Half of what lies between the dearest and the cheapest round, as a part of the median.
     pub(crate) fn spread(&self) -> Option<f64> {
         let costs: Vec<f64> = self.samples.iter().filter_map(Sample::cost).collect();
-        let most = costs.iter().copied().reduce(f64::max)?;
+        let max = costs.iter().copied().reduce(f64::max)?;
         let least = costs.iter().copied().reduce(f64::min)?;
-        Some((most - least) / 2.0 / median(costs)?)
+        Some((max - least) / 2.0 / median(costs)?)
     }
 }
 

@@ -12,11 +12,11 @@ pub(crate) fn descriptors() -> usize {
     let soft = limit.current;
     limit.current = limit.maximum;
     // No limit is more than anyone uses here.
-    let most = match setrlimit(Resource::Nofile, limit) {
+    let max = match setrlimit(Resource::Nofile, limit) {
         Ok(()) => limit.maximum,
         Err(_) => soft,
     };
-    most.map_or(usize::MAX, |most| most as usize)
+    max.map_or(usize::MAX, |max| max as usize)
 }
 
 /// What the cores in use have done so far, in ticks.

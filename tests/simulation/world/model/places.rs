@@ -41,7 +41,7 @@ impl Model {
     /// One that has just opened is not one too many of its peer's.
     pub(super) fn counts(&mut self, number: usize) -> Result<(), String> {
         let limits = self.configs.iter().map(|config| config.max_per_peer);
-        let (least, most) = (limits.clone().min(), limits.max());
+        let (least, max) = (limits.clone().min(), limits.max());
         let Some(account) = self.accounts.get_mut(&number) else { return Ok(()) };
         account.counted = least > Some(0) && account.from.is_some();
         let Some(from) = account.from.filter(|_| account.counted) else { return Ok(()) };
@@ -50,20 +50,20 @@ impl Model {
             there && other.from.is_some_and(|addr| same(addr, from))
         });
         match live.count() {
-            count if Some(count) > most => Err(format!("the {count}th of {from}")),
+            count if Some(count) > max => Err(format!("the {count}th of {from}")),
             _ => Ok(()),
         }
     }
 
     /// Whether, since then, there was a peer with as many connections as it may have.
-    pub(crate) fn is_crowded(&self, most: usize, since: Duration) -> bool {
+    pub(crate) fn is_crowded(&self, max: usize, since: Duration) -> bool {
         let there = |account: &&Account| {
             let left = account.end.is_some_and(|(_, when)| when < since);
             account.id.is_some() && !left
         };
         let addrs = || self.accounts.values().filter(there).filter_map(|account| account.from);
         let count = |from| addrs().filter(|&addr| same(addr, from)).count();
-        most > 0 && addrs().any(|from| count(from) >= most)
+        max > 0 && addrs().any(|from| count(from) >= max)
     }
 
     /// Who is evicted was idle, while there was no place, and nobody was idle longer.

@@ -407,10 +407,10 @@ impl Model {
         if end.bytes_in != account.delivered + end.bytes_dropped {
             wrong.push("bytes are unaccounted for".to_owned());
         }
-        let (least, most) = (account.replied, account.replied + account.sends_total);
+        let (least, max) = (account.replied, account.replied + account.sends_total);
         self.sends[2] += (end.bytes_out + end.bytes_unsent).saturating_sub(least);
-        if !(least..=most).contains(&(end.bytes_out + end.bytes_unsent)) {
-            wrong.push(format!("{least} to {most} bytes of reply are unaccounted for"));
+        if !(least..=max).contains(&(end.bytes_out + end.bytes_unsent)) {
+            wrong.push(format!("{least} to {max} bytes of reply are unaccounted for"));
         }
         let timed = matches!(end.reason, CloseReason::Expired | CloseReason::WriteStalled);
         if timed && !account.over && early(account, &self.configs, &look, now, began) {
@@ -435,10 +435,10 @@ impl Model {
             wrong.push(not_so);
         }
         let tick = Duration::from_millis(1);
-        let (least, most) =
+        let (least, max) =
             (began.saturating_sub(account.opened.1), now.saturating_sub(account.opened.0));
-        if end.age + tick < least || end.age > most + tick {
-            wrong.push(format!("it was there for {least:?} to {most:?}"));
+        if end.age + tick < least || end.age > max + tick {
+            wrong.push(format!("it was there for {least:?} to {max:?}"));
         }
         if end.reason == CloseReason::Stopped && look.unread > 0 && now < self.draining {
             wrong.push(format!("closed as idle, though it spoke, {look:?}"));

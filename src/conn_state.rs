@@ -1,0 +1,361 @@
+//! The state of one connection: its identity, counters, clocks, flags and stage.
+//!
+//! The worker changes it, and callbacks see it through [`Conn`](crate::Conn). It does no I/O.
+
+mod cause;
+mod close_reason;
+mod flags;
+mod gcra;
+mod stage;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::id::ConnId;
+use crate::time::{Now, Span, Tick};
+pub use cause::Cause;
+pub use close_reason::CloseReason;
+pub(crate) use flags::Flags;
+pub(crate) use gcra::Gcra;
+pub(crate) use stage::Stage;
+
+/// The configured deadlines in milliseconds, rounded up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deadlines {
+    idle: u64,
+    /// `u64::MAX` if it is off.
+    total: u64,
+    /// The limit on requests per connection.
+    pub(crate) rate: Gcra,
+}
+
+impl From<&Config> for Deadlines {
+    fn from(config: &Config) -> Self {
+        let millis = |deadline| Tick(0).after(deadline).0;
+        let total = config.request_deadline;
+        let total = if total.is_zero() { u64::MAX } else { millis(total) };
+        let rate = Gcra::from(config.rate_limit);
+        Self { idle: millis(config.clients_deadline), total, rate }
+    }
+}
+
+/// State that few connections need, in a box of its own so that the others do not pay for it.
+#[derive(Debug, Default)]
+struct ConnExtra {
+    /// The client's address, if a PROXY header named one.
+    peer: Option<SocketAddr>,
+    /// The theoretical arrival time of the next request: see [`Gcra`].
+    tat: u64,
+    /// The key of an outgoing connection.
+    key: Option<u64>,
+}
+
+/// Invariants: `armed_at` is not later than [`ConnState::due`]; `CLOSING` is set iff there is a
+/// close reason; `NOT_OPEN` is set iff the stage is not `Open`.
+#[derive(Debug)]
+pub(crate) struct ConnState {
+    pub(crate) id: ConnId,
+    pub(crate) opened: Tick,
+    /// When a byte last moved, in either direction.
+    pub(crate) last_activity: Tick,
+    /// The start of the total deadline: when the first byte of the held request arrived, or when
+    /// the unsent reply first had to wait. `NEVER` if there is neither.
+    pub(crate) total_from: Tick,
+    /// When the timer wheel will report the connection. `NEVER` if it is not armed.
+    pub(crate) armed_at: Tick,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// The connection's own idle deadline in milliseconds. 0: the configured one.
+    pub(crate) idle_ms: u32,
+    close_reason: Option<CloseReason>,
+    stage: Stage,
+    pub(crate) flags: Flags,
+    /// The connection is on the ready list.
+    pub(crate) queued: bool,
+    /// The kernel reported readable, and no read has drained the socket since.
+    pub(crate) readable: bool,
+    /// Read until the end of file or `WouldBlock`, whatever a short read suggests: the kernel will
+    /// not report again.
+    pub(crate) must_drain: bool,
+    /// The peer will send no more.
+    pub(crate) eof: bool,
+    /// The connection was read a last time because the manager stops.
+    pub(crate) final_read: bool,
+    /// The connection was accepted while the manager was stopping.
+    pub(crate) accepted_in_stop: bool,
+    extra: Option<Box<ConnExtra>>,
+}
+
+impl ConnState {
+    /// Returns the state of a connection that is open.
+    pub(crate) fn new(id: ConnId, now: Now) -> Self {
+        Self {
+            id,
+            opened: now.floor,
+            last_activity: now.ceil,
+            total_from: Tick::NEVER,
+            armed_at: Tick::NEVER,
+            bytes_in: 0,
+            bytes_out: 0,
+            idle_ms: 0,
+            close_reason: None,
+            stage: Stage::Open,
+            flags: Flags::default(),
+            queued: false,
+            readable: false,
+            must_drain: false,
+            eof: false,
+            final_read: false,
+            accepted_in_stop: false,
+            extra: None,
+        }
+    }
+
+    /// Returns whether nothing is delivered for now: the connection is paused or throttled.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.flags.intersects(Flags::PAUSED | Flags::THROTTLED)
+    }
+
+    /// Returns when the idle or the total deadline passes, whichever is sooner. The deadlines of a
+    /// suspended connection do not run, unless it has unsent output.
+    pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
+        if self.is_suspended() && !self.flags.intersects(Flags::BLOCKED) {
+            return Tick::NEVER;
+        }
+        self.running_deadline(deadlines)
+    }
+
+    fn running_deadline(&self, deadlines: Deadlines) -> Tick {
+        let idle = if self.idle_ms == 0 { deadlines.idle } else { u64::from(self.idle_ms) };
+        let idle = self.last_activity.0.saturating_add(idle);
+        Tick(idle.min(self.total_from.0.saturating_add(deadlines.total)))
+    }
+
+    /// Returns when the connection needs a visit even if no event comes: at its deadline, or when
+    /// the rate limit lets a held request go.
+    pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
+        if self.is_suspended() {
+            self.suspended_due(deadlines)
+        } else {
+            self.running_deadline(deadlines)
+        }
+    }
+
+    #[cold]
+    fn suspended_due(&self, deadlines: Deadlines) -> Tick {
+        if self.flags.intersects(Flags::PAUSED | Flags::BLOCKED) {
+            return self.deadline(deadlines);
+        }
+        deadlines.rate.due(self.tat())
+    }
+
+    /// Returns whether the timer wheel will report the connection in time.
+    pub(crate) fn is_armed(&self, deadlines: Deadlines) -> bool {
+        self.armed_at <= self.due(deadlines)
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    pub(crate) fn set_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.flags.set(Flags::NOT_OPEN, stage != Stage::Open);
+    }
+
+    /// Returns the client's address, if a PROXY header named one.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.extra.as_ref()?.peer
+    }
+
+    pub(crate) fn set_peer(&mut self, peer: Option<SocketAddr>) {
+        if peer.is_some() {
+            self.extra.get_or_insert_default().peer = peer;
+        }
+    }
+
+    /// Makes it an outgoing connection that has to be established before `deadline` passes. Until
+    /// then it counts as blocked, because nothing can be written.
+    pub(crate) fn set_connecting(&mut self, key: Option<u64>, deadline: Duration) {
+        self.extra.get_or_insert_default().key = key;
+        self.set_stage(Stage::Connecting);
+        self.flags.insert(Flags::BLOCKED);
+        self.set_idle_deadline(deadline);
+    }
+
+    /// Makes an outgoing connection that is established an open one.
+    pub(crate) fn set_connected(&mut self, now: Now) {
+        self.set_stage(Stage::Open);
+        self.flags.remove(Flags::BLOCKED);
+        self.set_idle_deadline(Duration::ZERO);
+        self.last_activity = now.ceil;
+    }
+
+    /// Returns the key of an outgoing connection.
+    pub(crate) fn key(&self) -> Option<u64> {
+        self.extra.as_ref()?.key
+    }
+
+    fn tat(&self) -> u64 {
+        self.extra.as_ref().map_or(0, |extra| extra.tat)
+    }
+
+    fn is_due(&self, deadlines: Deadlines, now: Now) -> bool {
+        deadlines.rate.due(self.tat()) <= now.floor
+    }
+
+    /// Counts the next request against the rate limit and returns true, or throttles the
+    /// connection and returns false.
+    pub(crate) fn conforms(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        let due = self.is_due(deadlines, now);
+        self.flags.set(Flags::THROTTLED, !due);
+        if due {
+            let extra = self.extra.get_or_insert_default();
+            extra.tat = deadlines.rate.after(extra.tat, now.floor);
+        }
+        due
+    }
+
+    /// Applies a new rate limit. A burst that the old limit allowed leaves no debt beyond one burst
+    /// of the new one.
+    pub(crate) fn change_rate(&mut self, rate: Gcra, now: Now) {
+        if let Some(extra) = &mut self.extra {
+            extra.tat = rate.clamp(extra.tat, now.floor);
+        }
+    }
+
+    /// Ends the throttling, and returns true, if the held request may be delivered. Both deadlines
+    /// then count from now, because the peer waited for us.
+    #[cold]
+    pub(crate) fn try_unthrottle(&mut self, deadlines: Deadlines, now: Now) -> bool {
+        let due = self.is_due(deadlines, now);
+        self.flags.set(Flags::THROTTLED, !due);
+        if due {
+            self.last_activity = now.ceil;
+            self.total_from = now.ceil;
+        }
+        due
+    }
+
+    /// Ends the connection for `reason`, unless it is ending already. A natural end, which a pause
+    /// may hold back, is replaced.
+    pub(crate) fn end(&mut self, reason: CloseReason) {
+        if self.close_reason.is_none_or(CloseReason::is_natural) {
+            self.end_now(reason);
+        }
+    }
+
+    /// Ends the connection for `reason`, whatever it was ending for.
+    pub(crate) fn end_now(&mut self, reason: CloseReason) {
+        self.close_reason = Some(reason);
+        self.flags.insert(Flags::CLOSING);
+    }
+
+    /// Returns why the connection closes when its output is sent, if it does.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.close_reason
+    }
+
+    /// Moves clocks that were set at the beginning of a long turn to just before its end: a
+    /// connection that was served last in a slow turn was not silent all the while.
+    pub(crate) fn credit(&mut self, turn: Span) {
+        for clock in [&mut self.last_activity, &mut self.total_from] {
+            if *clock == turn.began {
+                *clock = turn.last();
+            }
+        }
+    }
+
+    /// Ends a pause. Clocks that did not run continue from `now`.
+    pub(crate) fn resume(&mut self, now: Tick) {
+        self.flags.insert(Flags::TIMER_STALE);
+        if self.flags.remove(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
+            self.last_activity = now;
+            self.total_from = if self.total_from == Tick::NEVER { Tick::NEVER } else { now };
+        }
+    }
+
+    /// Sets the connection's own idle deadline, rounded up to a millisecond. Zero goes back to the
+    /// configured one.
+    pub(crate) fn set_idle_deadline(&mut self, deadline: Duration) {
+        let millis = deadline.as_nanos().div_ceil(1_000_000);
+        self.idle_ms = u32::try_from(millis).unwrap_or(u32::MAX);
+        self.flags.insert(Flags::TIMER_STALE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> ConnState {
+        ConnState::new(ConnId::new(0, 1), Now::new((100, false)))
+    }
+
+    #[test]
+    fn the_sooner_of_the_two_deadlines_counts() {
+        let config = Config::new()
+            .clients_deadline(Duration::from_millis(50))
+            .request_deadline(Duration::from_millis(80));
+        let mut state = state();
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(150));
+        state.total_from = Tick(110);
+        state.last_activity = Tick(130);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(180));
+        state.last_activity = Tick(170);
+        assert_eq!(
+            state.deadline(Deadlines::from(&config)),
+            Tick(190),
+            "traffic does not move the total deadline"
+        );
+        assert_eq!(
+            state.deadline(Deadlines::from(&config.request_deadline(Duration::ZERO))),
+            Tick(220)
+        );
+    }
+
+    #[test]
+    fn a_paused_connection_waits_unless_it_owes_a_reply() {
+        let config = Config::new();
+        let mut state = state();
+        state.flags.insert(Flags::PAUSED);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick::NEVER);
+        state.flags.insert(Flags::BLOCKED);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(3_100));
+    }
+
+    #[test]
+    fn what_happened_in_a_turn_counts_from_its_end() {
+        let mut state = state();
+        state.credit(Span { began: Tick(90), ended: Tick(500) });
+        assert_eq!(state.last_activity, Tick(100), "another turn");
+        state.credit(Span { began: Tick(100), ended: Tick(500) });
+        assert_eq!((state.last_activity, state.total_from), (Tick(499), Tick::NEVER));
+        state.credit(Span { began: Tick(500), ended: Tick(900) });
+        assert_eq!(state.last_activity, Tick(499), "it was not served in the next slow turn");
+    }
+
+    #[test]
+    fn resuming_restarts_both_clocks_and_only_after_a_pause() {
+        let (config, mut state) = (Config::new(), state());
+        state.resume(Tick(9_000));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(3_100), "it was not paused");
+        state.total_from = Tick(100);
+        state.flags.insert(Flags::PAUSED);
+        state.resume(Tick(50_000));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(53_000));
+        assert_eq!(state.total_from, Tick(50_000));
+    }
+
+    #[test]
+    fn a_deadline_of_its_own_replaces_the_configured_one() {
+        let (config, mut state) = (Config::new(), state());
+        state.set_idle_deadline(Duration::from_micros(1_500));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(102), "rounded up");
+        state.set_idle_deadline(Duration::MAX);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(100 + u64::from(u32::MAX)));
+        state.set_idle_deadline(Duration::ZERO);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(3_100));
+    }
+}

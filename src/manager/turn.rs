@@ -1,0 +1,308 @@
+//! The turn: one pass of the loop, and its nine phases in the order in which they run.
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use super::Manager;
+use crate::error::Error;
+use crate::handler::Handler;
+use crate::id::Token;
+use crate::listeners::{ACCEPTS, Accepted};
+use crate::pool::Due;
+use crate::report::{StopReport, Turn};
+use crate::sys::Backend;
+use crate::time::{Now, Span, Tick};
+use crate::worker::Verdict;
+
+/// What one turn does at most, so that no phase keeps the others waiting. Connections have a
+/// budget per visit, listeners one each.
+const COMMANDS_PER_TURN: usize = 1024;
+const TIMERS_PER_TURN: usize = 256;
+
+/// The longest wait, whatever a system's timeout can express.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
+
+impl<H: Handler, B: Backend> Manager<H, B> {
+    /// Runs one turn of the loop: waits until something is ready or due, for `timeout` at most
+    /// (`None`: without limit), and does a bounded amount of work.
+    ///
+    /// A call that comes too early does nothing and returns. If it comes too late, deadlines are
+    /// late too, but peers that sent in time are served: reads go before deadlines. A signal ends
+    /// the wait early and is not an error.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Wait`] if waiting fails, after which all connections are
+    /// closed and the manager is stopped.
+    #[inline(never)]
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
+        if self.is_stopped() {
+            return Err(Error::NotRunning);
+        }
+        self.cx.stats.turns += 1;
+        self.wait(timeout)?;
+        self.read_clock();
+        self.run_commands();
+        let events = self.mark_ready();
+        let served = self.serve_ready();
+        let expired = self.expire_due();
+        self.tick();
+        let accepted = self.accept_new();
+        self.reap_buffers();
+        self.cx.run_hook(H::turn_ended);
+        let stopped = self.report();
+        if timeout == Some(Duration::ZERO) {
+            // With a zero timeout the caller waits in its own loop. Read the clock again so that
+            // this wait does not count as a slow turn.
+            self.read_clock();
+        }
+        Ok(Turn { events, served, expired, accepted, stopped })
+    }
+
+    /// 1. Wait for readiness, `timeout` at most, and not at all if work is left.
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        let timeout = self.wait_timeout(timeout);
+        let outcome = if self.cx.config.spin.is_zero() || timeout == Some(Duration::ZERO) {
+            self.poll(timeout)
+        } else {
+            self.spin(timeout)
+        };
+        match outcome {
+            Err(error) if error.kind() != ErrorKind::Interrupted => {
+                log::error!("can't wait for readiness, closing all connections: {error}");
+                self.read_clock();
+                self.abort_all();
+                Err(Error::Wait(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// 2. Read the clock, once: everything in a turn sees the same time. If the last turn took
+    ///    long, its connections are credited with that time.
+    pub(super) fn read_clock(&mut self) {
+        let began = self.cx.now.ceil;
+        self.cx.now = Now::new(self.cx.backend.millis());
+        let span = Span { began, ended: self.cx.now.ceil };
+        if span.is_long() {
+            for &id in &self.visited {
+                if let Some(worker) = self.pool.get_mut(id) {
+                    worker.state.credit(span);
+                }
+            }
+        }
+        self.visited.clear();
+    }
+
+    /// 3. Execute the commands of callbacks and handles, at most a batch.
+    fn run_commands(&mut self) {
+        if !self.cx.commands.has_work() {
+            return;
+        }
+        self.cx.commands.collect(COMMANDS_PER_TURN);
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.cx.commands.next() else { break };
+            self.execute(command);
+        }
+    }
+
+    /// 4. Put the connections that have events on the ready list. Events of connections that are
+    ///    gone are counted and dropped.
+    fn mark_ready(&mut self) -> usize {
+        let (pool, lingering, listeners) =
+            (&mut self.pool, &mut self.lingering, &mut self.listeners);
+        let (mut events, mut stale) = (0, 0);
+        self.cx.backend.events(|event| {
+            events += 1;
+            let known = match Token::unpack(event.token) {
+                Token::Worker(id) => pool.mark_ready(id, event),
+                Token::Lingerer(key) => lingering.mark_ready(key, event),
+                Token::Listener(index) => listeners.mark_ready(index),
+                Token::Waker => true,
+            };
+            if !known {
+                stale += 1;
+            }
+        });
+        self.cx.stats.events += events as u64;
+        self.cx.stats.stale_events += stale;
+        events
+    }
+
+    /// 5. Serve each connection that was ready when the phase began, once.
+    fn serve_ready(&mut self) -> usize {
+        let before = self.visited.len();
+        self.pool.take_ready(&mut self.visited);
+        let after = self.visited.len();
+        let stopping = self.is_stopping();
+        for at in before..after {
+            let id = self.visited[at];
+            let Some(worker) = self.pool.dequeue(id) else { continue };
+            let verdict = worker.serve(&mut self.cx);
+            // Most connections are at rest now, and their deadlines are no sooner than before.
+            let at_rest = verdict == Verdict::Wait && worker.state.flags.is_empty();
+            debug_assert!(!at_rest || worker.state.is_armed(self.cx.deadlines), "{id} is due");
+            if !at_rest || stopping {
+                self.apply_verdict(id, verdict);
+            }
+        }
+        if self.lingering.len() > 0 {
+            self.lingering.serve(&mut self.cx.backend, &mut self.cx.stats, self.cx.now);
+        }
+        after - before
+    }
+
+    /// 6. Expire deadlines, at most a batch, and after the reads.
+    fn expire_due(&mut self) -> usize {
+        let before = self.cx.stats.expired;
+        for _ in 0..TIMERS_PER_TURN {
+            match self.pool.pop_due(self.cx.now, &self.cx.deadlines) {
+                Some(Due::Expired(id)) => self.expire(id),
+                Some(Due::Held(id)) => self.serve(id),
+                Some(Due::Early) => {}
+                None => break,
+            }
+        }
+        (self.cx.stats.expired - before) as usize
+    }
+
+    /// The end of phase 6: call [`Handler::tick`] if it is time.
+    fn tick(&mut self) {
+        if self.tick_at > self.cx.now.floor {
+            return;
+        }
+        self.plan_tick();
+        self.cx.stats.ticks += 1;
+        self.cx.run_hook(H::tick);
+    }
+
+    /// 7. Accept new connections, at most a batch per listener, and after the present ones were
+    ///    served.
+    #[inline(always)]
+    pub(super) fn accept_new(&mut self) -> usize {
+        if !self.listeners.any_ready() {
+            return 0;
+        }
+        let before = self.cx.stats.accepted;
+        for index in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS {
+                let (permits, overload) = (&self.mailbox.permits, &self.cx.config.overload);
+                let (backend, stats) = (&mut self.cx.backend, &mut self.cx.stats);
+                match self.listeners.accept(index, backend, permits, overload, stats, self.cx.now) {
+                    Accepted::Connection { socket, addr, promised, proxied } => {
+                        self.on_accepted(socket, addr, promised, proxied);
+                    }
+                    Accepted::Skip => {}
+                    Accepted::Nothing => break,
+                }
+            }
+            self.listeners.close_finished(index, &mut self.cx.backend);
+        }
+        (self.cx.stats.accepted - before) as usize
+    }
+
+    /// 8. Free warm buffers that were not needed.
+    fn reap_buffers(&mut self) {
+        if self.cx.buffers.can_reap() && self.reap_at <= self.cx.now.floor {
+            self.cx.buffers.reap();
+            self.plan_reaping();
+        }
+    }
+
+    /// 9. Log warnings, and complete a stop.
+    fn report(&mut self) -> Option<StopReport> {
+        self.log_warnings();
+        self.drain.and_then(|drain| self.finish_if_drained(drain))
+    }
+
+    /// Returns how long to wait. Before a wait that may block, the clock is read again: time spent
+    /// in callbacks, or between turns, would make it oversleep.
+    fn wait_timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        match self.due() {
+            due if timeout == Some(Duration::ZERO) || due <= self.cx.now.floor => {
+                Some(Duration::ZERO)
+            }
+            Tick::NEVER => timeout.map(|timeout| timeout.min(WAIT_MAX)),
+            due => {
+                self.read_clock();
+                let left =
+                    due.0.saturating_sub(self.cx.now.floor.0).min(WAIT_MAX.as_millis() as u64);
+                let left = Duration::from_millis(left);
+                Some(timeout.map_or(left, |timeout| timeout.min(left)))
+            }
+        }
+    }
+
+    /// Waits for readiness. Returns whether something is ready.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.cx.stats.waits += 1;
+        self.cx.backend.wait(timeout)
+    }
+
+    /// Polls for as long as [`spin`](crate::Config::spin) says, then waits for the rest of
+    /// `timeout`.
+    #[inline(never)]
+    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let max = self.cx.config.spin.min(timeout.unwrap_or(WAIT_MAX));
+        let began = self.cx.backend.now();
+        let (mut spun, mut outcome) = (Duration::ZERO, Ok(false));
+        // No poll takes less than 50 ns, so this ends even if the clock stands still.
+        let mut polls = max.as_nanos() / 50;
+        while spun < max && polls > 0 && matches!(outcome, Ok(false)) {
+            outcome = self.poll(Some(Duration::ZERO));
+            spun = self.cx.backend.now().saturating_sub(began);
+            polls -= 1;
+        }
+        self.cx.stats.spun_ns += spun.as_nanos() as u64;
+        match outcome {
+            Ok(false) => self.poll(timeout.map(|timeout| timeout.saturating_sub(spun))),
+            found => found,
+        }
+    }
+
+    /// Returns when the next turn is due even if nothing becomes ready: now or earlier if work is
+    /// left, `NEVER` if nothing is planned.
+    #[inline(always)]
+    pub(super) fn due(&self) -> Tick {
+        if self.pool.any_ready() || self.cx.commands.has_work() {
+            return self.cx.now.floor;
+        }
+        let due = self.pool.next_due().min(self.tick_at);
+        let lingers = self.lingering.len() > 0;
+        let reaps = self.cx.buffers.can_reap();
+        if lingers | reaps | self.is_stopping() | self.listeners.any_ready() {
+            due.min(self.rare_due())
+        } else {
+            due
+        }
+    }
+
+    /// The part of [`Manager::due`] that most turns do not need.
+    #[cold]
+    #[inline(never)]
+    fn rare_due(&self) -> Tick {
+        if self.lingering.has_work() {
+            return self.cx.now.floor;
+        }
+        let mut due = self.lingering.next_due();
+        due = due.min(self.listeners.next_due(&self.mailbox.permits, &self.cx.config.overload));
+        if self.cx.buffers.can_reap() {
+            due = due.min(self.reap_at);
+        }
+        if let Some(drain) = self.drain {
+            due = due.min(drain.until);
+        }
+        due
+    }
+
+    /// Plans the next reaping of warm buffers, one interval from now.
+    pub(super) fn plan_reaping(&mut self) {
+        self.reap_at = self.cx.now.ceil.after(self.cx.config.reap_interval);
+    }
+
+    /// Plans the next [`Handler::tick`], one interval from now, if it is configured.
+    pub(super) fn plan_tick(&mut self) {
+        let interval = self.cx.config.tick;
+        let now = self.cx.now.ceil;
+        self.tick_at = if interval.is_zero() { Tick::NEVER } else { now.after(interval) };
+    }
+}

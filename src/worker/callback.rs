@@ -1,0 +1,70 @@
+//! The one place where callbacks of a connection run: timed if configured, and caught if they
+//! panic.
+
+use std::io;
+
+use super::{Context, Worker};
+use crate::conn_state::{Cause, CloseReason};
+use crate::handler::{Conn, Handler};
+use crate::panics::{catch, drop_catching};
+use crate::sys::Backend;
+
+impl<H: Handler> Worker<H> {
+    /// Calls [`Handler::opened`], the first hook of every connection.
+    pub(super) fn call_opened<B: Backend>(&mut self, cx: &mut Context<H, B>) {
+        self.run_callback(cx, Cause::Opened, |handler, conn, session, _| {
+            handler.opened(conn, session)
+        });
+    }
+
+    /// Runs one callback. Its error or panic ends the connection. What a panicking callback wrote
+    /// is dropped.
+    #[inline(always)]
+    pub(super) fn run_callback<B: Backend>(
+        &mut self,
+        cx: &mut Context<H, B>,
+        cause: Cause,
+        callback: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session, &[u8]) -> io::Result<()>,
+    ) {
+        if cx.config.slow_callback.is_some() {
+            cx.callback_began = cx.backend.now();
+        }
+        let output = &mut cx.buffers.output;
+        let mark = output.mark();
+        let gathered = if cause == Cause::Blocked { 0 } else { mark };
+        let held = cx.buffers.input.held();
+        let mut conn = Conn {
+            state: &mut self.state,
+            socket: &self.socket,
+            output,
+            commands: &mut cx.commands,
+            // Output that was not yet offered to the socket does not count against the peer.
+            write_limit: cx.config.write_limit.saturating_add(gathered),
+            now: cx.now.floor,
+            cause,
+        };
+        let (handler, session) = (&mut cx.handler, &mut self.session);
+        let outcome = catch(|| callback(handler, &mut conn, session, held));
+        if let Some(limit) = cx.config.slow_callback {
+            cx.stats.count_callback(cx.backend.now().saturating_sub(cx.callback_began), limit);
+        }
+        match outcome {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.fail(error, cause, cx.config.debug),
+            None => {
+                cx.stats.panics += 1;
+                cx.buffers.output.rewind(mark);
+                self.state.end_now(CloseReason::Panicked);
+            }
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: io::Error, cause: Cause, debug: bool) {
+        if debug {
+            log::debug!("{}: {cause:?} callback failed: {}", self.state.id, error.kind());
+        }
+        self.state.end(CloseReason::Failed);
+        drop_catching(error);
+    }
+}

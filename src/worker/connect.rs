@@ -1,0 +1,43 @@
+//! An outgoing connection before it is established. The handler does not know it yet.
+//!
+//! Until then it counts as blocked: only a writable edge gives it something to do, and its deadline
+//! runs.
+
+use std::ops::ControlFlow;
+
+use super::{Context, Flow, Verdict, Worker};
+use crate::conn_state::CloseReason;
+use crate::handler::Handler;
+use crate::sys::Backend;
+
+impl<H: Handler> Worker<H> {
+    /// Checks whether the connection is established and, if so, opens it. What was sent to it
+    /// meanwhile goes out behind what `opened` writes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn finish_connect<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
+        if let Some(reason) = self.state.close_reason() {
+            return ControlFlow::Break(Verdict::Close(reason));
+        }
+        match cx.backend.is_connected(&self.socket) {
+            Ok(true) => {}
+            Ok(false) => return ControlFlow::Break(Verdict::Wait),
+            Err(error) => {
+                let reason = CloseReason::Unreachable(error.kind());
+                return ControlFlow::Break(Verdict::Close(reason));
+            }
+        }
+        self.state.set_connected(cx.now);
+        cx.stats.connected += 1;
+        let sent = cx.buffers.output.len();
+        self.call_opened(cx);
+        let output = &mut cx.buffers.output;
+        if sent > 0 && output.len() > sent {
+            output.move_behind(sent);
+            if output.len() > cx.config.write_limit {
+                self.state.end_now(CloseReason::WriteLimit);
+            }
+        }
+        self.may_proceed()
+    }
+}

@@ -1,0 +1,154 @@
+//! The general case of a visit: flush what is unsent, frame what is held, read, and end the visit.
+
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
+use super::{BUDGET, CALLBACK_COST, Context, Filled, Flow, READ_COST, Step, Verdict, Worker};
+use crate::conn_state::{CloseReason, Flags, Stage};
+use crate::handler::Handler;
+use crate::sys::Backend;
+use crate::time::Tick;
+
+impl<H: Handler> Worker<H> {
+    /// Continues a visit that left the fast path after it had spent `spent` of its budget.
+    ///
+    /// Calls out of the fast path are cold, so that the compiler lays out and inlines the fast path
+    /// as the common case. The visit itself is not cold, because its loops have to be fast too.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn visit_rest<B: Backend>(
+        &mut self,
+        cx: &mut Context<H, B>,
+        spent: usize,
+    ) -> Verdict {
+        self.visit(cx, BUDGET - spent)
+    }
+
+    /// Makes a visit, from its beginning or from the point at which the fast path was left.
+    #[inline(never)]
+    fn visit<B: Backend>(&mut self, cx: &mut Context<H, B>, budget: usize) -> Verdict {
+        let has_buffer = self.input.capacity() > 0 || self.output.capacity() > 0;
+        debug_assert!(
+            self.state.flags.intersects(Flags::HAS_BUFFER) || !has_buffer,
+            "it keeps a buffer without the flag"
+        );
+        let ControlFlow::Break(verdict) = self.process(cx, budget);
+        self.end_visit(cx, verdict)
+    }
+
+    /// Prepares, then frames, calls back and reads until nothing is left to do or the budget is
+    /// spent.
+    #[inline(always)]
+    fn process<B: Backend>(
+        &mut self,
+        cx: &mut Context<H, B>,
+        budget: usize,
+    ) -> ControlFlow<Verdict, Infallible> {
+        if !self.state.flags.is_empty() {
+            self.prepare(cx)?;
+        }
+        let mut budget = budget;
+        loop {
+            while !cx.buffers.input.is_empty() {
+                self.flush_if_large(cx)?;
+                let (bounds, cause) = match self.step(cx) {
+                    Step::Deliver(bounds, cause) => (bounds, cause),
+                    Step::Incomplete => break,
+                    Step::Close(reason) => return ControlFlow::Break(Verdict::Close(reason)),
+                };
+                if self.is_early(cx) {
+                    return ControlFlow::Break(Verdict::Wait);
+                }
+                self.deliver(cx, bounds, cause);
+                self.may_proceed()?;
+                budget = budget.saturating_sub(CALLBACK_COST);
+                if budget == 0 && !cx.buffers.input.is_empty() {
+                    return ControlFlow::Break(Verdict::Again);
+                }
+            }
+            if !self.state.readable {
+                let eof = self.state.eof;
+                let verdict = if eof { Verdict::Close(CloseReason::Eof) } else { Verdict::Wait };
+                return ControlFlow::Break(verdict);
+            }
+            if budget == 0 {
+                return ControlFlow::Break(Verdict::Again);
+            }
+            self.flush_if_large(cx)?;
+            let cost = match self.fill(cx) {
+                Filled::Bytes(count) => count.max(READ_COST),
+                Filled::Nothing => READ_COST,
+                Filled::MemoryLimit => {
+                    self.deliver_on_memory_limit(cx)?;
+                    return ControlFlow::Break(Verdict::Wait);
+                }
+                Filled::Failed(reason) => return ControlFlow::Break(Verdict::Close(reason)),
+            };
+            budget = budget.saturating_sub(cost);
+        }
+    }
+
+    /// Does what the connection's flags call for before anything is framed or read.
+    #[cold]
+    #[inline(never)]
+    fn prepare<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
+        let flushes = self.has_unsent() || self.state.flags.intersects(Flags::BOXED);
+        self.attach(&mut cx.buffers);
+        if let Some(reason) = self.state.close_reason().filter(|reason| !reason.is_polite()) {
+            return ControlFlow::Break(Verdict::Close(reason));
+        }
+        if flushes {
+            self.flush_unsent(cx)?;
+        } else {
+            self.may_proceed()?;
+        }
+        if self.state.stage() == Stage::AwaitingHeader {
+            self.read_proxy_header(cx)?;
+        }
+        if self.is_throttled(cx) {
+            return ControlFlow::Break(Verdict::Wait);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sends the output if it is large, before more is added. Breaks if it has to wait.
+    #[inline(always)]
+    fn flush_if_large<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
+        // None of it was sent yet, so its mark is its length: otherwise it would be blocked.
+        if cx.buffers.output.mark() >= cx.flush_at {
+            self.send(cx)
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// Breaks if nothing more may be read or delivered: the connection is paused or closing.
+    #[inline(always)]
+    pub(super) fn may_proceed(&self) -> Flow {
+        if !self.state.flags.intersects(Flags::CLOSING | Flags::PAUSED) {
+            return ControlFlow::Continue(());
+        }
+        let reason = self.state.close_reason();
+        ControlFlow::Break(reason.map_or(Verdict::Wait, |reason| self.end(reason)))
+    }
+
+    /// Ends a visit: sends the output and keeps what is left in the buffers.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn end_visit<B: Backend>(
+        &mut self,
+        cx: &mut Context<H, B>,
+        verdict: Verdict,
+    ) -> Verdict {
+        let verdict = self.flush_before_end(cx, verdict);
+        let verdict = self.enforce_memory_limit(cx, verdict);
+        if !cx.buffers.input.is_empty() && self.state.total_from == Tick::NEVER {
+            // The bytes arrived in this visit, or behind a request answered in it. Any time that
+            // they waited before was ours, so both deadlines count from now.
+            self.state.total_from = cx.now.ceil;
+            self.state.last_activity = cx.now.ceil;
+        }
+        self.detach(&mut cx.buffers);
+        verdict
+    }
+}
