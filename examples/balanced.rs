@@ -1,41 +1,56 @@
-//! One of several processes behind a balancer: it believes the balancer who its clients are, tells it
-//! how much of it is free, and is drained by it before it stops. `examples/haproxy/haproxy.cfg` is the
-//! other half.
+//! One of several server processes behind a load balancer. The process takes the clients' addresses
+//! from the balancer (PROXY protocol), reports to the balancer how many of its workers are free,
+//! and has the balancer send clients elsewhere before it stops.
 //!
-//! `cargo run --release --example balanced`, then `nc 127.0.0.1 7101` asks what the balancer asks.
-
-mod common;
+//! `examples/haproxy/haproxy.cfg` is the balancer's configuration for two such processes.
+//!
+//! `cargo run --release --example balanced`, then `nc 127.0.0.1 7101` shows the report, and
+//! `nc 127.0.0.1 7001` is echoed.
+//!
+//! This file is complete: it uses nothing of `examples/common`.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Framing, Handler, IpNet, ListenOptions, Manager, Socket, Stats};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 const HELP: &str = "\
-Echoes lines behind a balancer, on one thread.
+Sends back the lines that it receives behind a load balancer, on one thread.
 
 Usage: balanced [OPTIONS]
 
   --listen ADDR       address to listen on [127.0.0.1:7001]
-  --agent ADDR        address at which the balancer asks how we are [127.0.0.1:7101]
-  --trust NETWORK     balancers that say who the client is (PROXY protocol); may be repeated
+  --agent ADDR        address of the report for the balancer (agent check) [127.0.0.1:7101]
+  --trust NETWORK     addresses of balancers that send the client's address in a PROXY protocol
+                      header; may be repeated
   --max N             connections at a time [1000]
-  --deadline-ms MS    how long a peer may be silent [3000]
-  --drain-ms MS       how long the balancer gets to send its clients elsewhere [1000]
-  --help              this text
+  --deadline-ms MS    how long a connection may be silent [3000]
+  --drain-ms MS       time for the balancer to send clients elsewhere before the stop [1000]
+  --help              print this text
 
-A line that is \"who\" is answered with the client's address, others with themselves.
-The agent answers \"ready up 73%\" if 73 of 100 workers are free, and \"drain\" once a stop is asked for.
-SIGINT or SIGTERM: drain for as long as --drain-ms says, then stop gracefully; a second one at once.";
+The line \"who\" is answered with the client's address, any other line with itself.
+The report is \"ready up 73%\" if 73 of 100 workers are free, and \"drain\" during a stop.
+SIGINT or SIGTERM reports \"drain\" for --drain-ms, then stops gracefully; a second one ends the
+program at once.";
+
+/// The longest wait of one turn. The program checks between two turns whether a signal has come.
+const TURN: Duration = Duration::from_millis(200);
+/// The listen backlog; the standard library uses 128.
+const BACKLOG: i32 = 4096;
+/// Workers for the balancer's agent checks, in addition to those for clients.
+const AGENT_WORKERS: usize = 8;
 
 struct Options {
     listen: String,
@@ -46,12 +61,25 @@ struct Options {
     config: Config,
 }
 
+/// Returns exit code 2 for bad usage, which is a [`lexopt::Error`], and 1 for any other error.
 fn main() -> ExitCode {
-    common::main("balanced", HELP, options, serve)
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    let (code, hint) = if error.is::<lexopt::Error>() { (2, "; try --help") } else { (1, "") };
+    // `eprintln!` panics if stderr is closed.
+    let _ = writeln!(io::stderr(), "balanced: {error}{hint}");
+    ExitCode::from(code)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = options()? else {
+        say(HELP);
+        return Ok(());
+    };
+    serve(options)
+}
+
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         listen: "127.0.0.1:7001".into(),
         agent: "127.0.0.1:7101".into(),
@@ -67,12 +95,12 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("agent") => options.agent = parser.value()?.string()?,
             Arg::Long("trust") => {
                 let network = parser.value()?.string()?;
-                options.trusted.push(network.parse().map_err(usage_error)?);
+                options.trusted.push(network.parse().map_err(usage)?);
             }
             Arg::Long("max") => {
                 options.max = number(&mut parser, "--max")?;
                 if !(1..1 << 30).contains(&options.max) {
-                    return Err(usage_error("--max: must be 1 to 1073741823"));
+                    return Err("--max: must be 1 to 1073741823".into());
                 }
             }
             Arg::Long("deadline-ms") => {
@@ -81,35 +109,32 @@ fn options() -> Result<Option<Options>, Failure> {
             }
             Arg::Long("drain-ms") => options.drain = millis(&mut parser, "--drain-ms")?,
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     Ok(Some(options))
 }
 
-/// Places kept for the balancer's questions, beyond what clients are said to have.
-const QUESTIONS: usize = 8;
-
-/// What the balancer may know, as of the last turn.
+/// The state that the report is made of, as of the last turn.
 #[derive(Default)]
-struct Condition {
+struct Status {
     stats: Stats,
     draining: bool,
 }
 
 struct Balanced {
-    condition: Rc<RefCell<Condition>>,
-    /// Where the balancer asks.
+    status: Rc<RefCell<Status>>,
+    /// The address of the report.
     agent: SocketAddr,
     max: usize,
 }
 
 impl Balanced {
-    /// What the balancer is told, in the words of `HAProxy`'s agent check.
-    fn answer(&self) -> String {
-        let condition = self.condition.borrow();
-        let busy = usize::try_from(condition.stats.live).unwrap_or(usize::MAX);
-        if condition.draining {
+    /// Returns the report in the format of `HAProxy`'s agent check.
+    fn report(&self) -> String {
+        let status = self.status.borrow();
+        let busy = usize::try_from(status.stats.live).unwrap_or(usize::MAX);
+        if status.draining {
             return "drain\n".into();
         }
         let free = self.max.saturating_sub(busy);
@@ -123,7 +148,7 @@ impl Handler for Balanced {
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if let Socket::Tcp(stream) = conn.socket() {
             if stream.local_addr()?.port() == self.agent.port() {
-                conn.write_all(self.answer().as_bytes())?;
+                conn.write_all(self.report().as_bytes())?;
                 conn.close();
             }
         }
@@ -139,40 +164,87 @@ impl Handler for Balanced {
     }
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
-    let (listener, questions) = (bind(&options.listen)?, bind(&options.agent)?);
-    let addr = listener.local_addr().map_err(run_error)?;
-    let agent = questions.local_addr().map_err(run_error)?;
+fn serve(options: Options) -> Result<(), Box<dyn Error>> {
+    let (listener, agent_listener) = (bind(&options.listen)?, bind(&options.agent)?);
+    let (addr, agent) = (listener.local_addr()?, agent_listener.local_addr()?);
     if agent.port() == addr.port() {
-        // By its port a connection is known to be a question.
-        return Err(usage_error("--agent: must have another port than --listen"));
+        // The handler tells agent checks from clients by the port.
+        return Err(usage("--agent: must have another port than --listen").into());
     }
-    let (condition, max) = (Rc::new(RefCell::new(Condition::default())), options.max);
-    let handler = Balanced { condition: condition.clone(), agent, max };
-    let config = options.config.max_workers(max + QUESTIONS);
-    let mut manager = Manager::with_handler(config, handler).map_err(usage_error)?;
-    log_from("info");
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
+    let (status, max) = (Rc::new(RefCell::new(Status::default())), options.max);
+    let handler = Balanced { status: status.clone(), agent, max };
+    let config = options.config.max_workers(max + AGENT_WORKERS);
+    let mut manager = Manager::with_handler(config, handler).map_err(usage)?;
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).init();
+    let stop = stop_flag()?;
+    manager.start()?;
     let trusting = ListenOptions::new().proxy_protocol(options.trusted);
-    manager.listen_with(listener, trusting).map_err(run_error)?;
-    manager.listen_on(questions).map_err(run_error)?;
+    manager.listen_with(listener, trusting)?;
+    manager.listen_on(agent_listener)?;
     say(format_args!("listening on {addr}; agent on {agent}; process {}", std::process::id()));
-    // Who comes while we drain is served: the balancer may not have asked yet.
+    // New connections are served while draining: the balancer may not have read the report yet.
     let mut draining: Option<Instant> = None;
     while draining.is_none_or(|since| since.elapsed() < options.drain) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
+        manager.turn(Some(TURN))?;
         if stop.load(Ordering::Relaxed) && draining.is_none() {
             draining = Some(Instant::now());
         }
-        *condition.borrow_mut() =
-            Condition { stats: manager.stats(), draining: draining.is_some() };
+        *status.borrow_mut() = Status { stats: manager.stats(), draining: draining.is_some() };
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!(
         "stopped: {report}; {}; {} proxied",
         manager.stats(),
         manager.stats().proxied
     ));
     Ok(())
+}
+
+fn bind(addr: &str) -> Result<TcpListener, Box<dyn Error>> {
+    let listener = TcpListener::bind(addr).map_err(|error| -> Box<dyn Error> {
+        match error.kind() {
+            // An error without a number comes from parsing `addr`.
+            ErrorKind::InvalidInput if error.raw_os_error().is_none() => {
+                usage(format!("{addr} is not HOST:PORT")).into()
+            }
+            ErrorKind::AddrInUse => format!("can't listen on {addr}: it is in use").into(),
+            _ => format!("can't listen on {addr}: {error}").into(),
+        }
+    })?;
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// Marks an error as bad usage.
+fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> lexopt::Error {
+    lexopt::Error::Custom(error.into())
+}
+
+/// Parses the value of `option` as a number.
+fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, lexopt::Error>
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>,
+{
+    parser.value()?.parse().map_err(|error| format!("{option}: {error}").into())
+}
+
+/// Parses the value of `option` as whole milliseconds.
+fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, lexopt::Error> {
+    number(parser, option).map(Duration::from_millis)
+}
+
+/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,13 +1,16 @@
-//! Chat: what one says, all get, in the same order.
+//! Chat server: a line from one member goes to all members, in the same order for each.
 //!
 //! `cargo run --release --example chat`, then `nc 127.0.0.1 6264` in a few terminals.
 //!
-//! A line for 1,000 members is 1,000 sends, and the commands where callbacks leave them has an end. So
-//! lines are gathered, and what a turn gathered is sent at its end, to each member once. While
-//! sends of the batch before still wait, lines go on being gathered; and when those are many, who
-//! speaks next is paused until they are on their way. Batches keep a pace that members can follow,
-//! however fast one speaks. A member that cannot, or does not read at all, is closed by
-//! `write_limit`, and the others do not notice.
+//! A line for 1,000 members needs 1,000 send commands, and the command queue is limited. The room
+//! therefore collects lines and sends them to each member in one batch at the end of a turn. Until
+//! all send commands of a batch have been queued, it collects lines for the next batch. If too many
+//! bytes are collected, a member that sends another line is paused until the next batch has taken
+//! them. A minimum time between batches lets members keep up with a fast sender. A member that
+//! reads too slowly exceeds `write_limit` and is closed; this does not affect the others.
+//!
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind_with` and `usage` of
+//! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
 
@@ -17,58 +20,56 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{
-    Failure, TURN, bind_with, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
+use common::{Result, TURN, bind_with, log_from, millis, number, say, stop_flag, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager};
 
 const HELP: &str = "\
-A room where all hear what one says. Say /name NAME, /who or /quit, or anything else.
+A chat room: each line goes to all members. Commands: /name NAME, /who and /quit.
 
 Usage: chat [OPTIONS]
 
   --listen ADDR        address to listen on [127.0.0.1:6264]
-  --max N              members at a time; more are told ERROR_SERVER_BUSY [10000]
-  --deadline-ms MS     how long a member may neither speak nor hear anything [600000]
-  --write-limit BYTES  how far a member may be behind with reading before it is closed; at least
-                       131072 [524288]
+  --max N              members at a time; further ones get ERROR_SERVER_BUSY [10000]
+  --deadline-ms MS     how long a member may neither send nor receive anything [600000]
+  --write-limit BYTES  close a member when more than this is unsent to it; at least 131072 [524288]
   --debug              log every connection
-  --help               this text
+  --help               print this text
 
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
-/// The longest line, with its end.
+/// Maximum size of a line, including its newline.
 const LINE_MAX: usize = 1 << 10;
 const NAME_MAX: usize = 32;
-/// The most that is sent to a member at once.
+/// Maximum size of a batch in bytes.
 const BATCH: usize = 64 << 10;
-/// The least time between two batches: 640 KiB a second is what a member has to be able to read.
-const PACE: Duration = Duration::from_millis(100);
-/// Who speaks when this much is gathered is paused until it is on its way.
-const GATHERED_MAX: usize = 64 << 10;
-/// Sends that may wait at a time, each with a copy of its batch: a turn carries out half of them.
+/// Minimum time between two batches. A member must be able to read 640 KiB per second.
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// With this many bytes collected, members that send a line are paused.
+const COLLECTED_MAX: usize = 64 << 10;
+/// Maximum number of queued send commands, each with a copy of its batch. A turn executes 1,024.
 const SENDS_MAX: usize = 2048;
-/// What the kernel holds for a member that does not read; left to itself it takes 4 MiB.
+/// Kernel send buffer of a member. By default it grows to 4 MiB for a member that does not read.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// A member's name, once it has one.
+/// The name of a member.
 #[derive(Default)]
 struct Member(String);
 
 #[derive(Default)]
 struct Room {
-    /// Everybody, by the one name of each.
+    /// All members by name. Names are unique.
     members: HashMap<String, ConnId>,
-    /// Lines for all.
-    gathered: Vec<u8>,
-    /// Those that spoke when too much was gathered.
+    /// Lines for the next batch.
+    collected: Vec<u8>,
+    /// Members that sent a line while too much was collected.
     paused: Vec<ConnId>,
-    /// Lines on their way, and who has yet to get them.
+    /// The current batch.
     batch: Vec<u8>,
-    untold: Vec<ConnId>,
-    /// When the last batch began.
-    began: Option<Instant>,
+    /// Members for which no send command with the current batch has been queued yet.
+    recipients: Vec<ConnId>,
+    /// The time at which the current batch was started.
+    batch_started: Option<Instant>,
 }
 
 impl Handler for Room {
@@ -77,7 +78,7 @@ impl Handler for Room {
     fn opened(&mut self, conn: &mut Conn<'_>, member: &mut Member) -> io::Result<()> {
         member.0 = format!("guest-{}", conn.id());
         self.members.insert(member.0.clone(), conn.id());
-        self.tell(format_args!("* {} joins", member.0));
+        self.broadcast(format_args!("* {} joins", member.0));
         Ok(())
     }
 
@@ -96,9 +97,9 @@ impl Handler for Room {
             (command, _) if command.starts_with('/') => {
                 writeln!(conn, "! the commands are /name NAME, /who and /quit")?;
             }
-            _ => self.tell(format_args!("{}: {line}", member.0)),
+            _ => self.broadcast(format_args!("{}: {line}", member.0)),
         }
-        if self.gathered.len() >= GATHERED_MAX {
+        if self.collected.len() >= COLLECTED_MAX {
             conn.pause();
             self.paused.push(conn.id());
         }
@@ -107,26 +108,26 @@ impl Handler for Room {
 
     fn closed(&mut self, _: &Closed, member: Member, _: &mut Commands) {
         self.members.remove(&member.0);
-        self.tell(format_args!("* {} leaves", member.0));
+        self.broadcast(format_args!("* {} leaves", member.0));
     }
 
     fn turn_ended(&mut self, commands: &mut Commands) {
-        if self.untold.is_empty() && !self.gathered.is_empty() {
+        if self.recipients.is_empty() && !self.collected.is_empty() {
             let now = Instant::now();
-            if self.began.is_none_or(|began| now - began >= PACE) {
-                self.began = Some(now);
+            if self.batch_started.is_none_or(|started| now - started >= BATCH_INTERVAL) {
+                self.batch_started = Some(now);
                 self.begin_batch();
             }
         }
         while commands.queued() < SENDS_MAX {
-            let Some(&id) = self.untold.last() else { break };
-            // A commands that is full is tried again at the end of the next turn.
+            let Some(&id) = self.recipients.last() else { break };
+            // If the command queue is full, this continues at the end of the next turn.
             if commands.send(id, self.batch.as_slice()).is_err() {
                 return;
             }
-            self.untold.pop();
+            self.recipients.pop();
         }
-        if self.gathered.len() < GATHERED_MAX {
+        if self.collected.len() < COLLECTED_MAX {
             while let Some(id) = self.paused.pop() {
                 if commands.resume(id).is_err() {
                     return self.paused.push(id);
@@ -137,23 +138,23 @@ impl Handler for Room {
 }
 
 impl Room {
-    /// Adds a line for everybody.
-    fn tell(&mut self, line: impl std::fmt::Display) {
+    /// Adds a line to the next batch.
+    fn broadcast(&mut self, line: impl std::fmt::Display) {
         // Writing to a vector cannot fail.
-        let _ = writeln!(self.gathered, "{line}");
+        let _ = writeln!(self.collected, "{line}");
     }
 
-    /// Takes as many whole lines as one send may have, for all who are here now.
+    /// Takes as many whole lines as fit into a batch. The recipients are the current members.
     fn begin_batch(&mut self) {
-        let max = self.gathered.len().min(BATCH);
-        let end = self.gathered[..max].iter().rposition(|&byte| byte == b'\n');
-        let rest = self.gathered.split_off(end.map_or(max, |end| end + 1));
-        self.batch = std::mem::replace(&mut self.gathered, rest);
-        self.untold.extend(self.members.values());
+        let max = self.collected.len().min(BATCH);
+        let end = self.collected[..max].iter().rposition(|&byte| byte == b'\n');
+        let rest = self.collected.split_off(end.map_or(max, |end| end + 1));
+        self.batch = std::mem::replace(&mut self.collected, rest);
+        self.recipients.extend(self.members.values());
     }
 
     fn rename(&mut self, conn: &mut Conn<'_>, member: &mut Member, name: &str) -> io::Result<()> {
-        // Those of guests have a dot, so nobody takes one that is to come.
+        // A guest's name contains a dot, so that no member can take the name of a later guest.
         let fits = (1..=NAME_MAX).contains(&name.chars().count());
         if !fits || !name.chars().all(|letter| letter.is_alphanumeric() || letter == '-') {
             return writeln!(conn, "! a name is one word of at most {NAME_MAX} letters");
@@ -164,12 +165,12 @@ impl Room {
         self.members.remove(&member.0);
         self.members.insert(name.to_owned(), conn.id());
         let before = std::mem::replace(&mut member.0, name.to_owned());
-        self.tell(format_args!("* {before} is now {name}"));
+        self.broadcast(format_args!("* {before} is now {name}"));
         Ok(())
     }
 }
 
-/// What may be shown on the terminals of others: text, without control characters.
+/// Removes control characters, which could do harm on the terminals of other members.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     text.trim().chars().filter(|letter| !letter.is_control()).collect()
@@ -184,15 +185,15 @@ fn main() -> ExitCode {
     common::main("chat", HELP, options, serve)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let config = Config::new()
         .max_workers(10_000)
         .buffer_size(LINE_MAX)
         .framing(Framing::Delimited(b'\n'))
         .clients_deadline(Duration::from_secs(600))
         .write_limit(512 << 10)
-        // There is nothing to finish.
+        // No request is in progress that a stop would have to wait for.
         .stop_deadline(Duration::from_secs(1));
     let mut options = Options { listen: "127.0.0.1:6264".into(), config };
     let mut parser = lexopt::Parser::from_env();
@@ -210,33 +211,32 @@ fn options() -> Result<Option<Options>, Failure> {
                 config
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         };
     }
     if options.config.write_limit < 2 * BATCH {
-        return Err(usage_error("--write-limit: must be at least 131072"));
+        return Err("--write-limit: must be at least 131072".into());
     }
     Ok(Some(options))
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<()> {
     let debug = options.config.debug;
-    // What is wrong with the configuration is wrong with the arguments.
-    let mut manager =
-        Manager::with_handler(options.config, Room::default()).map_err(usage_error)?;
-    // What is accepted inherits it.
+    // An invalid configuration comes from the arguments.
+    let mut manager = Manager::with_handler(options.config, Room::default()).map_err(usage)?;
+    // Accepted connections inherit the size of the send buffer.
     let listener = bind_with(&options.listen, |socket| socket.set_send_buffer_size(SEND_BUFFER))?;
-    let addr = listener.local_addr().map_err(run_error)?;
+    let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
+    let stop = stop_flag()?;
+    manager.start()?;
+    manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     while !stop.load(Ordering::Relaxed) {
-        // What is gathered in a hurry is looked at again in time.
-        manager.turn(Some(TURN.min(PACE))).map_err(run_error)?;
+        // A turn that waited longer would delay the next batch.
+        manager.turn(Some(TURN.min(BATCH_INTERVAL)))?;
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -1,27 +1,31 @@
-//! Forward: each client gets a connection of its own to another address, and bytes go both ways.
+//! TCP forwarder: each client gets its own connection to another address, and bytes go both ways.
 //!
-//! `cargo run --release --example forward -- --to 127.0.0.1:80`, then `curl http://127.0.0.1:6269/`
+//! `cargo run --release --example forward -- --to 127.0.0.1:80`, then
+//! `curl http://127.0.0.1:6269/`.
 //!
-//! A client is paused until its upstream is there, so nothing it says is lost or piles up; if the
-//! upstream cannot be reached, the client is closed. Whoever takes bytes slower than they come
-//! pauses the other side until it has caught up: neither holds more than a few reads of it.
+//! A client is paused until its upstream connection is established, so nothing that it sends is
+//! lost or queued. If the connection fails, the client is closed. If one side takes bytes more
+//! slowly than they arrive, the other side is paused until all queued bytes have been sent. At most
+//! a few reads are queued for each side.
 //!
-//! When one side ends, what it said still goes out and the other side is closed: a connection
-//! that is open in one direction only is not kept, so a client that says it is done before it has
-//! the answer gets none.
+//! When one side ends, the queued bytes are sent and the other side is closed. A connection that is
+//! open in one direction only is not supported: a client that shuts down its sending side before
+//! the reply arrives gets no reply.
+//!
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
+use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{
     CloseReason, Closed, Commands, Config, Conn, ConnId, ConnectOptions, Framing, Handler, Manager,
@@ -32,27 +36,26 @@ Forwards each connection to another address, both ways.
 
 Usage: forward --to ADDR [OPTIONS]
 
-  --to ADDR          where to; a name is looked up once, at start
+  --to ADDR          address to forward to; a name is resolved once, at start
   --listen ADDR      address to listen on [127.0.0.1:6269]
-  --max N            clients at a time; more are told ERROR_SERVER_BUSY, or closed while their
-                     upstream has no place [10000]
-  --connect-ms MS    how long reaching the other address may take [3000]
-  --deadline-ms MS   how long a side may go without moving a byte [60000]
+  --max N            clients at a time; further ones get ERROR_SERVER_BUSY, or are closed if no
+                     worker is free for their upstream connection [10000]
+  --connect-ms MS    how long connecting to the other address may take [3000]
+  --deadline-ms MS   how long a connection may move no bytes [60000]
   --debug            log every connection
-  --help             this text
+  --help             print this text
 
-When a side ends, what it said still goes out, and the other side is closed.
+When one side ends, the bytes that it has sent are forwarded, and the other side is closed.
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
-SIGINT or SIGTERM stops gracefully; a second one at once.";
-
-/// Bytes that are read at a time.
+/// The size of one read in bytes.
 const BUFFER: usize = 64 << 10;
 
 struct Forwarder {
     to: SocketAddr,
-    /// Clients whose upstream is still to come, by the key it was asked for with.
+    /// Clients whose upstream connection is not established yet, by the key of that connection.
     waiting: HashMap<u64, ConnId>,
-    /// The other side of each.
+    /// The other side of each connection.
     others: HashMap<ConnId, ConnId>,
 }
 
@@ -74,7 +77,7 @@ impl Handler for Forwarder {
                 self.others.insert(id, client);
                 conn.commands().resume(client)?;
             }
-            // It has gone meanwhile.
+            // The client has closed in the meantime.
             None => conn.close(),
         }
         Ok(())
@@ -87,7 +90,7 @@ impl Handler for Forwarder {
         Ok(())
     }
 
-    /// More comes for this side than it takes: the other one is to wait.
+    /// Called when this side does not take all bytes: pauses the other side.
     fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()) {
             conn.commands().pause(other)?;
@@ -95,6 +98,7 @@ impl Handler for Forwarder {
         Ok(())
     }
 
+    /// Called when all queued bytes have been sent: resumes the other side.
     fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()) {
             conn.commands().resume(other)?;
@@ -108,27 +112,31 @@ impl Handler for Forwarder {
                 self.others.remove(&other);
                 Some(other)
             }
-            // An upstream that never came, or a client that did not wait for it.
+            // This is an upstream connection that failed, or a client that was still waiting.
             None => self.waiting.remove(&end.key.unwrap_or(end.id.as_u64())),
         };
         if let CloseReason::Unreachable(kind) = end.reason {
             log::info!("{} can't be reached: {kind}", self.to);
         }
         if let Some(other) = other.filter(|&other| other != end.id) {
-            // With 65,536 commands before it, its deadline will close it.
+            // If the command queue is full, the deadline closes the other side.
             let _ = commands.close(other);
         }
     }
 }
 
 struct Options {
-    to: SocketAddr,
+    to: String,
     listen: String,
     config: Config,
 }
 
-/// `None` if help was asked for.
-fn options() -> Result<Option<Options>, Failure> {
+fn main() -> ExitCode {
+    common::main("forward", HELP, options, serve)
+}
+
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let (mut to, mut listen, mut max) = (None, "127.0.0.1:6269".into(), 10_000_usize);
     let mut config = Config::new()
         .framing(Framing::Drained)
@@ -158,39 +166,42 @@ fn options() -> Result<Option<Options>, Failure> {
             }
             Arg::Long("debug") => config.debug(true),
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
-            other => return Err(other.unexpected().into()),
+            other => return Err(other.unexpected()),
         };
     }
-    let to = to.ok_or_else(|| usage_error("--to is missing"))?;
-    let unknown = |error: io::Error| match error.kind() {
-        io::ErrorKind::InvalidInput => usage_error(format!("{to} is not HOST:PORT")),
-        _ => run_error(format!("can't look up {to}: {error}")),
-    };
-    let to = to.to_socket_addrs().map_err(unknown)?.next();
-    let to = to.ok_or_else(|| run_error("--to: a name without an address"))?;
-    // A client and its upstream have a place each.
+    let to = to.ok_or("--to is missing")?;
+    // A client and its upstream connection take one worker each.
     let config = config.max_workers(max.saturating_mul(2));
     Ok(Some(Options { to, listen, config }))
 }
 
-fn run(options: Options) -> Result<(), Failure> {
-    log_from(if options.config.debug { "debug" } else { "warn" });
-    let stop = stop_flag().map_err(run_error)?;
-    let forwarder = Forwarder { to: options.to, waiting: HashMap::new(), others: HashMap::new() };
-    let mut manager = Manager::with_handler(options.config, forwarder).map_err(usage_error)?;
-    let listener = bind(&options.listen)?;
-    let bound = listener.local_addr().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
-    say(format_args!("listening on {bound}; forwarding to {}", options.to));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
-    }
-    let report = manager.stop().map_err(run_error)?;
-    say(format_args!("stopped: {report}; {}", manager.stats()));
-    Ok(())
+/// Resolves the address to forward to.
+fn resolve(to: &str) -> Result<SocketAddr> {
+    let failed = |error: io::Error| -> Box<dyn Error> {
+        match error.kind() {
+            io::ErrorKind::InvalidInput => usage(format!("{to} is not HOST:PORT")).into(),
+            _ => format!("can't look up {to}: {error}").into(),
+        }
+    };
+    let addr = to.to_socket_addrs().map_err(failed)?.next();
+    Ok(addr.ok_or("--to: a name without an address")?)
 }
 
-fn main() -> ExitCode {
-    common::main("forward", HELP, options, run)
+fn serve(options: Options) -> Result<()> {
+    let to = resolve(&options.to)?;
+    log_from(if options.config.debug { "debug" } else { "warn" });
+    let stop = stop_flag()?;
+    let forwarder = Forwarder { to, waiting: HashMap::new(), others: HashMap::new() };
+    let mut manager = Manager::with_handler(options.config, forwarder).map_err(usage)?;
+    let listener = bind(&options.listen)?;
+    let bound = listener.local_addr()?;
+    manager.start()?;
+    manager.listen_on(listener)?;
+    say(format_args!("listening on {bound}; forwarding to {to}"));
+    while !stop.load(Ordering::Relaxed) {
+        manager.turn(Some(TURN))?;
+    }
+    let report = manager.stop()?;
+    say(format_args!("stopped: {report}; {}", manager.stats()));
+    Ok(())
 }

@@ -1,38 +1,47 @@
-//! An echo service that a monitoring system can watch: its counters are scraped over HTTP.
+//! Echo service with monitoring: Prometheus scrapes its counters over HTTP.
 //!
 //! `cargo run --release --example metrics`, then `curl http://127.0.0.1:6264/metrics`.
 //!
-//! Two managers share one thread. The one that answers scrapes has places, a framing and deadlines
-//! of its own, so that it still answers when the service is full, which is when one looks.
-
-mod common;
+//! Two managers share one thread. The second one answers scrapes. It has its own workers, framing
+//! and deadlines, so that it answers even while the service is full.
+//!
+//! This file is complete: it uses nothing of `examples/common`.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, Error, Frame, Framing, Handler, Manager, Stats};
+use pool_manager::{Cause, Config, Conn, Frame, Framing, Handler, Manager, Stats};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 const HELP: &str = "\
-Echoes what it is sent, and serves its counters to Prometheus, on one thread.
+Sends back what it receives, and serves its counters to Prometheus, on one thread.
 
 Usage: metrics [OPTIONS]
 
   --listen ADDR         address of the echo service [127.0.0.1:6263]
   --metrics ADDR        address that answers GET /metrics [127.0.0.1:6264]
-  --max N               connections at a time of the service [no maximum]
-  --deadline-ms MS      how long a peer of the service may be silent [3000]
-  --help                this text
+  --max N               connections of the service at a time [no maximum]
+  --deadline-ms MS      how long a connection of the service may be silent [3000]
+  --help                print this text
 
-A scrape waits 20 ms at most for its turn. SIGINT or SIGTERM stops gracefully.";
+A scrape waits at most 20 ms until it is served. SIGINT or SIGTERM stops gracefully.";
+
+/// The time between two turns of the scrapes' manager, each of which costs a system call. It is
+/// also the longest wait of one turn of the service.
+const PERIOD: Duration = Duration::from_millis(20);
+/// The listen backlog; the standard library uses 128.
+const BACKLOG: i32 = 4096;
 
 struct Options {
     listen: String,
@@ -40,12 +49,25 @@ struct Options {
     config: Config,
 }
 
+/// Returns exit code 2 for bad usage, which is a [`lexopt::Error`], and 1 for any other error.
 fn main() -> ExitCode {
-    common::main("metrics", HELP, options, serve)
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    let (code, hint) = if error.is::<lexopt::Error>() { (2, "; try --help") } else { (1, "") };
+    // `eprintln!` panics if stderr is closed.
+    let _ = writeln!(io::stderr(), "metrics: {error}{hint}");
+    ExitCode::from(code)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = options()? else {
+        say(HELP);
+        return Ok(());
+    };
+    serve(options)
+}
+
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         listen: "127.0.0.1:6263".into(),
         metrics: "127.0.0.1:6264".into(),
@@ -59,53 +81,50 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("metrics") => options.metrics = parser.value()?.string()?,
             Arg::Long("max") => options.config = config.max_workers(number(&mut parser, "--max")?),
             Arg::Long("deadline-ms") => {
-                options.config = config.clients_deadline(millis(&mut parser, "--deadline-ms")?);
+                let deadline = Duration::from_millis(number(&mut parser, "--deadline-ms")?);
+                options.config = config.clients_deadline(deadline);
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     Ok(Some(options))
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
-    let mut service = Manager::new(options.config, echo).map_err(usage_error)?;
+    let mut service = Manager::new(options.config, echo).map_err(usage)?;
     let latest = Rc::new(Cell::new(Stats::default()));
     let shown = latest.clone();
     let answer = move |conn: &mut Conn<'_>, head: &[u8]| answer(conn, head, &shown.get());
-    let mut scrapes = Manager::new(scrapes_config(), answer).map_err(usage_error)?;
-    let listeners = [bind(&options.listen)?, bind(&options.metrics)?];
-    let addrs = listeners.each_ref().map(std::net::TcpListener::local_addr);
-    log_from("info");
-    let stop = stop_flag().map_err(run_error)?;
-    service.start().map_err(run_error)?;
-    scrapes.start().map_err(run_error)?;
-    let [echoes, metrics] = listeners;
-    service.listen_on(echoes).map_err(run_error)?;
-    scrapes.listen_on(metrics).map_err(run_error)?;
-    let [echoes, metrics] = addrs;
-    let (echoes, metrics) = (echoes.map_err(run_error)?, metrics.map_err(run_error)?);
+    let mut scrapes = Manager::new(scrapes_config(), answer).map_err(usage)?;
+    let (echo_listener, metrics_listener) = (bind(&options.listen)?, bind(&options.metrics)?);
+    let (echoes, metrics) = (echo_listener.local_addr()?, metrics_listener.local_addr()?);
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).init();
+    let stop = stop_flag()?;
+    service.start()?;
+    scrapes.start()?;
+    service.listen_on(echo_listener)?;
+    scrapes.listen_on(metrics_listener)?;
     say(format_args!("listening on {echoes}; try: nc {} {}", echoes.ip(), echoes.port()));
     say(format_args!("metrics on {metrics}; try: curl http://{metrics}/metrics"));
-    // How often scrapes have their turn, which costs the service a system call each time.
-    let pause = TURN / 10;
-    let mut turn_ended = Instant::now();
+    let mut last_scrapes = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        service.turn(Some(pause)).map_err(run_error)?;
-        if turn_ended.elapsed() >= pause {
+        service.turn(Some(PERIOD))?;
+        if last_scrapes.elapsed() >= PERIOD {
             latest.set(service.stats());
-            turn_until_done(&mut scrapes).map_err(run_error)?;
-            turn_ended = Instant::now();
+            serve_scrapes(&mut scrapes)?;
+            last_scrapes = Instant::now();
         }
     }
-    scrapes.stop().map_err(run_error)?;
-    let report = service.stop().map_err(run_error)?;
+    scrapes.stop()?;
+    let report = service.stop()?;
     say(format_args!("stopped: {report}; {}", service.stats()));
     Ok(())
 }
 
-/// Few at a time, with little patience: who scrapes is no crowd.
+/// Returns a configuration for few connections, whose requests end at the first empty line.
 fn scrapes_config() -> Config {
     let head = |held: &[u8]| match held.windows(4).position(|end| end == b"\r\n\r\n") {
         Some(at) => Frame::Complete(at + 4),
@@ -114,8 +133,9 @@ fn scrapes_config() -> Config {
     Config::new().framing(Framing::custom(head)).max_workers(16)
 }
 
-/// A scrape takes a turn to be accepted and another to be answered; bounded, as all is.
-fn turn_until_done<H: Handler>(scrapes: &mut Manager<H>) -> Result<(), Error> {
+/// Turns the scrapes' manager until it has nothing to do, at most 8 times. A scrape takes one turn
+/// to be accepted and another to be answered.
+fn serve_scrapes<H: Handler>(scrapes: &mut Manager<H>) -> Result<(), pool_manager::Error> {
     for _ in 0..8 {
         let turn = scrapes.turn(Some(Duration::ZERO))?;
         if turn.accepted + turn.served == 0 {
@@ -125,11 +145,11 @@ fn turn_until_done<H: Handler>(scrapes: &mut Manager<H>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Answers one request and closes, which keeps HTTP simple.
+/// Answers one request, then closes the connection.
 fn answer(conn: &mut Conn<'_>, head: &[u8], stats: &Stats) -> io::Result<()> {
     conn.close();
     if conn.cause() != Cause::Framed {
-        return reply(conn, "400 Bad Request", "this was no request\n");
+        return reply(conn, "400 Bad Request", "not a complete request\n");
     }
     let target = head.strip_prefix(b"GET ").map(|rest| rest.split(|&byte| byte == b' ').next());
     match target {
@@ -147,4 +167,47 @@ fn reply(conn: &mut Conn<'_>, status: &str, body: impl Display) -> io::Result<()
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
+}
+
+fn bind(addr: &str) -> Result<TcpListener, Box<dyn Error>> {
+    let listener = TcpListener::bind(addr).map_err(|error| -> Box<dyn Error> {
+        match error.kind() {
+            // An error without a number comes from parsing `addr`.
+            ErrorKind::InvalidInput if error.raw_os_error().is_none() => {
+                usage(format!("{addr} is not HOST:PORT")).into()
+            }
+            ErrorKind::AddrInUse => format!("can't listen on {addr}: it is in use").into(),
+            _ => format!("can't listen on {addr}: {error}").into(),
+        }
+    })?;
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// Marks an error as bad usage.
+fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> lexopt::Error {
+    lexopt::Error::Custom(error.into())
+}
+
+/// Parses the value of `option` as a number.
+fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, lexopt::Error>
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>,
+{
+    parser.value()?.parse().map_err(|error| format!("{option}: {error}").into())
+}
+
+/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,44 +1,53 @@
-//! Echoes what it is sent: the pool's main job in one short program.
+//! Echo server: sends back what it receives. This is the main use of the pool in one short program.
 //!
 //! `cargo run --release --example reactor_echo`, then `nc 127.0.0.1 6263`.
+//!
+//! This file is complete: it uses nothing of `examples/common`.
 
-mod common;
-
-use std::io::Write;
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, Framing, Manager};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 const HELP: &str = "\
-Echoes what it is sent, on one thread.
+Sends back what it receives, on one thread.
 
 Usage: reactor_echo [OPTIONS]
 
   --listen ADDR              address to listen on [127.0.0.1:6263]
   --unix PATH                listen on a Unix domain socket as well
-  --min N                    workers kept warm [0]
-  --max N                    connections at a time; more are told ERROR_SERVER_BUSY [no maximum]
+  --min N                    connections for which buffers stay allocated [0]
+  --max N                    connections at a time; further ones get ERROR_SERVER_BUSY [no maximum]
   --buffer-size BYTES        longest body [5120]
-  --deadline-ms MS           how long a peer may be silent [3000]
-  --request-deadline-ms MS   how long a request may take to arrive; 0: any time [30000]
+  --deadline-ms MS           how long a connection may be silent [3000]
+  --request-deadline-ms MS   how long a request may take to arrive; 0: no limit [30000]
   --framing KIND             filled: when the buffer is full, at end of file or at the deadline
-                             drained: as soon as there is no more to read [default]
+                             drained: as soon as the socket has no more to read [default]
                              lines: each line, with its newline
-  --spin-us MICROS           how long to poll before sleeping: quicker, at the price of the core [0]
+  --spin-us MICROS           how long to poll before sleeping; lowers latency and uses the core [0]
   --stats-every SECS         print the counters every SECS seconds
   --debug                    log every connection
-  --help                     this text
+  --help                     print this text
 
-It logs to stderr, which has to be read: if it is a pipe that is full, the next line waits, and
-everybody with it. Without --debug only the start, the stop and warnings are logged.
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+The program logs to stderr. If stderr is a full pipe, the next log line blocks all connections.
+Without --debug it logs only its start, its stop and warnings.
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+
+/// The longest wait of one turn. The program checks between two turns whether a signal has come.
+const TURN: Duration = Duration::from_millis(200);
+/// The listen backlog; the standard library uses 128.
+const BACKLOG: i32 = 4096;
 
 struct Options {
     listen: String,
@@ -48,12 +57,25 @@ struct Options {
     config: Config,
 }
 
+/// Returns exit code 2 for bad usage, which is a [`lexopt::Error`], and 1 for any other error.
 fn main() -> ExitCode {
-    common::main("reactor_echo", HELP, options, serve)
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    let (code, hint) = if error.is::<lexopt::Error>() { (2, "; try --help") } else { (1, "") };
+    // `eprintln!` panics if stderr is closed.
+    let _ = writeln!(io::stderr(), "reactor_echo: {error}{hint}");
+    ExitCode::from(code)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = options()? else {
+        say(HELP);
+        return Ok(());
+    };
+    serve(options)
+}
+
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         listen: "127.0.0.1:6263".into(),
         unix: None,
@@ -94,13 +116,13 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("stats-every") => {
                 let seconds: u64 = number(&mut parser, "--stats-every")?;
                 if seconds == 0 {
-                    return Err(usage_error("--stats-every: must be at least 1"));
+                    return Err("--stats-every: must be at least 1".into());
                 }
                 options.stats_every = Some(Duration::from_secs(seconds));
                 config
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         };
     }
     Ok(Some(options))
@@ -115,7 +137,7 @@ fn framing(name: &str) -> Result<Framing, &'static str> {
     }
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let lines = options.lines;
     let echo = move |conn: &mut Conn<'_>, body: &[u8]| {
         conn.write_all(body)?;
@@ -125,18 +147,19 @@ fn serve(options: Options) -> Result<(), Failure> {
         Ok(())
     };
     let debug = options.config.debug;
-    // What is wrong with the configuration is wrong with the arguments.
-    let mut manager = Manager::new(options.config, echo).map_err(usage_error)?;
+    // An invalid configuration comes from the arguments.
+    let mut manager = Manager::new(options.config, echo).map_err(usage)?;
     let listener = bind(&options.listen)?;
-    let addr = listener.local_addr().map_err(run_error)?;
-    log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
+    let addr = listener.local_addr()?;
+    let level = env_logger::Env::default().default_filter_or(if debug { "debug" } else { "info" });
+    env_logger::Builder::from_env(level).init();
+    let stop = stop_flag()?;
+    manager.start()?;
+    manager.listen_on(listener)?;
     if let Some(path) = &options.unix {
-        manager.listen_unix(path).map_err(run_error)?;
+        manager.listen_unix(path)?;
     }
-    // Only the end of file makes a short body complete under `filled`.
+    // With `filled`, a body that is shorter than the buffer is complete at end of file.
     let client = match manager.config().framing {
         Framing::Filled => "echo hello | nc -N",
         _ => "nc",
@@ -145,17 +168,65 @@ fn serve(options: Options) -> Result<(), Failure> {
     if let Some(path) = &options.unix {
         say(format_args!("listening on {0}; try: {client} -U {0}", path.display()));
     }
-    let patience = manager.config().clients_deadline;
-    log::info!("a peer that is silent for {patience:?} is closed; --deadline-ms changes that");
-    let mut told = Instant::now();
+    let deadline = manager.config().clients_deadline;
+    log::info!("a peer that is silent for {deadline:?} is closed; --deadline-ms changes that");
+    let mut last_stats = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
-        if options.stats_every.is_some_and(|every| told.elapsed() >= every) {
-            told = Instant::now();
+        manager.turn(Some(TURN))?;
+        if options.stats_every.is_some_and(|every| last_stats.elapsed() >= every) {
+            last_stats = Instant::now();
             say(manager.stats());
         }
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
+}
+
+fn bind(addr: &str) -> Result<TcpListener, Box<dyn Error>> {
+    let listener = TcpListener::bind(addr).map_err(|error| -> Box<dyn Error> {
+        match error.kind() {
+            // An error without a number comes from parsing `addr`.
+            ErrorKind::InvalidInput if error.raw_os_error().is_none() => {
+                usage(format!("{addr} is not HOST:PORT")).into()
+            }
+            ErrorKind::AddrInUse => format!("can't listen on {addr}: it is in use").into(),
+            _ => format!("can't listen on {addr}: {error}").into(),
+        }
+    })?;
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// Marks an error as bad usage.
+fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> lexopt::Error {
+    lexopt::Error::Custom(error.into())
+}
+
+/// Parses the value of `option` as a number.
+fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, lexopt::Error>
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>,
+{
+    parser.value()?.parse().map_err(|error| format!("{option}: {error}").into())
+}
+
+/// Parses the value of `option` as whole milliseconds.
+fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, lexopt::Error> {
+    number(parser, option).map(Duration::from_millis)
+}
+
+/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

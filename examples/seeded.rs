@@ -1,9 +1,9 @@
-//! Your own handler in the real loop, in a network that is hostile and happens twice: copy this.
+//! Tests a handler in the real loop, in a hostile but reproducible network. Copy this for your own
+//! handler.
 //!
-//! The service under test keeps a counter for each connection; `add N` adds to it and tells the
-//! sum. Peers are played by hand: they cut their requests anywhere, and some go before they are
-//! answered. Faults are drawn from the seed, time is virtual, and a seed that fails can be run
-//! again as often as it takes to understand it.
+//! The service keeps a counter for each connection: `add N` adds to it and replies with the sum.
+//! The test plays the peers: they cut their requests anywhere, and some leave before they are
+//! answered. The seed determines the faults, and time is virtual, so a failed seed can be replayed.
 //!
 //! ```text
 //! cargo run --features sim --example seeded          # seeds 0 to 999
@@ -16,7 +16,7 @@ use std::time::Duration;
 use pool_manager::sim::{Faults, Rng, Sim};
 use pool_manager::{Config, Conn, Framing, Handler, Manager};
 
-/// The service: what you would also give to `Manager::with_handler`.
+/// The service: the handler that you would also give to `Manager::with_handler`.
 struct Counter;
 
 impl Handler for Counter {
@@ -32,10 +32,10 @@ impl Handler for Counter {
     }
 }
 
-/// One run: a peer adds some numbers while others come and go. Returns the run's digest.
+/// Runs one seed: a peer adds numbers while other peers come and go. Returns the digest of the run.
 fn run(seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
     let mut rng = Rng::new(seed);
-    // What goes wrong: all that a seed draws, but nothing that ends an honest connection.
+    // All faults of the seed, except those that can end a correct connection.
     let mut faults = Faults::swarm(seed);
     (faults.failed_reads, faults.failed_writes, faults.failed_registers) = (0, 0, 0);
     (faults.failed_waits, faults.failed_starts, faults.clock_jumps) = (0, 0, 0);
@@ -47,7 +47,7 @@ fn run(seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
     let listener = sim.listener();
     manager.listen_on(listener.clone())?;
 
-    // Small buffers at both ends, so that reads and writes come short.
+    // Small buffers at both ends cause short reads and writes.
     let (mut peer, ours) = sim.pair_with(1 + rng.below(8), 1 + rng.below(16));
     manager.put(ours)?;
     let numbers: Vec<u64> = (0..10).map(|_| rng.below(100) as u64).collect();
@@ -56,25 +56,25 @@ fn run(seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
     let mut replies = String::new();
 
     while replies.lines().count() < numbers.len() || !replies.ends_with('\n') {
-        // A piece of the request, as much of it as there is room for.
+        // Write a piece of the request, as much of it as the connection takes.
         let piece = request.len().min(1 + rng.below(10));
         if let Ok(count) = peer.write(&request[..piece]) {
             request.drain(..count);
         }
         if rng.permille(100) {
-            let mut visitor = listener.connect();
-            visitor.write_all(b"add 1000\nadd 10")?;
-            drop(visitor);
+            let mut other = listener.connect();
+            other.write_all(b"add 1000\nadd 10")?;
+            drop(other);
         }
         manager.turn(Some(Duration::from_millis(1)))?;
         let mut bytes = [0; 16];
         if let Ok(count @ 1..) = peer.read(&mut bytes) {
             replies.push_str(std::str::from_utf8(&bytes[..count])?);
         }
-        assert!(manager.stats().turns < 10_000, "it gets nowhere: {}", manager.stats());
+        assert!(manager.stats().turns < 10_000, "no progress: {}", manager.stats());
     }
 
-    // Every sum is right, whatever happened to the others.
+    // All sums must be right, whatever the other peers did.
     let mut sum = 0;
     let sums = numbers.iter().map(|number| {
         sum += number;
@@ -94,8 +94,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     for seed in seeds.clone() {
         let digest = run(seed).map_err(|error| format!("seed {seed}: {error}"))?;
-        assert_eq!(digest, run(seed)?, "seed {seed} does not do the same twice");
+        assert_eq!(digest, run(seed)?, "seed {seed} differs between two runs");
     }
-    println!("seeds {} to {}: every sum was right, twice", seeds.start(), seeds.end());
+    println!("seeds {} to {}: all sums are right in both runs", seeds.start(), seeds.end());
     Ok(())
 }

@@ -1,8 +1,12 @@
-//! Echoes on every core: a manager on each, one port for all, one stop for all.
+//! Echo server on all cores: one manager per core, with one port and one stop for all of them.
 //!
-//! `cargo run --release --example sharded`, then `nc 127.0.0.1 6266`. The kernel deals new
-//! connections out to the listeners that share the port (`SO_REUSEPORT`); from then on a
-//! connection is one shard's, and no two shards share anything.
+//! `cargo run --release --example sharded`, then `nc 127.0.0.1 6266`.
+//!
+//! All listeners share the port (`SO_REUSEPORT`), and the kernel distributes new connections over
+//! them. A connection stays with its shard. The shards share no data.
+//!
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind_with` and `usage` of
+//! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
 
@@ -13,27 +17,26 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{
-    Failure, TURN, bind_with, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
+use common::{Result, TURN, bind_with, log_from, millis, number, say, stop_flag, usage};
 use core_affinity::CoreId;
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Error, Framing, Handle, Manager, Overload, Stats, StopReport};
 
 const HELP: &str = "\
-Echoes what it is sent, on one thread a core.
+Sends back what it receives, on one thread per core.
 
 Usage: sharded [OPTIONS]
 
   --listen ADDR       address to listen on [127.0.0.1:6266]
-  --shards N          how many threads [one for each core it may use]
-  --max N             connections at a time and shard; more wait to be accepted [no maximum]
-  --deadline-ms MS    how long a peer may be silent [3000]
-  --stats-every SECS  print the counters of all shards together every SECS seconds
-  --help              this text
+  --shards N          number of threads [one for each core that the process may use]
+  --max N             connections at a time per shard; further ones wait to be accepted [no maximum]
+  --deadline-ms MS    how long a connection may be silent [3000]
+  --stats-every SECS  print the sum of all shards' counters every SECS seconds
+  --help              print this text
 
-Each shard is pinned to a core; to leave some out, start it with taskset.
-SIGINT or SIGTERM stops all gracefully: who waits to be accepted is served. A second one at once.";
+Each shard is pinned to a core. To use only some cores, start the program with taskset.
+SIGINT or SIGTERM stops all shards gracefully: connections that wait to be accepted are served. A
+second one ends the program at once.";
 
 struct Options {
     listen: String,
@@ -46,8 +49,8 @@ fn main() -> ExitCode {
     common::main("sharded", HELP, options, |options| serve(&options))
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         listen: "127.0.0.1:6266".into(),
         shards: 0,
@@ -62,7 +65,7 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("shards") => {
                 options.shards = number(&mut parser, "--shards")?;
                 if !(1..=1024).contains(&options.shards) {
-                    return Err(usage_error("--shards: must be 1 to 1024"));
+                    return Err("--shards: must be 1 to 1024".into());
                 }
             }
             Arg::Long("max") => options.config = config.max_workers(number(&mut parser, "--max")?),
@@ -72,30 +75,30 @@ fn options() -> Result<Option<Options>, Failure> {
             Arg::Long("stats-every") => {
                 let seconds: u64 = number(&mut parser, "--stats-every")?;
                 if seconds == 0 {
-                    return Err(usage_error("--stats-every: must be at least 1"));
+                    return Err("--stats-every: must be at least 1".into());
                 }
                 options.stats_every = Some(Duration::from_secs(seconds));
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     Ok(Some(options))
 }
 
-/// A thread with a manager of its own, and how to reach it.
+/// A thread that runs a manager, and the manager's handle.
 struct Shard {
     handle: Handle,
     thread: JoinHandle<Result<(StopReport, Stats), Error>>,
 }
 
-fn serve(options: &Options) -> Result<(), Failure> {
+fn serve(options: &Options) -> Result<()> {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let shards = if options.shards > 0 { options.shards } else { cores.len().max(1) };
     let listeners = bind_all(&options.listen, shards)?;
-    let addr = listeners[0].local_addr().map_err(run_error)?;
+    let addr = listeners[0].local_addr()?;
     log_from("info");
-    let stop = stop_flag().map_err(run_error)?;
+    let stop = stop_flag()?;
     let mut running = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied();
@@ -106,30 +109,29 @@ fn serve(options: &Options) -> Result<(), Failure> {
         addr.ip(),
         addr.port()
     ));
-    let mut told = Instant::now();
-    // One that ends by itself has failed, and the others are not to hide it.
+    let mut last_stats = Instant::now();
+    // A shard that ends before the stop has failed. The program then stops all shards.
     let failed = || running.iter().any(|shard| shard.thread.is_finished());
     while !stop.load(Ordering::Relaxed) && !failed() {
         thread::sleep(TURN);
-        if options.stats_every.is_some_and(|every| told.elapsed() >= every) {
-            told = Instant::now();
+        if options.stats_every.is_some_and(|every| last_stats.elapsed() >= every) {
+            last_stats = Instant::now();
             say(running.iter().map(|shard| shard.handle.stats()).sum::<Stats>());
         }
     }
     end(running)
 }
 
-/// Stops all, and only then waits for each.
-fn end(shards: Vec<Shard>) -> Result<(), Failure> {
+/// Stops all shards, then waits for each.
+fn end(shards: Vec<Shard>) -> Result<()> {
     for shard in &shards {
-        // One that has failed is not there to be stopped.
+        // Fails if the shard has ended already.
         let _ = shard.handle.stop();
     }
     let (mut reports, mut stats) = (Vec::new(), Vec::new());
     for (index, shard) in shards.into_iter().enumerate() {
-        let ended =
-            shard.thread.join().map_err(|_| run_error(format!("shard {index} panicked")))?;
-        let (report, counted) = ended.map_err(run_error)?;
+        let ended = shard.thread.join().map_err(|_| format!("shard {index} panicked"))?;
+        let (report, counted) = ended?;
         say(format_args!("shard {index}: {report}; {} accepted", counted.accepted));
         reports.push(report);
         stats.push(counted);
@@ -139,48 +141,48 @@ fn end(shards: Vec<Shard>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts a manager on a thread of its own. It is made there, so that its memory is near its core.
+/// Starts a thread that runs a manager. The thread creates the manager, so that its memory is
+/// allocated near the thread's core.
 fn start(
     index: usize,
     core: Option<CoreId>,
     listener: TcpListener,
     config: Config,
-) -> Result<Shard, Failure> {
+) -> Result<Shard> {
     let (sender, handles) = std::sync::mpsc::channel();
     let run = move || {
         if core.is_some_and(|core| !core_affinity::set_for_current(core)) {
-            log::warn!("shard {index} can't be pinned, and runs wherever there is room");
+            log::warn!("shard {index} can't be pinned to a core");
         }
         let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
         let mut manager = Manager::new(config, echo)?;
         manager.start()?;
         manager.listen_on(listener)?;
-        // It is received, or the program is about to end.
+        // Fails only if the program is about to end.
         let _ = sender.send(manager.handle());
         let report = manager.run()?;
         Ok((report, manager.stats()))
     };
-    let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(run);
-    let thread = thread.map_err(run_error)?;
+    let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(run)?;
     match handles.recv() {
         Ok(handle) => Ok(Shard { handle, thread }),
         Err(_) => Err(match thread.join() {
-            Ok(Err(error @ Error::Config(_))) => usage_error(error),
-            Ok(Err(error)) => run_error(error),
-            _ => run_error(format!("shard {index} did not start")),
+            Ok(Err(error @ Error::Config(_))) => usage(error).into(),
+            Ok(Err(error)) => error.into(),
+            _ => format!("shard {index} did not start").into(),
         }),
     }
 }
 
-/// Binds a listener for each shard to one address. All are bound before the first accepts, so
-/// that the kernel deals out connections to all of them from the beginning.
-fn bind_all(addr: &str, shards: usize) -> Result<Vec<TcpListener>, Failure> {
+/// Binds a listener for each shard to one address. All listeners are bound before the first
+/// accepts, so that the kernel distributes connections over all of them from the start.
+fn bind_all(addr: &str, shards: usize) -> Result<Vec<TcpListener>> {
     let mut addr = addr.to_owned();
     let mut listeners = Vec::new();
     for _ in 0..shards {
         let listener = bind_with(&addr, |socket| socket.set_reuse_port(true))?;
-        // For port 0 the first has found one.
-        addr = listener.local_addr().map_err(run_error)?.to_string();
+        // If the port is 0, the system has chosen one for the first listener.
+        addr = listener.local_addr()?.to_string();
         listeners.push(listener);
     }
     Ok(listeners)

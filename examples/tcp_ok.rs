@@ -1,47 +1,70 @@
-//! The Go package's own program: a thread accepts and puts, the pool answers `OK`.
+//! Port of the program in the Go package that this crate replaces: a thread accepts connections and
+//! puts them into the pool, and the pool answers each request with `OK`.
 //!
 //! `cargo run --release --example tcp_ok`, then `echo hello | nc -N 127.0.0.1 6263`.
+//!
+//! This file is complete: it uses nothing of `examples/common`.
 
-mod common;
-
-use std::io::Write;
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Failure, TURN, bind, log_from, millis, run_error, say, stop_flag};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, ERROR_SERVER_BUSY, Handle, Manager};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 const HELP: &str = "\
-Answers OK to what it is sent, ERROR to silence, ERROR_SERVER_BUSY to the 11th at a time.
+Serves 10 connections at a time. Answers OK to a request, ERROR to a connection that has sent
+nothing until its deadline, and ERROR_SERVER_BUSY to the 11th connection.
 
 Usage: tcp_ok [OPTIONS]
 
   --listen ADDR       address to listen on [127.0.0.1:6263]
-  --deadline-ms MS    how long a peer may be silent before it is answered [3000]
-  --help              this text
+  --deadline-ms MS    how long a connection may be silent before it is answered [3000]
+  --help              print this text
 
-A request is complete at 5120 bytes, at end of file or at the deadline, so close the sending
-side to be answered at once: echo hello | nc -N 127.0.0.1 6263
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+A request is complete at 5120 bytes, at end of file or at the deadline. For an answer at once, close
+the sending side after the request: echo hello | nc -N 127.0.0.1 6263
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
-/// How long to wait after an accept that failed: descriptors may have run out.
+/// The longest wait of one turn. The program checks between two turns whether a signal has come.
+const TURN: Duration = Duration::from_millis(200);
+/// The wait after a failed accept: the process may have run out of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The listen backlog; the standard library uses 128.
+const BACKLOG: i32 = 4096;
 
 struct Options {
     listen: String,
     config: Config,
 }
 
+/// Returns exit code 2 for bad usage, which is a [`lexopt::Error`], and 1 for any other error.
 fn main() -> ExitCode {
-    common::main("tcp_ok", HELP, options, serve)
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    let (code, hint) = if error.is::<lexopt::Error>() { (2, "; try --help") } else { (1, "") };
+    // `eprintln!` panics if stderr is closed.
+    let _ = writeln!(io::stderr(), "tcp_ok: {error}{hint}");
+    ExitCode::from(code)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = options()? else {
+        say(HELP);
+        return Ok(());
+    };
+    serve(options)
+}
+
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let config = Config::new().min_workers(5).max_workers(10).buffer_size(5120);
     let mut options = Options { listen: "127.0.0.1:6263".into(), config };
     let mut parser = lexopt::Parser::from_env();
@@ -49,57 +72,84 @@ fn options() -> Result<Option<Options>, Failure> {
         match arg {
             Arg::Long("listen") => options.listen = parser.value()?.string()?,
             Arg::Long("deadline-ms") => {
-                let deadline = millis(&mut parser, "--deadline-ms")?;
-                options.config = options.config.clients_deadline(deadline);
+                let millis = parser.value()?.parse();
+                let millis = millis.map_err(|error| format!("--deadline-ms: {error}"))?;
+                options.config = options.config.clients_deadline(Duration::from_millis(millis));
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     Ok(Some(options))
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let mut manager = Manager::new(options.config, |conn, body| {
         conn.write_all(if body.is_empty() { b"ERROR" } else { b"OK" })
-    })
-    .map_err(run_error)?;
+    })?;
     let listener = bind(&options.listen)?;
-    let addr = listener.local_addr().map_err(run_error)?;
-    log_from("info");
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
+    let addr = listener.local_addr()?;
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).init();
+    // The first signal sets the flag; a second one ends the process at once.
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    manager.start()?;
     say(format_args!("listening on {addr}; try: echo hello | nc -N {} {}", addr.ip(), addr.port()));
     let handle = manager.handle();
-    // Ends with the process: nothing interrupts a blocking accept.
+    // The thread ends with the process: nothing interrupts a blocking accept.
     thread::spawn(move || accept(&listener, &handle));
     while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
+        manager.turn(Some(TURN))?;
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }
 
+/// Accepts connections and puts them into the pool.
 fn accept(listener: &TcpListener, handle: &Handle) {
-    let mut starved = false;
+    let mut failing = false;
     loop {
         let (socket, _) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Said once: it will be so for a while.
-                if !std::mem::replace(&mut starved, true) {
+                // Logs only the first failure of a series.
+                if !std::mem::replace(&mut failing, true) {
                     log::warn!("can't accept, will try again: {error}");
                 }
                 thread::sleep(PAUSE);
                 continue;
             }
         };
-        starved = false;
+        failing = false;
         if let Err(refused) = handle.put(socket) {
             log::debug!("{refused}");
-            // A peer that is gone already misses nothing.
+            // Fails if the peer has closed the connection already.
             let _ = handle.reject(refused.into_socket(), ERROR_SERVER_BUSY.as_bytes());
         }
     }
+}
+
+fn bind(addr: &str) -> Result<TcpListener, Box<dyn Error>> {
+    let listener = TcpListener::bind(addr).map_err(|error| -> Box<dyn Error> {
+        match error.kind() {
+            // An error without a number comes from parsing `addr`.
+            ErrorKind::InvalidInput if error.raw_os_error().is_none() => {
+                lexopt::Error::from(format!("{addr} is not HOST:PORT")).into()
+            }
+            ErrorKind::AddrInUse => format!("can't listen on {addr}: it is in use").into(),
+            _ => format!("can't listen on {addr}: {error}").into(),
+        }
+    })?;
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,5 +1,5 @@
-//! The programs as their users see them: arguments, what they print, how they answer and how
-//! they end. Each runs as a child process, which no test leaves behind.
+//! The example programs as their users see them: arguments, output, replies and exit. Each program
+//! runs as a child process that is killed at the end of its test.
 
 #[path = "support/examples.rs"]
 mod examples;
@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use examples::*;
 use pool_manager::ERROR_SERVER_BUSY;
 
-/// Those that serve TCP, and take the same options for it.
-const SERVERS: [&str; 5] = ["reactor_echo", "tcp_ok", "http", "chat", "offload"];
+/// Programs that serve TCP and share the options for it.
+const SERVERS: [&str; 3] = ["reactor_echo", "tcp_ok", "chat"];
 
-/// A fresh directory, removed with its test.
+/// A new temporary directory. It is removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -66,9 +66,7 @@ fn help_names_every_option() {
         ("metrics", "--listen --metrics --max --deadline-ms --help"),
         ("restart", "--listen --deadline-ms --help"),
         ("forward", "--to --listen --max --connect-ms --deadline-ms --debug --help"),
-        ("http", "--listen --max --max-request --deadline-ms --request-deadline-ms --debug --help"),
         ("chat", "--listen --max --deadline-ms --write-limit --debug --help"),
-        ("offload", "--listen --threads --max --deadline-ms --drain-ms --debug --help"),
     ];
     for (name, options) in options {
         for help in ["--help", "-h"] {
@@ -97,7 +95,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         ] {
             let line = assert_fails(name, args, 2);
             assert!(line.contains(named), "{args:?}: {line}");
-            assert!(line.contains("--help"), "says where to look: {line}");
+            assert!(line.contains("--help"), "the line points to the help: {line}");
         }
     }
     for (args, named) in [
@@ -115,10 +113,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         assert!(line.contains(named), "{args:?}: {line}");
     }
     for (name, args) in [
-        ("http", ["--max-request", "0"]),
-        ("http", ["--max-request", "99999999999"]),
         ("chat", ["--write-limit", "131071"]),
-        ("offload", ["--threads", "0"]),
         ("forward", ["--to", "nonsense"]),
         ("forward", ["--max", "5"]),
     ] {
@@ -127,21 +122,21 @@ fn bad_usage_is_one_line_and_exit_code_2() {
 }
 
 #[test]
-fn an_address_that_cannot_be_listened_on_is_named() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
-    let addr = taken.local_addr().expect("address").to_string();
+fn an_unusable_listen_address_is_named_in_the_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let addr = listener.local_addr().expect("address").to_string();
     for name in SERVERS {
         let line = assert_fails(name, &["--listen", &addr], 1);
         assert!(line.contains(&addr) && line.ends_with("it is in use"), "{line}");
-        for (odd, code) in [("nonsense", 2), ("127.0.0.1:99999", 2), ("192.0.2.1:80", 1)] {
-            let line = assert_fails(name, &["--listen", odd], code);
-            assert!(line.contains(odd), "{line}");
+        for (invalid, code) in [("nonsense", 2), ("127.0.0.1:99999", 2), ("192.0.2.1:80", 1)] {
+            let line = assert_fails(name, &["--listen", invalid], code);
+            assert!(line.contains(invalid), "{line}");
         }
     }
 }
 
 #[test]
-fn balanced_cannot_tell_questions_from_clients_at_one_port() {
+fn balanced_rejects_the_same_port_for_agent_and_clients() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let port = free.expect("a port").port();
     let addrs = [1, 2].map(|last| format!("127.0.0.{last}:{port}"));
@@ -150,14 +145,14 @@ fn balanced_cannot_tell_questions_from_clients_at_one_port() {
 }
 
 #[test]
-fn the_port_of_a_program_that_runs_is_in_use() {
+fn the_port_of_a_running_program_is_in_use() {
     let (_program, addr) = listening("reactor_echo", &[]);
     let line = assert_fails("reactor_echo", &["--listen", &addr.to_string()], 1);
     assert!(line.contains(&addr.port().to_string()) && line.ends_with("it is in use"), "{line}");
 }
 
 #[test]
-fn it_says_how_to_try_it() {
+fn the_first_line_shows_how_to_connect() {
     let program = Program::run("reactor_echo", &LOOPBACK);
     let line = program.stdout.next();
     let addr = addr(&line);
@@ -165,46 +160,49 @@ fn it_says_how_to_try_it() {
 }
 
 #[test]
-fn drained_answers_at_once() {
+fn drained_framing_answers_at_once() {
     let (_program, addr) = listening("reactor_echo", &[]);
     let mut client = connect(addr);
     for word in ["hello", "again"] {
-        say(&mut client, word);
-        assert_eq!(hear(&mut client, 5), word);
+        send(&mut client, word);
+        assert_eq!(receive(&mut client, 5), word);
     }
-    say(&mut client, "the end");
+    send(&mut client, "the end");
     client.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(hear_all(&mut client), "the end");
+    assert_eq!(receive_all(&mut client), "the end");
 }
 
 #[test]
-fn filled_answers_when_the_buffer_is_full_and_at_the_end_of_file() {
+fn filled_framing_answers_a_full_buffer_and_the_end_of_file() {
     let args = ["--framing", "filled", "--buffer-size", "4", "--deadline-ms", "60000"];
     let (program, addr) = listening("reactor_echo", &args);
     let mut client = connect(addr);
-    say(&mut client, "abcdef");
-    assert_eq!(hear(&mut client, 4), "abcd");
-    say(&mut client, "g");
+    send(&mut client, "abcdef");
+    assert_eq!(receive(&mut client, 4), "abcd");
+    send(&mut client, "g");
     client.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(hear_all(&mut client), "efg");
+    assert_eq!(receive_all(&mut client), "efg");
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
-    assert!(stdout[0].contains(" 2 requests, 7 bytes in"), "the rest waited: {stdout:#?}");
+    assert!(
+        stdout[0].contains(" 2 requests, 7 bytes in"),
+        "one partial request at the end: {stdout:#?}"
+    );
 }
 
 #[test]
-fn lines_come_back_with_their_newlines() {
+fn lines_are_echoed_with_their_newlines() {
     let (_program, addr) = listening("reactor_echo", &["--framing", "lines"]);
     let mut client = connect(addr);
-    say(&mut client, "one\n\ntwo\nthr");
-    assert_eq!(hear(&mut client, 9), "one\n\ntwo\n");
-    say(&mut client, "ee\nrest");
+    send(&mut client, "one\n\ntwo\nthr");
+    assert_eq!(receive(&mut client, 9), "one\n\ntwo\n");
+    send(&mut client, "ee\nrest");
     client.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(hear_all(&mut client), "three\nrest", "no newline that was not sent");
+    assert_eq!(receive_all(&mut client), "three\nrest", "no newline is added");
 }
 
 #[test]
-fn a_unix_socket_is_served_as_well_and_removed_at_the_end() {
+fn a_unix_socket_is_served_too_and_removed_at_exit() {
     let directory = Directory::new("unix");
     let path = directory.path("echo");
     let (program, addr) = listening("reactor_echo", &["--unix", &path]);
@@ -212,12 +210,12 @@ fn a_unix_socket_is_served_as_well_and_removed_at_the_end() {
     let mode = fs::metadata(&path).expect("a socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut client = UnixStream::connect(&path).expect("connect");
-    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    say(&mut client, "hello");
-    assert_eq!(hear(&mut client, 5), "hello");
+    client.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
+    send(&mut client, "hello");
+    assert_eq!(receive(&mut client, 5), "hello");
     let mut client = connect(addr);
-    say(&mut client, "hello");
-    assert_eq!(hear(&mut client, 5), "hello");
+    send(&mut client, "hello");
+    assert_eq!(receive(&mut client, 5), "hello");
     let line = assert_fails("reactor_echo", &[&LOOPBACK[..], &["--unix", &path]].concat(), 1);
     assert!(line.contains(&path) && line.ends_with("it is in use"), "{line}");
     program.signal("-TERM");
@@ -226,7 +224,7 @@ fn a_unix_socket_is_served_as_well_and_removed_at_the_end() {
 }
 
 #[test]
-fn a_unix_path_left_by_a_killed_program_is_used_again() {
+fn a_unix_path_left_by_a_killed_program_is_reused() {
     let directory = Directory::new("stale");
     let path = directory.path("echo");
     let (program, _) = listening("reactor_echo", &["--unix", &path]);
@@ -240,7 +238,7 @@ fn a_unix_path_left_by_a_killed_program_is_used_again() {
 }
 
 #[test]
-fn a_bad_unix_path_is_named() {
+fn an_unusable_unix_path_is_named_in_the_error() {
     let directory = Directory::new("bad");
     let file = directory.path("file");
     fs::write(&file, "kept").expect("a file");
@@ -252,63 +250,63 @@ fn a_bad_unix_path_is_named() {
 }
 
 #[test]
-fn beyond_the_maximum_clients_are_told_so() {
+fn clients_above_the_maximum_are_refused() {
     let (_program, addr) = listening("reactor_echo", &["--max", "1"]);
     let mut first = connect(addr);
-    say(&mut first, "hello");
-    assert_eq!(hear(&mut first, 5), "hello");
-    assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
-    say(&mut first, "still");
-    assert_eq!(hear(&mut first, 5), "still");
+    send(&mut first, "hello");
+    assert_eq!(receive(&mut first, 5), "hello");
+    assert_eq!(receive_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    send(&mut first, "still");
+    assert_eq!(receive(&mut first, 5), "still");
     drop(first);
-    served_again(addr, "hello", "hello");
+    wait_until_served(addr, "hello", "hello");
 }
 
-/// Tries until there is a place again, which the one who left may not have given back yet.
-fn served_again(addr: SocketAddr, request: &str, reply: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    let mut heard = String::new();
-    while heard != reply {
-        assert!(Instant::now() < deadline, "{heard}");
+/// Retries until a worker is free. The loop may not have noticed yet that the last client left.
+fn wait_until_served(addr: SocketAddr, request: &str, reply: &str) {
+    let deadline = Instant::now() + TIMEOUT;
+    let mut received = String::new();
+    while received != reply {
+        assert!(Instant::now() < deadline, "{received}");
         let mut client = connect(addr);
-        say(&mut client, request);
+        send(&mut client, request);
         client.shutdown(Shutdown::Write).expect("shutdown");
-        heard = hear_all(&mut client);
+        received = receive_all(&mut client);
     }
 }
 
-/// The deadline that was asked for is 150 ms, the default 3 s.
+/// Checks that the deadline is the configured 150 ms, not the default of 3 s.
 #[track_caller]
-fn assert_its_deadline(waited: Duration) {
+fn assert_configured_deadline(waited: Duration) {
     assert!(waited >= Duration::from_millis(150), "{waited:?}");
     assert!(waited < Duration::from_secs(3), "{waited:?}");
 }
 
 #[test]
-fn a_silent_peer_is_closed_at_its_deadline() {
+fn a_silent_peer_is_closed_at_the_deadline() {
     let (_program, addr) = listening("reactor_echo", &["--deadline-ms", "150"]);
     let began = Instant::now();
-    assert_eq!(hear_all(&mut connect(addr)), "");
-    assert_its_deadline(began.elapsed());
+    assert_eq!(receive_all(&mut connect(addr)), "");
+    assert_configured_deadline(began.elapsed());
 }
 
 #[test]
-fn a_request_that_takes_too_long_is_answered_at_its_deadline() {
+fn an_incomplete_request_is_answered_at_the_request_deadline() {
     let args = ["--framing", "lines", "--deadline-ms", "60000", "--request-deadline-ms", "150"];
     let (_program, addr) = listening("reactor_echo", &args);
     let mut client = connect(addr);
     let began = Instant::now();
-    say(&mut client, "no newline");
-    assert_eq!(hear_all(&mut client), "no newline");
-    assert_its_deadline(began.elapsed());
+    send(&mut client, "no newline");
+    assert_eq!(receive_all(&mut client), "no newline");
+    assert_configured_deadline(began.elapsed());
 }
 
 #[test]
-fn stats_are_printed_now_and_then() {
+fn stats_are_printed_at_the_given_interval() {
     let (program, addr) = listening("reactor_echo", &["--stats-every", "1"]);
     let mut client = connect(addr);
-    say(&mut client, "hello");
-    assert_eq!(hear(&mut client, 5), "hello");
+    send(&mut client, "hello");
+    assert_eq!(receive(&mut client, 5), "hello");
     for _ in 0..2 {
         let line = program.stdout.next();
         assert!(line.starts_with("1 live, ") && line.contains("1 requests"), "{line}");
@@ -321,8 +319,8 @@ fn debug_logs_every_connection_without_its_bytes() {
     let program = Program::spawn(command.args(LOOPBACK).arg("--debug").env("RUST_LOG", "debug"));
     let addr = program.addr();
     let mut client = connect(addr);
-    say(&mut client, "secret");
-    assert_eq!(hear(&mut client, 6), "secret");
+    send(&mut client, "secret");
+    assert_eq!(receive(&mut client, 6), "secret");
     drop(client);
     assert!(program.stderr.find("put").contains("0.1"));
     assert!(program.stderr.find("closed").contains("the peer closed"));
@@ -331,44 +329,44 @@ fn debug_logs_every_connection_without_its_bytes() {
 }
 
 #[test]
-fn a_signal_stops_them_with_one_line_of_stats() {
+fn a_signal_stops_the_program_with_one_line_of_stats() {
     for name in ["reactor_echo", "tcp_ok"] {
         for kind in ["-TERM", "-INT"] {
             let (program, addr) = listening(name, &["--deadline-ms", "60000"]);
             let _idle = connect(addr);
             let mut client = connect(addr);
-            say(&mut client, "hello");
+            send(&mut client, "hello");
             client.shutdown(Shutdown::Write).expect("shutdown");
-            hear_all(&mut client);
+            receive_all(&mut client);
             program.signal(kind);
             let (status, stdout, stderr) = program.end();
             assert_eq!(status.code(), Some(0), "{stderr:#?}");
             let [line] = &stdout[..] else { panic!("one line: {stdout:#?}") };
             assert!(line.starts_with("stopped: 1 idle, 0 finished, 0 aborted"), "{line}");
             assert!(line.contains("2 put") && line.contains("1 requests"), "{line}");
-            let gone = TcpStream::connect(addr).expect_err("nobody listens");
-            assert_eq!(gone.kind(), ErrorKind::ConnectionRefused);
+            let error = TcpStream::connect(addr).expect_err("the listener is closed");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
     }
 }
 
-/// A program asked to stop while a request is under way, and the client that made it.
+/// Starts a program and signals it in the middle of a request. Returns the program and the client.
 fn draining() -> (Program, TcpStream) {
     let args = ["--framing", "lines", "--deadline-ms", "60000"];
     let (program, addr) = listening("reactor_echo", &args);
     let mut client = connect(addr);
-    say(&mut client, "a line\nhalf a ");
-    assert_eq!(hear(&mut client, 7), "a line\n");
+    send(&mut client, "a line\nhalf a ");
+    assert_eq!(receive(&mut client, 7), "a line\n");
     program.signal("-TERM");
     program.stderr.find("stopping: 1 connections");
     (program, client)
 }
 
 #[test]
-fn a_request_under_way_is_finished_before_the_stop() {
+fn a_request_in_progress_is_finished_before_the_stop() {
     let (program, mut client) = draining();
-    say(&mut client, "line\n");
-    assert_eq!(hear_all(&mut client), "half a line\n");
+    send(&mut client, "line\n");
+    assert_eq!(receive_all(&mut client), "half a line\n");
     drop(client);
     let (status, stdout, _) = program.end();
     assert_eq!(status.code(), Some(0));
@@ -376,23 +374,23 @@ fn a_request_under_way_is_finished_before_the_stop() {
 }
 
 #[test]
-fn a_second_signal_ends_a_drain_at_once() {
+fn a_second_signal_ends_the_program_at_once() {
     for kind in ["-TERM", "-INT"] {
         let (program, _client) = draining();
         let began = Instant::now();
         program.signal(kind);
         let (status, stdout, _) = program.end();
         assert!(status.code().is_some_and(|code| code != 0), "{status}");
-        assert_eq!(stdout, [""; 0], "it had no time to say more");
+        assert_eq!(stdout, [""; 0], "no output after the second signal");
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }
 
-/// Where a program's output may go without anybody reading it.
-const NOWHERE: [&str; 4] = ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"];
+/// Redirections that make the output of a program fail.
+const FAILING_OUTPUTS: [&str; 4] = ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"];
 
-/// A free port for programs that cannot say which they chose; not one of those that the system
-/// gives out by itself, or somebody else might get it first.
+/// Returns a free port for programs whose output the test cannot read. The port is below the range
+/// from which the system assigns ports, so that no other socket takes it first.
 fn free_port() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(61);
@@ -402,8 +400,9 @@ fn free_port() -> SocketAddr {
         .expect("a port")
 }
 
-/// Binds but does not listen: a child that another test starts in this moment has the socket
-/// too until it runs, and nobody may connect to that.
+/// Returns whether `addr` can be bound. The socket does not listen, so that no client can connect
+/// to it. This matters because a child that another test starts at this moment inherits the socket
+/// until `exec`.
 fn is_free(addr: SocketAddr) -> bool {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let socket = socket.expect("socket");
@@ -411,8 +410,8 @@ fn is_free(addr: SocketAddr) -> bool {
     socket.bind(&addr.into()).is_ok()
 }
 
-fn connect_soon(addr: SocketAddr) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
+fn connect_with_retry(addr: SocketAddr) -> TcpStream {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match TcpStream::connect(addr) {
             Ok(client) => return client,
@@ -422,27 +421,27 @@ fn connect_soon(addr: SocketAddr) -> TcpStream {
     }
 }
 
-/// Serves one client and is stopped, whatever becomes of its output.
+/// Checks that the program serves a client and stops, although its output fails.
 fn assert_serves(name: &str, command: &mut Command, addr: SocketAddr) {
     let child = command.spawn().expect("the program runs");
     let (stdout, stderr) = (Lines::of(None::<io::Empty>), Lines::of(None::<io::Empty>));
     let mut program = Program { child, stdout, stderr };
-    let mut client = connect_soon(addr);
-    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    say(&mut client, "hello");
+    let mut client = connect_with_retry(addr);
+    client.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
+    send(&mut client, "hello");
     client.shutdown(Shutdown::Write).expect("shutdown");
     let reply = if name == "tcp_ok" { "OK" } else { "hello" };
-    assert_eq!(hear_all(&mut client), reply, "{command:?}");
+    assert_eq!(receive_all(&mut client), reply, "{command:?}");
     program.signal("-TERM");
     assert_eq!(program.wait().code(), Some(0), "{command:?}");
 }
 
 #[test]
-fn output_that_goes_nowhere_neither_stops_nor_panics_them() {
+fn a_failing_output_neither_stops_nor_panics_the_program() {
     for name in ["reactor_echo", "tcp_ok"] {
-        for nowhere in NOWHERE {
+        for redirection in FAILING_OUTPUTS {
             let addr = free_port();
-            let script = format!("exec \"$0\" --listen {addr} {nowhere}");
+            let script = format!("exec \"$0\" --listen {addr} {redirection}");
             let mut command = Command::new("sh");
             command.args(["-c", &script]).arg(directory().join(name));
             assert_serves(name, command.stderr(Stdio::null()).stdout(Stdio::null()), addr);
@@ -451,114 +450,114 @@ fn output_that_goes_nowhere_neither_stops_nor_panics_them() {
 }
 
 #[test]
-fn output_that_nobody_reads_any_more_neither_stops_nor_panics_them() {
+fn a_broken_pipe_as_output_neither_stops_nor_panics_the_program() {
     for name in ["reactor_echo", "tcp_ok"] {
         let addr = free_port();
-        let gone = || Stdio::from(OwnedFd::from(UnixStream::pair().expect("a pair").0));
+        let broken_pipe = || Stdio::from(OwnedFd::from(UnixStream::pair().expect("a pair").0));
         let mut command = program(name);
-        command.args(["--listen", &addr.to_string()]).stdout(gone()).stderr(gone());
+        command.args(["--listen", &addr.to_string()]).stdout(broken_pipe()).stderr(broken_pipe());
         assert_serves(name, &mut command, addr);
     }
 }
 
 #[test]
-fn bad_usage_with_nobody_to_tell_is_still_exit_code_2() {
-    for nowhere in NOWHERE {
-        let script = format!("exec \"$0\" --nonsense {nowhere}");
+fn bad_usage_with_a_failing_output_still_has_exit_code_2() {
+    for redirection in FAILING_OUTPUTS {
+        let script = format!("exec \"$0\" --nonsense {redirection}");
         let program = directory().join("reactor_echo");
         let status = Command::new("sh").args(["-c", &script]).arg(program).status();
-        assert_eq!(status.expect("it runs").code(), Some(2), "{nowhere}");
+        assert_eq!(status.expect("the shell runs").code(), Some(2), "{redirection}");
     }
 }
 
 #[test]
-fn tcp_ok_answers_ok_to_a_body_and_error_to_silence() {
+fn tcp_ok_answers_ok_to_a_body_and_error_to_no_body() {
     let (_program, addr) = listening("tcp_ok", &["--deadline-ms", "150"]);
     let mut half_closed = connect(addr);
-    say(&mut half_closed, "hello");
+    send(&mut half_closed, "hello");
     half_closed.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(hear_all(&mut half_closed), "OK");
+    assert_eq!(receive_all(&mut half_closed), "OK");
     for (body, reply) in [("hello", "OK"), ("", "ERROR")] {
         let began = Instant::now();
         let mut client = connect(addr);
-        say(&mut client, body);
-        assert_eq!(hear_all(&mut client), reply);
-        assert_its_deadline(began.elapsed());
+        send(&mut client, body);
+        assert_eq!(receive_all(&mut client), reply);
+        assert_configured_deadline(began.elapsed());
     }
 }
 
 #[test]
-fn tcp_ok_tells_the_eleventh_that_it_is_busy_until_the_others_leave() {
+fn tcp_ok_refuses_the_eleventh_client_until_the_others_leave() {
     let (_program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
     let mut ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
-    assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
-    let mut eager = connect(addr);
-    say(&mut eager, "hello");
-    assert_eq!(hear_all(&mut eager), ERROR_SERVER_BUSY, "also to one who speaks first");
+    assert_eq!(receive_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    let mut sender = connect(addr);
+    send(&mut sender, "hello");
+    assert_eq!(receive_all(&mut sender), ERROR_SERVER_BUSY, "also after a request");
     for client in &mut ten {
-        say(client, "hello");
+        send(client, "hello");
         client.shutdown(Shutdown::Write).expect("shutdown");
-        assert_eq!(hear_all(client), "OK");
+        assert_eq!(receive_all(client), "OK");
     }
-    served_again(addr, "hello", "OK");
+    wait_until_served(addr, "hello", "OK");
 }
 
 #[test]
-fn tcp_ok_says_at_the_end_how_many_it_refused() {
+fn tcp_ok_prints_the_number_of_refused_clients_at_exit() {
     let (program, addr) = listening("tcp_ok", &["--deadline-ms", "60000"]);
     let mut ten: Vec<TcpStream> = (0..10).map(|_| connect(addr)).collect();
     for _ in 0..2 {
-        assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+        assert_eq!(receive_all(&mut connect(addr)), ERROR_SERVER_BUSY);
     }
-    // Who is served was put before, and so were those who came first: none is still queued.
-    say(&mut ten[9], "hello");
+    // The last client is served after all earlier ones were put, so no client is still queued.
+    send(&mut ten[9], "hello");
     ten[9].shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(hear_all(&mut ten[9]), "OK");
+    assert_eq!(receive_all(&mut ten[9]), "OK");
     program.signal("-TERM");
     let (_, stdout, _) = program.end();
     assert!(stdout[0].contains("10 put, 2 busy"), "{stdout:#?}");
 }
 
 #[test]
-fn balanced_tells_what_is_free_and_drains_before_it_stops() {
+fn balanced_reports_its_free_share_and_drains_before_it_stops() {
     let args = ["--agent", "127.0.0.1:0", "--max", "4", "--trust", "127.0.0.0/8"];
     let program =
         Program::run("balanced", &[&LOOPBACK, &args[..], &["--drain-ms", "600"]].concat());
     let line = program.stdout.next();
     let agent = line.split("agent on ").nth(1).and_then(|rest| rest.split(';').next());
     let agent: SocketAddr = agent.and_then(|addr| addr.parse().ok()).expect(&line);
-    assert_eq!(hear_all(&mut connect(agent)), "ready up 100%\n");
+    assert_eq!(receive_all(&mut connect(agent)), "ready up 100%\n");
     let mut client = connect(addr(&line));
-    say(&mut client, "PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\nwho\n");
-    assert_eq!(hear(&mut client, 15), "192.0.2.7:4711\n");
-    assert_eq!(hear_all(&mut connect(agent)), "ready up 75%\n");
+    send(&mut client, "PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\nwho\n");
+    assert_eq!(receive(&mut client, 15), "192.0.2.7:4711\n");
+    assert_eq!(receive_all(&mut connect(agent)), "ready up 75%\n");
     program.signal("-TERM");
-    let deadline = Instant::now() + PATIENCE;
-    while hear_all(&mut connect(agent)) != "drain\n" {
-        assert!(Instant::now() < deadline, "it does not drain");
+    let deadline = Instant::now() + TIMEOUT;
+    while receive_all(&mut connect(agent)) != "drain\n" {
+        assert!(Instant::now() < deadline, "the agent does not report a drain");
     }
-    say(&mut client, "still served\n");
-    assert_eq!(hear(&mut client, 13), "still served\n");
+    send(&mut client, "still served\n");
+    assert_eq!(receive(&mut client, 13), "still served\n");
     assert_eq!(program.end().0.code(), Some(0));
 }
 
 #[test]
-fn without_a_successor_restart_goes_on() {
-    let home = Directory::new("restart");
-    let path = home.path("restart");
+fn restart_continues_to_serve_if_the_successor_fails() {
+    let temp = Directory::new("restart");
+    let path = temp.path("restart");
     fs::copy(directory().join("restart"), &path).expect("a copy");
     let program = Program::spawn(Command::new(&path).args(LOOPBACK).env_remove("RUST_LOG"));
     let addr = program.addr();
     let mut client = connect(addr);
     for successor in ["#!/bin/sh\nexit 3\n", "#!/nowhere\n"] {
-        fs::write(home.path("next"), successor).expect("a script");
-        fs::set_permissions(home.path("next"), fs::Permissions::from_mode(0o700)).expect("mode");
-        fs::rename(home.path("next"), &path).expect("another version in its place");
+        fs::write(temp.path("next"), successor).expect("a script");
+        fs::set_permissions(temp.path("next"), fs::Permissions::from_mode(0o700)).expect("mode");
+        fs::rename(temp.path("next"), &path).expect("replace the program");
         program.signal("-HUP");
         program.stderr.find("there is no successor, going on: ");
         for client in [&mut client, &mut connect(addr)] {
-            say(client, "hello\n");
-            assert_eq!(hear(client, 6), "hello\n");
+            send(client, "hello\n");
+            assert_eq!(receive(client, 6), "hello\n");
         }
     }
     program.signal("-TERM");

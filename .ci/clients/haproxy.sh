@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# HAProxy in front of two processes: who the client is, drain, a rolling restart, one that is killed.
+# HAProxy in front of two processes: client addresses, drain, a rolling restart, a killed process.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CARGO_TERM_COLOR=never
@@ -28,7 +28,7 @@ until_true() { # WHAT COMMAND...
     "$@" >/dev/null 2>&1 && return
     sleep 0.05
   done
-  echo "never: $what" >&2
+  echo "timed out: $what" >&2
   cat "$home"/*.err >&2
   return 1
 }
@@ -43,7 +43,7 @@ start() { # NAME ADDR AGENT
   process[$1]=$!
   until_true "$1 listens" grep -q listening "$home/$1.out"
 }
-status() { # NAME: what HAProxy thinks of it
+status() { # NAME: prints the status that HAProxy reports
   echo 'show stat' | socat - "UNIX-CONNECT:$home/stats" | awk -F, -v name="$1" '$2 == name { print $18, $19 }'
 }
 is() { # NAME STATUS
@@ -60,13 +60,13 @@ until_true 'HAProxy serves' is one UP
 until_true 'HAProxy serves' is two UP
 haproxy -v | sed -n 1p
 
-echo '-- who the client is, and what the agent says'
-# HAProxy itself connects from 127.0.0.1.
+echo '-- client address and agent report'
+# HAProxy itself connects from 127.0.0.1, the client from 127.0.0.77.
 answer=$(echo who | nc -N -w 5 -s 127.0.0.77 127.0.0.1 "$base")
 echo "client $answer, agent: $(nc -w 5 127.0.0.1 "$ONE_AGENT")"
 [[ $answer == 127.0.0.77:* ]]
 
-echo '-- checks and questions alone: no callback has a request'
+echo '-- health checks and agent checks cause no request'
 sleep 1
 kill -TERM "${process[two]}"
 until_true 'two drains' is two DRAIN
@@ -95,7 +95,7 @@ if ! wait "$load"; then
 fi
 grep -E 'requests|throughput' "$home/load"
 
-echo '-- one is killed: its clients try again, and are all served'
+echo '-- a process is killed: its clients retry and are served'
 for client in 1 2 3 4; do
   (
     again=0
@@ -105,7 +105,7 @@ for client in 1 2 3 4; do
         [ $again -lt 50 ]
       done
     done
-    echo "client $client: 60 answers, tried again $again times" >>"$home/clients"
+    echo "client $client: 60 replies, $again retries" >>"$home/clients"
   ) &
   others+=($!)
   clients+=($!)
@@ -115,5 +115,5 @@ kill -KILL "${process[one]}"
 wait "${process[one]}" 2>/dev/null || true
 for pid in "${clients[@]}"; do wait "$pid"; done
 cat "$home/clients"
-until_true 'one is seen to be down' is one DOWN
+until_true 'one is down' is one DOWN
 for name in one two; do echo "$name: $(status $name)"; done

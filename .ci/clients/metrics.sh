@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The counters of examples/metrics, scraped with curl while the service is idle, busy and full.
+# The counters of examples/metrics, read with curl while the service is idle, busy and full.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 apt-get install -y -qq curl netcat-openbsd python3-prometheus-client >/dev/null
@@ -22,7 +22,7 @@ test "$(echo hello | nc -N -w 5 127.0.0.1 "$port")" = hello
 expect pool_manager_put_total 1
 expect pool_manager_read_bytes_total 6
 expect 'pool_manager_closed_total{reason="eof"}' 1
-# While the service is full, and refuses, the counters are still there to see.
+# The counters are available while the service is full and refuses connections.
 exec 3<>"/dev/tcp/127.0.0.1/$port"
 echo hello >&3 && read -r -t 5 <&3
 test "$(nc -w 5 127.0.0.1 "$port" </dev/null)" = ERROR_SERVER_BUSY

@@ -1,4 +1,4 @@
-# Sourced by scripts of clients: builds a program, starts it on a port of its own, ends it.
+# Sourced by the client scripts: starts a program on a free port, and stops it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export CARGO_TERM_COLOR=never
@@ -9,7 +9,7 @@ scratch=$(mktemp -d)
 server=
 trap 'kill -KILL $server 2>/dev/null || true; rm -rf "$scratch"' EXIT
 
-# Debian packages that are not there yet.
+# PACKAGE...: installs the Debian packages that are missing.
 packages() {
   dpkg-query -W "$@" >/dev/null 2>&1 && return
   apt-get update -qq
@@ -18,29 +18,29 @@ packages() {
 
 fail() { echo "$(basename "$0" .sh): $*" >&2; exit 1; }
 
-# FILE OPTION...: sets `server`, the process, and `addr`, where it listens.
+# PROGRAM OPTION...: starts the program. Sets `server` to its process id and `addr` to its address.
 serve() {
   local program=$1
   shift
   : >"$scratch/out"
   : >"$scratch/log"
-  # Appended, so that a script can empty the log in between.
+  # Append, so that a script can empty the log while the program runs.
   "$built/$program" --listen 127.0.0.1:0 "$@" >>"$scratch/out" 2>>"$scratch/log" &
   server=$!
   waits_for '^listening' "$scratch/out"
   addr=$(sed -n 's/^listening on \([0-9.:]*\);.*/\1/p' "$scratch/out")
 }
 
-# PATTERN FILE: until it is there.
+# PATTERN FILE: waits until the file contains the pattern.
 waits_for() {
   for _ in $(seq 200); do grep -q -- "$1" "$2" 2>/dev/null && return; sleep 0.05; done
   fail "no '$1' in $(cat "$2")"
 }
 
-# Ends it gracefully, which it has to say.
+# Stops the program gracefully. Its output must confirm the stop.
 end() {
   kill -TERM "$server"
-  wait "$server" || fail "it ended with $?: $(cat "$scratch/log")"
+  wait "$server" || fail "the program ended with $?: $(cat "$scratch/log")"
   server=
   grep '^stopped: ' "$scratch/out"
 }

@@ -1,5 +1,5 @@
-"""What openssl's own clients can't be told to do: a ClientHello byte by byte, a handshake that
-drips, 1,000 handshakes. Python's ssl is OpenSSL behind buffers that are ours to send."""
+"""Clients that the openssl command cannot provide: a ClientHello byte by byte, a slow handshake,
+1,000 handshakes. Python's ssl is OpenSSL on memory buffers, which this script sends and fills."""
 
 import socket
 import ssl
@@ -12,7 +12,7 @@ context = ssl.create_default_context(cafile=sys.argv[2])
 
 
 class Peer:
-    """A session over a socket, that sends as many bytes at a time as it is told."""
+    """A session over a socket. Sends at most `chunk` bytes at a time."""
 
     def __init__(self, chunk):
         self.socket = socket.create_connection(addr, timeout=10)
@@ -39,10 +39,10 @@ class Peer:
 
     def echoes(self, text):
         self.do(lambda: self.tls.write(text))
-        heard = b""
-        while len(heard) < len(text):
-            heard += self.do(lambda: self.tls.read(65536))
-        assert heard == text, heard
+        reply = b""
+        while len(reply) < len(text):
+            reply += self.do(lambda: self.tls.read(65536))
+        assert reply == text, reply
 
     def close(self):
         self.do(self.tls.unwrap)
@@ -53,20 +53,20 @@ peer = Peer(chunk=1)
 peer.do(peer.tls.do_handshake)
 peer.echoes(b"byte by byte")
 peer.close()
-print("a session of which every byte came in a segment of its own:", peer.tls.version())
+print("a session with each byte in a separate segment:", peer.tls.version())
 
 began = time.monotonic()
-with socket.create_connection(addr, timeout=10) as dripping:
+with socket.create_connection(addr, timeout=10) as slow:
     try:
-        dripping.sendall(b"\x16\x03\x01\x02\x00")
+        slow.sendall(b"\x16\x03\x01\x02\x00")
         while time.monotonic() - began < 8:
-            dripping.sendall(b"\x01")
+            slow.sendall(b"\x01")
             time.sleep(0.05)
     except OSError:
         pass
 took = time.monotonic() - began
 assert 1.4 < took < 5, took
-print(f"a handshake that drips was closed after {took:.1f} s")
+print(f"a slow handshake was closed after {took:.1f} s")
 
 began = time.monotonic()
 for number in range(1000):
@@ -75,4 +75,4 @@ for number in range(1000):
     peer.echoes(b"%d" % number)
     peer.close()
 took = time.monotonic() - began
-print(f"1000 handshakes, each with an echo and a goodbye both ways, in {took:.1f} s")
+print(f"1000 handshakes, each with an echo and a close_notify both ways, in {took:.1f} s")

@@ -1,9 +1,12 @@
-//! What the programs do alike: say what went wrong in one line, bind with a deep backlog,
-//! and stop on a signal.
+//! Functions that examples share: run a program and report its error in one line, print, log, parse
+//! option values, stop on a signal, and bind a listener with a long backlog.
+//!
+//! `balanced`, `metrics`, `reactor_echo` and `tcp_ok` do not use this file: each of them is
+//! complete in one file. To copy another example, copy this file with it.
 
 use std::error::Error;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -17,88 +20,71 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use socket2::{Domain, Protocol, Type};
 
-/// How long one turn may wait, so that a signal between two turns is soon noticed.
+/// The longest wait of one turn. The programs check between two turns whether a signal has come.
 pub(crate) const TURN: Duration = Duration::from_millis(200);
 
-/// More than std asks for: a burst of connections waits here rather than being refused.
+/// The listen backlog. With the 128 of the standard library, some clients of a large burst have to
+/// retry.
 const BACKLOG: i32 = 4096;
 
-pub(crate) enum Failure {
-    /// The arguments make no sense: exit code 2.
-    Usage(Box<dyn Error>),
-    /// Something failed at run time: exit code 1.
-    Run(Box<dyn Error>),
+/// Any error ends the program. A [`lexopt::Error`] stands for bad usage; [`usage`] makes one.
+pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// Marks an error as bad usage.
+pub(crate) fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> lexopt::Error {
+    lexopt::Error::Custom(error.into())
 }
 
-impl From<lexopt::Error> for Failure {
-    fn from(error: lexopt::Error) -> Self {
-        Self::Usage(error.into())
-    }
-}
-
-pub(crate) fn run_error(error: impl Into<Box<dyn Error>>) -> Failure {
-    Failure::Run(error.into())
-}
-
-pub(crate) fn usage_error(error: impl Into<Box<dyn Error>>) -> Failure {
-    Failure::Usage(error.into())
-}
-
-/// Runs a program with its options, or prints its help if it has none: one line and an exit code
-/// for whatever fails.
+/// Runs a program with its options, or prints `help` if `options` returns `None`.
+///
+/// Prints an error to stderr in one line. Returns exit code 2 for bad usage and 1 for any other
+/// error.
 pub(crate) fn main<O>(
     name: &str,
     help: &str,
-    options: impl FnOnce() -> Result<Option<O>, Failure>,
-    program: impl FnOnce(O) -> Result<(), Failure>,
+    options: impl FnOnce() -> Result<Option<O>, lexopt::Error>,
+    program: impl FnOnce(O) -> Result<()>,
 ) -> ExitCode {
-    let outcome = options().and_then(|options| {
-        let Some(options) = options else {
+    let outcome = match options() {
+        Ok(Some(options)) => program(options),
+        Ok(None) => {
             say(help);
-            return Ok(());
-        };
-        program(options)
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(error)) => complain(name, &format!("{error}; try --help"), 2),
-        Err(Failure::Run(error)) => complain(name, &error, 1),
-    }
-}
-
-fn complain(name: &str, error: &impl Display, code: u8) -> ExitCode {
-    use io::Write;
-    // With stderr closed there is nobody to tell, which is no reason to panic.
-    let _ = writeln!(io::stderr(), "{name}: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let (code, hint) = if error.is::<lexopt::Error>() { (2, "; try --help") } else { (1, "") };
+    // `eprintln!` panics if stderr is closed.
+    let _ = writeln!(io::stderr(), "{name}: {error}{hint}");
     ExitCode::from(code)
 }
 
-/// Prints to stdout; a closed one ends the program quietly later, not with a panic here.
+/// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
 pub(crate) fn say(line: impl Display) {
-    use io::Write;
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Logs to stderr, from this level on unless `RUST_LOG` says otherwise.
+/// Logs to stderr from `level` up, unless `RUST_LOG` is set.
 pub(crate) fn log_from(level: &str) {
     env_logger::Builder::from_env(Env::default().default_filter_or(level)).init();
 }
 
-/// The value of the option just parsed, as a whole number.
-pub(crate) fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, Failure>
+/// Parses the value of `option` as a number.
+pub(crate) fn number<T>(parser: &mut lexopt::Parser, option: &str) -> Result<T, lexopt::Error>
 where
     T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>,
 {
     let value = parser.value()?;
-    value.parse().map_err(|error| usage_error(format!("{option}: {error}")))
+    value.parse().map_err(|error| format!("{option}: {error}").into())
 }
 
-/// The value of the option just parsed, in whole milliseconds.
-pub(crate) fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, Failure> {
+/// Parses the value of `option` as whole milliseconds.
+pub(crate) fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, lexopt::Error> {
     number(parser, option).map(Duration::from_millis)
 }
 
-/// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
+/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
 pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -108,34 +94,39 @@ pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Binds a listener with a deep backlog, on the first of the addresses that can be.
-// One program shares its port.
+/// Binds a listener with a long backlog. If `addr` resolves to several addresses, the first that
+/// can be bound is used.
+// `sharded` uses `bind_with` only.
 #[allow(dead_code)]
-pub(crate) fn bind(addr: &str) -> Result<TcpListener, Failure> {
+pub(crate) fn bind(addr: &str) -> Result<TcpListener> {
     bind_with(addr, |_| Ok(()))
 }
 
-/// The same, with options of one's own.
+/// As [`bind`]; `adapt` sets further options before the socket is bound.
 pub(crate) fn bind_with(
     addr: &str,
     adapt: impl Fn(&socket2::Socket) -> io::Result<()>,
-) -> Result<TcpListener, Failure> {
-    let cannot = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => run_error(format!("can't listen on {addr}: it is in use")),
-        _ => run_error(format!("can't listen on {addr}: {error}")),
+) -> Result<TcpListener> {
+    let failed = |error: io::Error| -> Box<dyn Error> {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => format!("can't listen on {addr}: it is in use").into(),
+            _ => format!("can't listen on {addr}: {error}").into(),
+        }
     };
-    let unknown = |error: io::Error| match error.kind() {
-        io::ErrorKind::InvalidInput => usage_error(format!("{addr} is not HOST:PORT")),
-        _ => cannot(error),
+    let unknown = |error: io::Error| -> Box<dyn Error> {
+        match error.kind() {
+            io::ErrorKind::InvalidInput => usage(format!("{addr} is not HOST:PORT")).into(),
+            _ => failed(error),
+        }
     };
-    let mut refused = io::ErrorKind::AddrNotAvailable.into();
+    let mut last_error = io::ErrorKind::AddrNotAvailable.into();
     for addr in addr.to_socket_addrs().map_err(unknown)? {
         match bind_one(addr, &adapt) {
             Ok(listener) => return Ok(listener),
-            Err(error) => refused = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(cannot(refused))
+    Err(failed(last_error))
 }
 
 fn bind_one(

@@ -1,4 +1,4 @@
-//! Canaries: a copy of the crate in which known bugs can be planted, and the hunt for each.
+//! Canaries: a copy of the crate in which known bugs can be planted, and the search for each.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,17 +11,17 @@ mod canaries;
 
 use canaries::ALL;
 
-/// What decides which bug is planted; it stands in the copy alone.
-const DECIDES: &str = r#"
-/// Whether this bug is the one to be found.
+/// The function that selects the planted bug. Only the copy contains it.
+const CANARY_MODULE: &str = r#"
+/// Returns whether the environment selects this bug.
 pub(crate) fn planted(name: &str) -> bool {
     static PLANTED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     PLANTED.get_or_init(|| std::env::var("CANARY").unwrap_or_default()) == name
 }
 "#;
 
-/// The copy, and what a run of it says.
-struct Aviary {
+/// The build of the copy.
+struct CanaryBuild {
     program: PathBuf,
 }
 
@@ -31,7 +31,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let to = to.join(entry.file_name());
         if entry.file_name() == "target" {
-            // What cargo-fuzz has built.
+            // The output of cargo-fuzz.
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -43,7 +43,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts every bug beside the code that it replaces.
+/// Inserts every bug beside the code that it replaces.
 fn plant(src: &Path) -> io::Result<()> {
     let mut files: BTreeMap<&str, String> = BTreeMap::new();
     for canary in ALL {
@@ -52,7 +52,7 @@ fn plant(src: &Path) -> io::Result<()> {
             None => fs::read_to_string(src.join(canary.file))?,
         };
         if text.matches(canary.was).count() != 1 {
-            let what = format!("{}: its place in {} has changed", canary.name, canary.file);
+            let what = format!("{}: its code in {} has changed", canary.name, canary.file);
             return Err(io::Error::other(what));
         }
         let planted = format!("crate::canary::planted(\"{}\")", canary.name);
@@ -64,11 +64,12 @@ fn plant(src: &Path) -> io::Result<()> {
     }
     let lib = fs::read_to_string(src.join("lib.rs"))?;
     fs::write(src.join("lib.rs"), lib + "\nmod canary;\n")?;
-    fs::write(src.join("canary.rs"), DECIDES)
+    fs::write(src.join("canary.rs"), CANARY_MODULE)
 }
 
-impl Aviary {
-    /// Copies the crate to beside its builds, plants the bugs and builds it.
+impl CanaryBuild {
+    /// Copies the crate next to the target directory of the builds, plants the bugs and builds the
+    /// copy.
     fn build() -> io::Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let program = env::current_exe()?;
@@ -96,42 +97,42 @@ impl Aviary {
             .args(["--example", "simulate"])
             .status()?;
         if !status.success() {
-            return Err(io::Error::other("the copy with the bugs does not build"));
+            return Err(io::Error::other("the build of the copy with the bugs failed"));
         }
         Ok(Self { program: built.join("release/examples/simulate") })
     }
 
-    /// What is found first in these seeds with this bug, if anything is.
+    /// Returns the first violation in these seeds with this bug, if any.
     fn search(&self, name: &str, seeds: &Range<u64>, steps: usize) -> io::Result<Option<String>> {
         let output = Command::new(&self.program)
             .env("CANARY", name)
             .args(["--seeds", &format!("{}..{}", seeds.start, seeds.end)])
             .args(["--steps", &steps.to_string(), "--no-shrink"])
             .output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let last = said.lines().last().unwrap_or_default();
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let last = stdout.lines().last().unwrap_or_default();
         if last.contains("violations=0") {
             return Ok(None);
         }
-        let found: Vec<&str> = said.lines().take(2).collect();
+        let found: Vec<&str> = stdout.lines().take(2).collect();
         Ok(Some(found.join(" ").chars().take(160).collect()))
     }
 }
 
-/// Plants a bug, or each in turn, and tells where it is found. One that is not is a failure, and
-/// so is a violation without a bug.
-pub(crate) fn hunt(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
+/// Plants a bug, or each bug in turn, and prints the violation that it causes. Fails if a bug
+/// causes none, and if there is a violation without a bug.
+pub(crate) fn find(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
     let mut names: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
     names.dedup();
     if name != "all" {
         names.retain(|known| *known == name);
         if names.is_empty() {
             let known: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
-            eprintln!("there is no canary {name}; there are: all, {}", known.join(", "));
+            eprintln!("unknown canary {name}; known are: all, {}", known.join(", "));
             return ExitCode::from(2);
         }
     }
-    match try_hunt(&names, seeds, steps) {
+    match try_find(&names, seeds, steps) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -141,16 +142,16 @@ pub(crate) fn hunt(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
     }
 }
 
-fn try_hunt(names: &[&str], seeds: &Range<u64>, steps: usize) -> io::Result<usize> {
-    let aviary = Aviary::build()?;
+fn try_find(names: &[&str], seeds: &Range<u64>, steps: usize) -> io::Result<usize> {
+    let build = CanaryBuild::build()?;
     let few = seeds.start..seeds.end.min(seeds.start + 100);
-    if let Some(found) = aviary.search("none", &few, steps)? {
+    if let Some(found) = build.search("none", &few, steps)? {
         println!("without a canary: {found}");
         return Ok(1);
     }
     let mut found = 0;
     for name in names {
-        match aviary.search(name, seeds, steps)? {
+        match build.search(name, seeds, steps)? {
             Some(what) => {
                 found += 1;
                 println!("{name}: {what}");

@@ -1,5 +1,5 @@
-//! Runs the real loop in seeded networks, among hostile peers and callbacks, and checks after every
-//! turn what must always hold.
+//! Runs the real loop in the simulated network, with hostile peers and callbacks, and checks the
+//! invariants after every turn.
 //!
 //! ```text
 //! cargo run --release --features sim --example simulate -- --seeds 0..2000 --steps 300
@@ -24,23 +24,23 @@ use lexopt::prelude::*;
 use world::{Marks, Violation};
 
 const HELP: &str = "\
-Runs the real loop in seeded networks and checks after every turn what must always hold.
+Runs the real loop in the simulated network and checks the invariants after every turn.
 
 Usage: simulate [--seeds A..B] [--steps N] [--digest] [--only STEPS]
                 [--keep-going] [--marks] [--no-shrink] [--jobs N]
        simulate --trace SEED [--steps N] [--only STEPS]
        simulate --canary NAME|all [--seeds A..B] [--steps N]
 
-  --seeds A..B    the seeds to run, B not included (default 0..2000)
-  --steps N       steps of each (default 300)
-  --digest        run each seed twice: both must do the same; the first turn that differs is told
-  --only STEPS    leave out all other steps, as in 3,7..12: how a shrunk violation is replayed
-  --keep-going    run the other seeds after a violation, too
-  --marks         tell how often each mark was met
-  --no-shrink     do not look for the fewest steps of a violation
-  --jobs N        seeds to run at a time (default: as many as there are cores)
-  --trace SEED    print what happens in each step of one seed
-  --canary NAME   plant a known bug, or all, one at a time; each must be found
+  --seeds A..B    the seeds to run, without B (default 0..2000)
+  --steps N       steps of each seed (default 300)
+  --digest        run each seed twice, and fail at the first turn that differs
+  --only STEPS    run only these steps, such as 3,7..12, to replay a shrunk violation
+  --keep-going    run the other seeds as well after a violation
+  --marks         print how often each mark was hit
+  --no-shrink     do not search for the fewest steps of a violation
+  --jobs N        number of seeds to run in parallel (default: the number of cores)
+  --trace SEED    print the events of each step of one seed
+  --canary NAME   plant one known bug, or each in turn; each must be found
 ";
 
 struct Options {
@@ -94,10 +94,10 @@ fn options() -> Result<Options, lexopt::Error> {
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {
-    let ends = text.split_once("..").ok_or("seeds are A..B")?;
+    let ends = text.split_once("..").ok_or("seeds must be A..B")?;
     let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
     let range = number(ends.0)?..number(ends.1)?;
-    if range.is_empty() { Err("no seeds".into()) } else { Ok(range) }
+    if range.is_empty() { Err("the range of seeds is empty".into()) } else { Ok(range) }
 }
 
 impl Options {
@@ -109,33 +109,33 @@ impl Options {
     }
 }
 
-/// What all seeds came to.
+/// The result of all seeds.
 struct Run<'a> {
     options: &'a Options,
     next: AtomicU64,
     done: AtomicU64,
     failed: AtomicBool,
-    came_to: Mutex<Total>,
+    total: Mutex<Total>,
 }
 
 #[derive(Default)]
 struct Total {
     marks: Marks,
-    /// Independent of the order in which the seeds were run.
+    /// Does not depend on the order in which the seeds run.
     digest: u64,
     violations: Vec<(u64, Violation)>,
 }
 
 impl Run<'_> {
-    /// Runs seeds until there are none left, or one failed.
+    /// Runs seeds until none is left or one has failed.
     fn work(&self, steps: &[usize]) {
         while !self.failed.load(Ordering::Relaxed) {
             let seed = self.next.fetch_add(1, Ordering::Relaxed);
             if seed >= self.options.seeds.end {
                 return;
             }
-            let outcome = self.play(seed, steps);
-            let mut total = self.came_to.lock().unwrap();
+            let outcome = self.run_seed(seed, steps);
+            let mut total = self.total.lock().unwrap();
             match outcome {
                 Ok(outcome) => {
                     total.marks.add(&outcome.marks);
@@ -150,7 +150,7 @@ impl Run<'_> {
         }
     }
 
-    fn play(&self, seed: u64, steps: &[usize]) -> Result<world::Outcome, Violation> {
+    fn run_seed(&self, seed: u64, steps: &[usize]) -> Result<world::Outcome, Violation> {
         let outcome = world::run(seed, steps.iter().copied(), false)?;
         if self.options.twice {
             let again = world::run(seed, steps.iter().copied(), false)?;
@@ -158,14 +158,14 @@ impl Run<'_> {
                 outcome.turns.iter().zip(&again.turns).take_while(|(one, other)| one == other);
             let turn = same.count();
             if turn < outcome.turns.len().max(again.turns.len()) {
-                let what = format!("seed {seed} does not do the same twice from turn {turn} on");
+                let what = format!("seed {seed} differs between two runs from turn {turn} on");
                 return Err(Violation { step: steps.len(), what });
             }
         }
         Ok(outcome)
     }
 
-    /// Shows how far it is, if somebody is there to see.
+    /// Shows the progress if stderr is a terminal.
     fn show_progress(&self, over: &AtomicBool) {
         let all = self.options.seeds.end - self.options.seeds.start;
         while std::io::stderr().is_terminal() && !over.load(Ordering::Relaxed) {
@@ -184,14 +184,14 @@ fn simulate(options: &Options) -> ExitCode {
         next: AtomicU64::new(options.seeds.start),
         done: AtomicU64::new(0),
         failed: AtomicBool::new(false),
-        came_to: Mutex::default(),
+        total: Mutex::default(),
     };
     let (steps, began, over) = (options.steps(), Instant::now(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| run.show_progress(&over));
         let workers: Vec<_> = (0..options.jobs).map(|_| scope.spawn(|| run.work(&steps))).collect();
         for worker in workers {
-            worker.join().expect("a worker");
+            worker.join().expect("a worker thread panicked");
         }
         over.store(true, Ordering::Relaxed);
     });
@@ -199,7 +199,7 @@ fn simulate(options: &Options) -> ExitCode {
         eprintln!();
     }
     let seeds = run.done.into_inner();
-    let mut total = run.came_to.into_inner().unwrap();
+    let mut total = run.total.into_inner().unwrap();
     total.violations.sort_by_key(|(seed, _)| *seed);
     let all_steps = seeds * steps.len() as u64;
     let missed = total.marks.missed(seeds, steps.len() as u64);
@@ -212,7 +212,7 @@ fn simulate(options: &Options) -> ExitCode {
         total.marks.counts().for_each(|(mark, count)| println!("{count:>9} {mark}"));
     }
     if unmarked {
-        println!("never happened: {}", missed.join(", "));
+        println!("marks never hit: {}", missed.join(", "));
     }
     println!(
         "seeds={seeds} steps={all_steps} violations={} marks={}/{} digest={:016x} \
@@ -245,7 +245,7 @@ fn main() -> ExitCode {
         }
     };
     match (&options.canary, options.trace) {
-        (Some(name), _) => canary::hunt(name, &options.seeds, options.steps),
+        (Some(name), _) => canary::find(name, &options.seeds, options.steps),
         (None, Some(seed)) => trace(seed, &options),
         (None, None) => simulate(&options),
     }

@@ -1,11 +1,11 @@
-//! Shrinking: the fewest steps of a seed that still break something.
+//! Shrinking: searches for the fewest steps of a seed that still cause a violation.
 
 use crate::world::{self, Violation};
 
-/// Runs that shrinking may take.
+/// Maximum number of runs for one shrink.
 const RUNS: usize = 2_000;
 
-/// Steps as they are written: `3,7..12`.
+/// Parses steps such as `3,7..12`.
 pub(crate) fn parse(text: &str) -> Result<Vec<usize>, String> {
     let number = |text: &str| text.parse::<usize>().map_err(|error| format!("{text}: {error}"));
     let mut steps = Vec::new();
@@ -18,7 +18,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<usize>, String> {
     Ok(steps)
 }
 
-fn written(steps: &[usize]) -> String {
+fn format_steps(steps: &[usize]) -> String {
     let mut parts = Vec::new();
     let mut rest = steps;
     while let Some(&first) = rest.first() {
@@ -29,7 +29,7 @@ fn written(steps: &[usize]) -> String {
     parts.join(",")
 }
 
-/// Leaves out ever smaller parts for as long as something still breaks (Zeller's ddmin).
+/// Removes smaller and smaller parts while a violation remains (Zeller's ddmin).
 fn shrink(seed: u64, steps: &[usize]) -> (Vec<usize>, Option<Violation>) {
     let mut kept = steps.to_vec();
     let mut last = None;
@@ -56,17 +56,17 @@ fn shrink(seed: u64, steps: &[usize]) -> (Vec<usize>, Option<Violation>) {
     (kept, last)
 }
 
-/// Tells how a violation is replayed, with all steps and, if wanted, with the fewest.
+/// Prints the commands that replay a violation: with all steps and, if `fewest`, with the fewest.
 pub(crate) fn report(seed: u64, violation: &Violation, steps: &[usize], fewest: bool) {
     let command = "cargo run --release --features sim --example simulate --";
     let until: Vec<usize> = steps.iter().copied().filter(|&step| step <= violation.step).collect();
-    println!("replay: {command} --trace {seed} --only {}", written(&until));
+    println!("replay: {command} --trace {seed} --only {}", format_steps(&until));
     if !fewest {
         return;
     }
     let (kept, last) = shrink(seed, &until);
     if let Some(last) = last {
         println!("shrunk to {} steps: {}", kept.len(), last.what);
-        println!("replay: {command} --trace {seed} --only {}", written(&kept));
+        println!("replay: {command} --trace {seed} --only {}", format_steps(&kept));
     }
 }

@@ -1,7 +1,7 @@
-//! The example programs, for tests that run them: built, started, listened to, signalled, and
-//! not left behind. And the simplest of peers to talk to them.
+//! Helpers for tests that run the example programs: build, start, read the output, signal and kill.
+//! Also a minimal client.
 
-// Each test binary uses a part of this.
+// Each test binary uses only a part of this module.
 #![allow(dead_code)]
 
 use std::fs;
@@ -14,13 +14,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long anything may take before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for any single wait in a test.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) const LOOPBACK: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
-/// The programs' directory, `target/PROFILE/examples`. They are built if they are missing or
-/// older than their sources, as they may be under `cargo test --test programs`.
+/// Returns the directory of the programs, `target/PROFILE/examples`. Builds the programs if one is
+/// missing or older than the sources. This can happen under `cargo test --test programs`, which
+/// does not build them.
 pub(crate) fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
@@ -30,11 +31,8 @@ pub(crate) fn directory() -> &'static Path {
         let built = [
             "reactor_echo",
             "tcp_ok",
-            "http",
             "chat",
-            "offload",
             "sharded",
-            "resp",
             "restart",
             "balanced",
             "metrics",
@@ -52,7 +50,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// When a source file was last changed.
+/// Returns the time of the latest change of a source file.
 fn newest(root: &Path) -> Option<SystemTime> {
     let mut newest = modified(&root.join("Cargo.toml"));
     let mut unseen = vec![root.join("src"), root.join("examples")];
@@ -81,21 +79,21 @@ fn build(profile: &Path) {
     assert!(status.expect("cargo runs").success(), "the examples can't be built");
 }
 
-/// A program that runs, and is killed with its test.
+/// A running program, killed on drop.
 pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) stdout: Lines,
     pub(crate) stderr: Lines,
 }
 
-/// A program as a user without settings of their own would run it.
+/// Returns a command that runs the program without the environment variables of the logger.
 pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(directory().join(name));
     command.env_remove("RUST_LOG").env_remove("RUST_LOG_STYLE");
     command
 }
 
-/// What a child prints, line by line; it ends when the child does.
+/// The lines that a child prints. They end when the child exits.
 pub(crate) struct Lines(Receiver<String>);
 
 impl Lines {
@@ -111,22 +109,22 @@ impl Lines {
     }
 
     pub(crate) fn next(&self) -> String {
-        self.0.recv_timeout(PATIENCE).expect("a line")
+        self.0.recv_timeout(TIMEOUT).expect("a line")
     }
 
-    /// The first line that contains `part`.
+    /// Returns the first line that contains `part`, and discards the lines before it.
     pub(crate) fn find(&self, part: &str) -> String {
         std::iter::repeat_with(|| self.next()).find(|line| line.contains(part)).expect("a line")
     }
 
-    /// All that is left, until the child has ended.
+    /// Returns the remaining lines until the child exits.
     pub(crate) fn rest(&self) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = Vec::new();
         while let Ok(line) = self.0.recv_timeout(deadline - Instant::now()) {
             lines.push(line);
         }
-        assert!(Instant::now() < deadline, "it does not end: {lines:#?}");
+        assert!(Instant::now() < deadline, "the program does not exit: {lines:#?}");
         lines
     }
 }
@@ -147,7 +145,7 @@ impl Program {
         Self { child, stdout, stderr }
     }
 
-    /// Where it says that it listens.
+    /// Returns the address that the program prints when it listens.
     pub(crate) fn addr(&self) -> SocketAddr {
         addr(&self.stdout.next())
     }
@@ -156,19 +154,19 @@ impl Program {
         signal(self.child.id(), name);
     }
 
-    /// Waits for its end: how, and what it had still to say.
+    /// Waits until the program exits. Returns its status and the remaining lines of both streams.
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
         let (stdout, stderr) = (self.stdout.rest(), self.stderr.rest());
         (self.wait(), stdout, stderr)
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end");
+            assert!(Instant::now() < deadline, "the program does not exit");
             thread::yield_now();
         }
     }
@@ -181,7 +179,7 @@ impl Drop for Program {
     }
 }
 
-/// The address in `listening on 127.0.0.1:6263; try: ...`.
+/// Returns the address in `listening on 127.0.0.1:6263; try: ...`.
 pub(crate) fn addr(line: &str) -> SocketAddr {
     let rest = line.strip_prefix("listening on ").expect(line);
     rest.split(';').next().and_then(|addr| addr.parse().ok()).expect(line)
@@ -192,7 +190,7 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
-/// A program that listens on a port of its own, and that port.
+/// Starts a program that listens on a free port. Returns the program and the address.
 pub(crate) fn listening(name: &str, args: &[&str]) -> (Program, SocketAddr) {
     let program = Program::run(name, &[&LOOPBACK, args].concat());
     let addr = program.addr();
@@ -201,22 +199,22 @@ pub(crate) fn listening(name: &str, args: &[&str]) -> (Program, SocketAddr) {
 
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
     let client = TcpStream::connect(addr).expect("connect");
-    client.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    client.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
     client
 }
 
-pub(crate) fn say(client: &mut impl Write, text: &str) {
+pub(crate) fn send(client: &mut impl Write, text: &str) {
     client.write_all(text.as_bytes()).expect("send");
 }
 
-pub(crate) fn hear(client: &mut impl Read, count: usize) -> String {
+pub(crate) fn receive(client: &mut impl Read, count: usize) -> String {
     let mut reply = vec![0; count];
     client.read_exact(&mut reply).expect("a reply");
     String::from_utf8(reply).expect("text")
 }
 
-/// What comes until the end of file, which must not be a reset.
-pub(crate) fn hear_all(client: &mut impl Read) -> String {
+/// Reads until the end of file. Fails on a reset.
+pub(crate) fn receive_all(client: &mut impl Read) -> String {
     let mut reply = String::new();
     client.read_to_string(&mut reply).expect("a reply and an end of file");
     reply

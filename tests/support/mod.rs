@@ -1,16 +1,17 @@
-//! What the tests share: a manager whose handler writes down what it sees, driven turn by turn
-//! on the test's own thread, and the other end of its connections.
+//! Helpers that the tests share. [`Rig`] is a manager with a recording handler; the test runs its
+//! turns on the test's own thread. Most other helpers are for the client side.
 //!
-//! Nothing here sleeps and hopes: [`Rig::until`] turns the loop until something holds, and fails
-//! the test with the record so far if it does not within [`PATIENCE`].
+//! Helpers wait for a condition instead of sleeping: [`Rig::until`] runs turns until its condition
+//! holds. If it does not hold within [`TIMEOUT`], the test fails and prints the record so far.
 
-// Each test binary uses a part of this.
+// Each test binary uses only a part of this module.
 #![allow(dead_code)]
 
 pub(crate) mod plain;
 
-/// The generator of the simulator: seeded, so that a failure can be repeated.
+/// The seeded generator of the simulator. With the same seed, a failure can be reproduced.
 #[allow(dead_code)]
+#[allow(unreachable_pub)]
 #[path = "../../src/simnet/rng.rs"]
 pub(crate) mod rng;
 
@@ -33,10 +34,10 @@ use pool_manager::{
     Cause, CloseReason, Closed, Commands, Config, Conn, ConnId, Handler, Manager, Turn,
 };
 
-/// How long anything may take before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for any single wait in a test.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a handler saw, in order.
+/// A callback of the handler, with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Opened(ConnId),
@@ -45,7 +46,7 @@ pub(crate) enum Seen {
     Closed(ConnId, CloseReason),
 }
 
-/// The record of a rig's handler, shared with the test.
+/// The callbacks of a rig's handler in order, and the details of each close. Shared with the test.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Record(pub(crate) Rc<RefCell<Vec<Seen>>>, pub(crate) Rc<RefCell<Vec<Closed>>>);
 
@@ -54,7 +55,7 @@ impl Record {
         self.0.borrow().clone()
     }
 
-    /// The bodies delivered so far, with why.
+    /// Returns the bodies delivered so far, with their causes.
     pub(crate) fn requests(&self) -> Vec<(Cause, Vec<u8>)> {
         let request = |seen: &Seen| match seen {
             Seen::Request(_, cause, body) => Some((*cause, body.clone())),
@@ -63,7 +64,7 @@ impl Record {
         self.0.borrow().iter().filter_map(request).collect()
     }
 
-    /// What was delivered for all connections but this one, as one stream.
+    /// Returns the bodies delivered for all connections except `id`, concatenated.
     pub(crate) fn of_others(&self, id: ConnId) -> Vec<u8> {
         let body = |seen: &Seen| match seen {
             Seen::Request(of, _, body) if *of != id => Some(body.clone()),
@@ -72,7 +73,7 @@ impl Record {
         self.0.borrow().iter().filter_map(body).flatten().collect()
     }
 
-    /// Why connections ended so far, in order.
+    /// Returns the reasons of all closes so far, in order.
     pub(crate) fn closed(&self) -> Vec<CloseReason> {
         let closed = |seen: &Seen| match seen {
             Seen::Closed(_, reason) => Some(*reason),
@@ -81,7 +82,7 @@ impl Record {
         self.0.borrow().iter().filter_map(closed).collect()
     }
 
-    /// How connections ended so far, in order.
+    /// Returns the details of all closes so far, in order.
     pub(crate) fn ends(&self) -> Vec<Closed> {
         self.1.borrow().clone()
     }
@@ -91,7 +92,7 @@ impl Record {
     }
 }
 
-/// A handler that records everything and leaves the reply to a closure.
+/// A handler that records every callback and lets a closure reply.
 pub(crate) struct Recorder<F> {
     record: Record,
     reply: F,
@@ -119,13 +120,13 @@ where
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
+    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
         self.record.1.borrow_mut().push(*end);
     }
 }
 
-/// A running manager under test.
+/// A started manager and the record of its handler.
 pub(crate) struct Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -134,12 +135,12 @@ where
     pub(crate) record: Record,
 }
 
-/// A rig that echoes every body.
+/// Returns a rig that echoes every body.
 pub(crate) fn echo(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body))
 }
 
-/// A rig that answers as `reply` says; started.
+/// Returns a started rig whose handler calls `reply` for each body.
 pub(crate) fn rig<F>(config: Config, reply: F) -> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -155,28 +156,29 @@ impl<F> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
-    /// A TCP connection: the client's end, and the id of the one that was put.
+    /// Puts a TCP connection. Returns the client's end and the id of the connection.
     pub(crate) fn connect(&mut self) -> (TcpStream, ConnId) {
         let (client, ours) = pair();
         (client, self.manager.put(ours).expect("put"))
     }
 
-    /// One turn that waits for nothing.
+    /// Runs one turn that does not wait.
     pub(crate) fn turn(&mut self) -> Turn {
         self.manager.turn(Some(Duration::ZERO)).expect("turn")
     }
 
-    /// Turns until `done` says so.
+    /// Runs turns until `done` returns true.
     #[track_caller]
     pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !done(self) {
-            assert!(Instant::now() < deadline, "it never came: {:#?}", self.record.all());
+            assert!(Instant::now() < deadline, "timed out: {:#?}", self.record.all());
             self.manager.turn(Some(Duration::from_millis(10))).expect("turn");
         }
     }
 
-    /// Turns until nothing is left to do and nothing more comes for a moment.
+    /// Runs turns until a turn has no event, serves and accepts no connection, and changes neither
+    /// the byte counters nor the number of closes.
     #[track_caller]
     pub(crate) fn quiet(&mut self) {
         let mut last = None;
@@ -188,7 +190,7 @@ where
         });
     }
 
-    /// Turns until this much time has passed.
+    /// Runs turns until `time` has passed.
     #[track_caller]
     pub(crate) fn pass(&mut self, time: Duration) {
         let began = Instant::now();
@@ -198,7 +200,8 @@ where
         }
     }
 
-    /// Turns until this much time has passed, and counts the turns: few, unless something spins.
+    /// Runs turns until `time` has passed, and returns the number of turns. This number is small
+    /// unless the loop spins.
     #[track_caller]
     pub(crate) fn turns_in(&mut self, time: Duration) -> u64 {
         let before = self.manager.stats().turns;
@@ -206,27 +209,27 @@ where
         self.manager.stats().turns - before
     }
 
-    /// Turns until `count` bytes were read in all.
+    /// Runs turns until the manager has read at least `count` bytes in total.
     #[track_caller]
     pub(crate) fn bytes_in(&mut self, count: u64) {
         self.until(|rig| rig.manager.stats().bytes_in >= count);
     }
 
-    /// Turns until `count` bodies were delivered, and returns them all.
+    /// Runs turns until at least `count` bodies were delivered, and returns all of them.
     #[track_caller]
     pub(crate) fn requests(&mut self, count: usize) -> Vec<(Cause, Vec<u8>)> {
         self.until(|rig| rig.record.requests().len() >= count);
         self.record.requests()
     }
 
-    /// Turns until a connection has closed, and returns why the first one did.
+    /// Runs turns until a connection has closed, and returns the reason of the first close.
     #[track_caller]
     pub(crate) fn first_close(&mut self) -> CloseReason {
         self.until(|rig| !rig.record.closed().is_empty());
         self.record.closed()[0]
     }
 
-    /// Turns until the client has read exactly `count` bytes.
+    /// Runs turns until the client has read exactly `count` bytes.
     #[track_caller]
     pub(crate) fn read_exact(&mut self, client: &mut TcpStream, count: usize) -> Vec<u8> {
         client.set_nonblocking(true).expect("non-blocking");
@@ -244,7 +247,7 @@ where
         got
     }
 
-    /// Turns until the client has read to the end of file, and returns what came before it.
+    /// Runs turns until the client has read to the end of file, and returns the bytes before it.
     #[track_caller]
     pub(crate) fn read_to_end(&mut self, client: &mut TcpStream) -> io::Result<Vec<u8>> {
         client.set_nonblocking(true)?;
@@ -262,8 +265,8 @@ where
     }
 }
 
-/// Two ends of a TCP connection over loopback: the client's, which sends at once what it is
-/// told to, and the other.
+/// Returns the two ends of a TCP connection over loopback. The first is the client's end, which has
+/// `TCP_NODELAY` set.
 pub(crate) fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
@@ -271,31 +274,33 @@ pub(crate) fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().expect("accept").0)
 }
 
-/// Two ends of a Unix connection, where bytes taken make room at once and no timer of TCP is in
-/// the way. The client's is dressed as what the rig reads from.
+/// Returns the two ends of a Unix connection. Unlike on TCP, a read frees buffer space at once, and
+/// no timer delays data. The client's end is wrapped in a `TcpStream`, because the rig's helpers
+/// take that type.
 pub(crate) fn unix_pair() -> (TcpStream, UnixStream) {
     let (client, ours) = UnixStream::pair().expect("pair");
     (TcpStream::from(std::os::fd::OwnedFd::from(client)), ours)
 }
 
-/// Closes a connection so that its peer sees a reset.
+/// Closes a TCP connection with a reset.
 pub(crate) fn reset(client: TcpStream) {
     let socket = socket2::Socket::from(client);
     socket.set_linger(Some(Duration::ZERO)).expect("linger");
 }
 
-/// Makes the kernel's buffers of both ends as small as it lets them be.
+/// Sets the client's receive buffer and our send buffer to the smallest size that the kernel
+/// allows.
 pub(crate) fn shrink_buffers(client: &TcpStream, ours: &TcpStream) {
     socket2::SockRef::from(client).set_recv_buffer_size(1).expect("receive buffer");
     socket2::SockRef::from(ours).set_send_buffer_size(1).expect("send buffer");
 }
 
-/// How many descriptors this process has open.
+/// Returns the number of open descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
-/// How much memory this process has in use.
+/// Returns the resident memory of this process.
 pub(crate) fn resident_bytes() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().expect("a number") * 4096)
@@ -306,20 +311,21 @@ pub(crate) fn random_bytes(rng: &mut Rng, count: usize) -> Vec<u8> {
     (0..count.div_ceil(8)).flat_map(|_| rng.number().to_le_bytes()).take(count).collect()
 }
 
-/// A client that gives up after [`PATIENCE`], and sends at once what it is told to.
+/// Connects a client with `TCP_NODELAY` set. Its reads and writes fail after [`TIMEOUT`].
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
     let socket = TcpStream::connect(addr).expect("connect");
     socket.set_nodelay(true).expect("no delay");
-    patient(socket)
+    with_timeouts(socket)
 }
 
-pub(crate) fn patient(socket: TcpStream) -> TcpStream {
-    socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
-    socket.set_write_timeout(Some(PATIENCE)).expect("write timeout");
+/// Sets the read and write timeouts of a socket to [`TIMEOUT`].
+pub(crate) fn with_timeouts(socket: TcpStream) -> TcpStream {
+    socket.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
+    socket.set_write_timeout(Some(TIMEOUT)).expect("write timeout");
     socket
 }
 
-/// A listener with a long queue: the standard library's may be too short.
+/// Binds a listener whose accept queue is longer than the default of the standard library.
 pub(crate) fn deep_listener(host: Ipv4Addr) -> TcpListener {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let socket = socket.expect("socket");
@@ -328,8 +334,8 @@ pub(crate) fn deep_listener(host: Ipv4Addr) -> TcpListener {
     socket.into()
 }
 
-/// Listens on so many addresses, so that ports that wait out their last connection do not run
-/// short.
+/// Listens on `hosts` loopback addresses, so that clients do not run out of ports while earlier
+/// connections are in `TIME_WAIT`.
 pub(crate) fn listen_on_many<H: Handler>(manager: &mut Manager<H>, hosts: u8) -> Vec<SocketAddr> {
     let listen = |host| {
         let listener = deep_listener([127, 0, 0, host].into());
@@ -340,20 +346,21 @@ pub(crate) fn listen_on_many<H: Handler>(manager: &mut Manager<H>, hosts: u8) ->
     (1..=hosts).map(listen).collect()
 }
 
-/// Turns until `done` says so.
+/// Runs turns until `done` returns true.
 #[track_caller]
 pub(crate) fn turn_until<H: Handler>(
     manager: &mut Manager<H>,
     mut done: impl FnMut(&mut Manager<H>) -> bool,
 ) {
-    let deadline = Instant::now() + 3 * PATIENCE;
+    let deadline = Instant::now() + 3 * TIMEOUT;
     while !done(manager) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
+        assert!(Instant::now() < deadline, "timed out: {}", manager.stats());
         manager.turn(Some(Duration::from_millis(5))).expect("turn");
     }
 }
 
-/// Once the clients are gone, nothing is left of them.
+/// Runs turns until no connection is left, then checks the counters and the descriptors. The
+/// clients must have closed their ends before.
 #[track_caller]
 pub(crate) fn assert_nothing_left<H: Handler>(manager: &mut Manager<H>, descriptors_before: usize) {
     turn_until(manager, |manager| {
@@ -361,11 +368,11 @@ pub(crate) fn assert_nothing_left<H: Handler>(manager: &mut Manager<H>, descript
         stats.live == 0 && stats.lingering == 0
     });
     let stats = manager.stats();
-    assert_eq!(stats.closed_total(), stats.put, "each that was put was closed once: {stats}");
+    assert_eq!(stats.closed_total(), stats.put, "closed once per put: {stats}");
     assert_eq!(descriptors(), descriptors_before, "descriptors: {stats}");
 }
 
-/// Sends bytes with descriptors beside them.
+/// Sends bytes and descriptors (`SCM_RIGHTS`) in one message.
 pub(crate) fn pass(client: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     const SOL_SOCKET: i32 = 1;
     const SCM_RIGHTS: i32 = 1;
@@ -382,7 +389,7 @@ pub(crate) fn pass(client: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
     socket2::SockRef::from(client).sendmsg(&message, 0)
 }
 
-/// Writes all of `bytes` from another thread, for input larger than the kernel's buffers.
+/// Writes `bytes` on another thread. This allows input that is larger than the kernel's buffers.
 pub(crate) fn write_behind(
     client: &TcpStream,
     bytes: Vec<u8>,
@@ -392,8 +399,8 @@ pub(crate) fn write_behind(
 }
 
 impl Record {
-    /// Fails if a connection was closed twice, or was heard of after it was closed or before it
-    /// was opened. Returns how many are open still.
+    /// Fails if a connection was opened or closed twice, or has a callback before `opened` or after
+    /// `closed`. Returns the number of open connections.
     #[track_caller]
     pub(crate) fn open_lives(&self) -> usize {
         let (mut open, mut ended) = (HashSet::new(), HashSet::new());
@@ -403,11 +410,11 @@ impl Record {
                     assert!(open.insert(id) && !ended.contains(&id), "{id} opened twice");
                 }
                 Seen::Closed(id, _) => {
-                    assert!(open.remove(&id), "{id} closed twice, or never opened");
+                    assert!(open.remove(&id), "{id} closed twice or never opened");
                     ended.insert(id);
                 }
                 Seen::Request(id, ..) | Seen::Flushed(id) => {
-                    assert!(open.contains(&id), "{id} was heard of though it is not open");
+                    assert!(open.contains(&id), "callback for {id}, which is not open");
                 }
             }
         }
@@ -415,12 +422,12 @@ impl Record {
     }
 }
 
-/// Set for the process that a test runs in alone: the test's name.
+/// Environment variable of a process that runs a single test: the test's name.
 pub(crate) const ALONE: &str = "POOL_MANAGER_TEST_ALONE";
 
-/// Runs `test` in a process of its own, where nobody else opens descriptors, with at most
-/// `descriptors` of them. `name` is the calling test's, with its module. What it writes to
-/// standard error is passed on.
+/// Runs `test` in a separate process with a limit of `descriptors` open descriptors. No other test
+/// opens descriptors there. `name` is the name of the calling test, including its module. At the
+/// end, prints the standard error of the process.
 #[track_caller]
 pub(crate) fn alone(name: &str, descriptors: u32, test: impl FnOnce()) {
     if std::env::var_os(ALONE).is_some_and(|alone| alone == name) {
@@ -433,19 +440,19 @@ pub(crate) fn alone(name: &str, descriptors: u32, test: impl FnOnce()) {
         .env(ALONE, name)
         .output()
         .expect("a shell");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    let passed = output.status.success() && said.contains("1 passed");
-    assert!(passed, "{name} on its own: {said}{errors}");
+    let passed = output.status.success() && stdout.contains("1 passed");
+    assert!(passed, "{name} in a separate process: {stdout}{errors}");
     eprint!("{errors}");
 }
 
-/// The arguments of a test program that run one test and let it speak.
+/// Returns the arguments with which a test program runs one test and shows its output.
 pub(crate) fn one_test(name: &str) -> [&str; 6] {
     [name, "--exact", "--include-ignored", "--nocapture", "--test-threads", "1"]
 }
 
-/// Remembers what each thread logs; nothing is printed.
+/// A logger that stores the logged lines, separately for each thread. It prints nothing.
 struct Log;
 
 thread_local! {
@@ -464,21 +471,21 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-/// Begins to remember what is logged; what this thread logged before is forgotten.
+/// Installs the logger and clears the lines of this thread.
 pub(crate) fn remember_log() {
-    // Another test of this process may have done it already.
+    // Another test of this process may have installed it already.
     let _ = log::set_logger(&Log);
     log::set_max_level(log::LevelFilter::Trace);
     LOGGED.with_borrow_mut(Vec::clear);
 }
 
-/// What this thread logged at `level`.
+/// Returns the lines that this thread has logged at `level`.
 pub(crate) fn logged(level: log::Level) -> Vec<String> {
     let at = |(of, line): &(log::Level, String)| (*of == level).then(|| line.clone());
     LOGGED.with_borrow(|lines| lines.iter().filter_map(at).collect())
 }
 
-/// A fresh directory, removed with everything in it.
+/// A new temporary directory. It is removed with its contents on drop.
 pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
@@ -494,7 +501,7 @@ impl Dir {
         self.0.join(name)
     }
 
-    /// What is in it, sorted.
+    /// Returns the names of the entries, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let mut names: Vec<String> =
@@ -506,7 +513,7 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        // Left behind, it is a test's litter in a temporary directory.
+        // If this fails, a temporary directory is left behind, which does no harm.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

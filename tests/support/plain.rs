@@ -1,4 +1,4 @@
-//! A transport that is nothing but a Unix stream: what is true of sockets must be true of it.
+//! A transport that wraps a Unix stream and adds nothing. It must behave as the socket does.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,4 +1,5 @@
-//! In calloop: one source is the descriptor of the pool, another a timer for the next deadline.
+//! Runs the manager in a calloop event loop. One event source is the manager's descriptor, another
+//! a timer for the next deadline.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -9,13 +10,13 @@ use calloop::timer::{TimeoutAction, Timer};
 use calloop::{EventLoop, Interest, LoopHandle, LoopSignal, Mode, PostAction, RegistrationToken};
 use pool_manager::{Handler, Manager, StopReport};
 
-use crate::{TWICE, descriptor};
+use crate::{SECOND_SIGNAL, descriptor};
 
 type Outcome = Result<StopReport, Box<dyn Error>>;
 
 struct State<H: Handler> {
     manager: Manager<H>,
-    /// The timer, and when it fires.
+    /// The timer and its due time.
     armed: Option<(RegistrationToken, Instant)>,
     handle: LoopHandle<'static, Self>,
     exit: LoopSignal,
@@ -23,7 +24,7 @@ struct State<H: Handler> {
     outcome: Option<Outcome>,
 }
 
-/// Turns the manager until a signal has stopped it.
+/// Turns the manager until a signal has stopped it. Calls `ready` before the first turn.
 pub(crate) fn run<H: Handler + 'static>(manager: Manager<H>, ready: impl FnOnce()) -> Outcome {
     let mut events: EventLoop<'static, State<H>> = EventLoop::try_new()?;
     let handle = events.handle();
@@ -39,7 +40,7 @@ pub(crate) fn run<H: Handler + 'static>(manager: Manager<H>, ready: impl FnOnce(
     state.arm();
     ready();
     events.run(None, &mut state, |_| {})?;
-    state.outcome.unwrap_or_else(|| Err(TWICE.into()))
+    state.outcome.unwrap_or_else(|| Err(SECOND_SIGNAL.into()))
 }
 
 impl<H: Handler + 'static> State<H> {
@@ -53,8 +54,8 @@ impl<H: Handler + 'static> State<H> {
         }
     }
 
-    /// Sees to it that the timer fires not later than the next deadline. One that fires early
-    /// costs a turn in which nothing is to do, and is cheaper than to move it at every turn.
+    /// Arms the timer for the next deadline, unless it is armed for an earlier time. An early timer
+    /// costs one turn with nothing to do, which is cheaper than to move the timer after every turn.
     fn arm(&mut self) {
         let Some(due) = self.manager.next_timeout() else { return };
         let at = Instant::now() + due;
@@ -76,7 +77,8 @@ impl<H: Handler + 'static> State<H> {
         }
     }
 
-    /// `Manager::stop` would keep everybody else on this thread waiting until all are served.
+    /// Begins a graceful stop; a second call ends the loop. `Manager::stop` would block the other
+    /// event sources of this thread until all connections have been served.
     fn stop(&mut self) {
         let again = std::mem::replace(&mut self.stopping, true);
         match self.manager.handle().stop() {

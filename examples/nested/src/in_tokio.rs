@@ -1,4 +1,5 @@
-//! In tokio: its reactor watches the descriptor of the pool, its timer the next deadline.
+//! Runs the manager in a tokio runtime. Its reactor watches the manager's descriptor, and its timer
+//! waits for the next deadline.
 
 use std::error::Error;
 use std::io;
@@ -11,9 +12,9 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::{TWICE, descriptor};
+use crate::{SECOND_SIGNAL, descriptor};
 
-/// Turns the manager until a signal has stopped it.
+/// Turns the manager until a signal has stopped it. Calls `ready` before the first turn.
 pub(crate) fn run<H: Handler>(
     manager: &mut Manager<H>,
     ready: impl FnOnce(),
@@ -26,7 +27,7 @@ async fn turn_until_stopped<H: Handler>(
     manager: &mut Manager<H>,
     ready: impl FnOnce(),
 ) -> Result<StopReport, Box<dyn Error>> {
-    let descriptor = watched(descriptor(manager)?)?;
+    let descriptor = watch(descriptor(manager)?)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut stopping = false;
@@ -35,11 +36,11 @@ async fn turn_until_stopped<H: Handler>(
         let due = manager.next_timeout();
         tokio::select! {
             readable = descriptor.readable() => readable?.clear_ready(),
-            () = after(due) => {}
+            () = sleep_or_pend(due) => {}
             _ = terminate.recv() => stop(manager, &mut stopping)?,
             _ = interrupt.recv() => stop(manager, &mut stopping)?,
         }
-        // tokio tells of an edge once, and one turn may not take all that is behind it.
+        // tokio reports an edge once, and one turn may not handle all events behind it.
         loop {
             let turn = manager.turn(Some(Duration::ZERO))?;
             if let Some(report) = turn.stopped {
@@ -53,23 +54,28 @@ async fn turn_until_stopped<H: Handler>(
     }
 }
 
-/// What tokio now recommends in place of `new` is unsafe, for descriptors that are closed behind
-/// its back. This one it owns.
+/// Registers the descriptor with the reactor. tokio recommends an unsafe function instead of
+/// `AsyncFd::new`, because of types that may close their descriptor while it is registered.
+/// `OwnedFd` does not.
 #[allow(deprecated)]
-fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(descriptor)
 }
 
-/// `Manager::stop` would keep everybody else on this thread waiting until all are served.
+/// Begins a graceful stop. `Manager::stop` would block the other tasks of this thread until all
+/// connections have been served.
+///
+/// # Errors
+/// A second call fails, which ends the program.
 fn stop<H: Handler>(manager: &Manager<H>, stopping: &mut bool) -> Result<(), Box<dyn Error>> {
     if std::mem::replace(stopping, true) {
-        return Err(TWICE.into());
+        return Err(SECOND_SIGNAL.into());
     }
     Ok(manager.handle().stop()?)
 }
 
-/// For ever, if nothing is planned.
-async fn after(due: Option<Duration>) {
+/// Waits for `due`, or forever if there is no deadline.
+async fn sleep_or_pend(due: Option<Duration>) {
     match due {
         Some(due) => sleep(due).await,
         None => std::future::pending().await,

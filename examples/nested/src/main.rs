@@ -1,8 +1,11 @@
-//! Echoes from within somebody else's loop: of tokio, or of calloop.
+//! Echo server inside the event loop of another library: tokio or calloop.
 //!
 //! `cargo run --release -p nested -- --loop tokio`, then `nc 127.0.0.1 6265`.
+//!
+//! Uses `main`, `say`, `log_from`, `millis`, `bind` and `usage` of `examples/common`: start,
+//! output, options and the listener.
 
-// These loops have ways of their own to wait for a signal.
+// tokio and calloop have their own signal handling, so `stop_flag` is not used.
 #[allow(dead_code)]
 #[path = "../../common/mod.rs"]
 mod common;
@@ -13,25 +16,25 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use common::{Failure, bind, log_from, millis, run_error, say, usage_error};
+use common::{Result, bind, log_from, millis, say, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Framing, Handler, Manager};
 
 const HELP: &str = "\
-Echoes what it is sent, from within another loop than its own, on one thread.
+Sends back what it receives, inside the event loop of another library, on one thread.
 
 Usage: nested [OPTIONS]
 
-  --loop NAME         whose loop it is: tokio [default] or calloop
+  --loop NAME         event loop to run in: tokio [default] or calloop
   --listen ADDR       address to listen on [127.0.0.1:6265]
-  --deadline-ms MS    how long a peer may be silent [3000]
+  --deadline-ms MS    how long a connection may be silent [3000]
   --debug             log every connection
-  --help              this text
+  --help              print this text
 
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
-/// Why a second signal ends it.
-const TWICE: &str = "told to stop twice: connections were cut off";
+/// The error after a second signal.
+const SECOND_SIGNAL: &str = "second signal: stopped at once, connections were cut off";
 
 #[derive(Clone, Copy, Debug)]
 enum Loop {
@@ -40,7 +43,7 @@ enum Loop {
 }
 
 struct Options {
-    within: Loop,
+    event_loop: Loop,
     listen: String,
     config: Config,
 }
@@ -49,10 +52,10 @@ fn main() -> ExitCode {
     common::main("nested", HELP, options, serve)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
-        within: Loop::Tokio,
+        event_loop: Loop::Tokio,
         listen: "127.0.0.1:6265".into(),
         config: Config::new().framing(Framing::Drained),
     };
@@ -61,10 +64,10 @@ fn options() -> Result<Option<Options>, Failure> {
         let config = options.config.clone();
         match arg {
             Arg::Long("loop") => {
-                options.within = match parser.value()?.to_str() {
+                options.event_loop = match parser.value()?.to_str() {
                     Some("tokio") => Loop::Tokio,
                     Some("calloop") => Loop::Calloop,
-                    _ => return Err(usage_error("the loops are tokio and calloop")),
+                    _ => return Err("the loops are tokio and calloop".into()),
                 }
             }
             Arg::Long("listen") => options.listen = parser.value()?.string()?,
@@ -73,35 +76,35 @@ fn options() -> Result<Option<Options>, Failure> {
             }
             Arg::Long("debug") => options.config = config.debug(true),
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     Ok(Some(options))
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<()> {
     let debug = options.config.debug;
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
-    // What is wrong with the configuration is wrong with the arguments.
-    let mut manager = Manager::new(options.config, echo).map_err(usage_error)?;
+    // An invalid configuration comes from the arguments.
+    let mut manager = Manager::new(options.config, echo).map_err(usage)?;
     let listener = bind(&options.listen)?;
-    let addr = listener.local_addr().map_err(run_error)?;
+    let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
+    manager.start()?;
+    manager.listen_on(listener)?;
     let ready = || {
         say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     };
-    let report = match options.within {
+    let report = match options.event_loop {
         Loop::Tokio => in_tokio::run(&mut manager, ready),
         Loop::Calloop => in_calloop::run(manager, ready),
     };
-    say(format_args!("stopped: {}", report.map_err(Failure::Run)?));
+    say(format_args!("stopped: {}", report?));
     Ok(())
 }
 
-/// The manager's descriptor under a number of its own, so that the other loop can keep it while
-/// the manager is turn_ended.
+/// Duplicates the manager's descriptor. The event loop owns the duplicate while the manager is
+/// borrowed for its turns.
 fn descriptor<H: Handler>(manager: &Manager<H>) -> io::Result<OwnedFd> {
     manager.as_fd().try_clone_to_owned()
 }

@@ -1,5 +1,5 @@
-//! The pool within each of the loops: it serves, it reaps who is silent, it costs nothing when
-//! nobody speaks, and it stops.
+//! The `nested` example in each event loop: it serves connections, closes silent ones, uses no
+//! processor time while idle, and stops.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -23,36 +23,36 @@ fn nested(name: &str, args: &[&str]) -> (Program, SocketAddr) {
     (program, addr)
 }
 
-/// The processor time that all threads of a process have used.
-fn used(pid: u32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+/// Returns the processor time that all threads of a process have used.
+fn processor_time(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the list of threads");
     let nanos = tasks.map(|task| {
-        let told = fs::read_to_string(task.expect("a thread").path().join("schedstat"));
-        let told = told.expect("its times");
-        told.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).expect("nanoseconds")
+        let times = fs::read_to_string(task.expect("a thread").path().join("schedstat"));
+        let times = times.expect("the thread's times");
+        times.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).expect("nanoseconds")
     });
     Duration::from_nanos(nanos.sum())
 }
 
 #[test]
-fn it_costs_nothing_while_nobody_speaks() {
+fn an_idle_connection_costs_no_processor_time() {
     for name in LOOPS {
         let (program, addr) = nested(name, &["--deadline-ms", "60000"]);
         let mut idle = connect(addr);
-        say(&mut idle, "hello");
-        assert_eq!(hear(&mut idle, 5), "hello");
+        send(&mut idle, "hello");
+        assert_eq!(receive(&mut idle, 5), "hello");
         thread::sleep(Duration::from_millis(300));
-        let before = used(program.child.id());
+        let before = processor_time(program.child.id());
         thread::sleep(Duration::from_secs(2));
-        let cost = used(program.child.id()).saturating_sub(before);
+        let cost = processor_time(program.child.id()).saturating_sub(before);
         assert!(cost < Duration::from_millis(2), "{name}: {cost:?} in two idle seconds");
-        say(&mut idle, "again");
-        assert_eq!(hear(&mut idle, 5), "again");
+        send(&mut idle, "again");
+        assert_eq!(receive(&mut idle, 5), "again");
     }
 }
 
 #[test]
-fn who_is_silent_is_reaped_in_time_though_others_speak() {
+fn a_silent_connection_is_closed_in_time_while_another_is_busy() {
     for name in LOOPS {
         let (_program, addr) = nested(name, &["--deadline-ms", "400"]);
         let mut busy = connect(addr);
@@ -60,68 +60,69 @@ fn who_is_silent_is_reaped_in_time_though_others_speak() {
         let began = Instant::now();
         silent.set_nonblocking(true).expect("non-blocking");
         while silent.read(&mut [0]).is_err() {
-            say(&mut busy, "x");
-            assert_eq!(hear(&mut busy, 1), "x");
+            send(&mut busy, "x");
+            assert_eq!(receive(&mut busy, 1), "x");
             thread::sleep(Duration::from_millis(5));
-            assert!(began.elapsed() < PATIENCE, "{name}: it is never reaped");
+            assert!(began.elapsed() < TIMEOUT, "{name}: it is not closed");
         }
         let took = began.elapsed();
-        assert!((380..2_000).contains(&took.as_millis()), "{name}: reaped after {took:?}");
-        say(&mut busy, "x");
-        assert_eq!(hear(&mut busy, 1), "x");
-        // And while nobody speaks.
+        assert!((380..2_000).contains(&took.as_millis()), "{name}: closed after {took:?}");
+        send(&mut busy, "x");
+        assert_eq!(receive(&mut busy, 1), "x");
+        // The deadline also passes while no other connection is active.
         let began = Instant::now();
-        assert_eq!(hear_all(&mut busy), "");
+        assert_eq!(receive_all(&mut busy), "");
         let took = began.elapsed();
-        assert!((380..2_000).contains(&took.as_millis()), "{name}: reaped after {took:?}");
+        assert!((380..2_000).contains(&took.as_millis()), "{name}: closed after {took:?}");
     }
 }
 
-/// What is left of a turn's work is done at once, though no event will come.
+/// A turn reads a limited number of bytes. The rest is served at once, although no event follows.
 #[test]
-fn who_sends_much_waits_for_no_timer() {
+fn a_large_request_does_not_wait_for_a_timer() {
     for name in LOOPS {
         let (_program, addr) = nested(name, &["--deadline-ms", "60000"]);
         let mut client = connect(addr);
-        say(&mut client, "x");
-        assert_eq!(hear(&mut client, 1), "x");
-        let (began, much) = (Instant::now(), "x".repeat(300_000));
-        say(&mut client, &much);
-        assert!(hear(&mut client, much.len()) == much, "{name}");
+        send(&mut client, "x");
+        assert_eq!(receive(&mut client, 1), "x");
+        let (began, request) = (Instant::now(), "x".repeat(300_000));
+        send(&mut client, &request);
+        assert!(receive(&mut client, request.len()) == request, "{name}");
         assert!(began.elapsed() < Duration::from_secs(1), "{name}: {:?}", began.elapsed());
     }
 }
 
-/// More than one wait of the pool returns: the loops are told of one edge for all.
+/// More connections become readable than one wait of the pool returns, but the event loop reports only
+/// one edge for all of them.
 #[test]
-fn who_comes_in_a_crowd_is_served() {
+fn all_of_3000_connections_that_become_readable_at_once_are_served() {
     for name in LOOPS {
         let (program, addr) = nested(name, &["--deadline-ms", "60000"]);
         let mut clients: Vec<_> = (0..3_000).map(|_| connect(addr)).collect();
         for client in &mut clients {
-            say(client, "a");
-            assert_eq!(hear(client, 1), "a");
+            send(client, "a");
+            assert_eq!(receive(client, 1), "a");
         }
         program.signal("-STOP");
         for client in &mut clients {
-            say(client, "b");
+            send(client, "b");
         }
         program.signal("-CONT");
         for client in &mut clients {
-            assert_eq!(hear(client, 1), "b", "{name}");
+            assert_eq!(receive(client, 1), "b", "{name}");
         }
     }
 }
 
 #[test]
-fn a_signal_stops_it_and_who_is_served_is_waited_for() {
+fn a_signal_stops_it_after_its_connections_have_ended() {
     for name in LOOPS {
         let (program, addr) = nested(name, &[]);
         let mut client = connect(addr);
-        say(&mut client, "hello");
-        assert_eq!(hear(&mut client, 5), "hello");
+        send(&mut client, "hello");
+        assert_eq!(receive(&mut client, 5), "hello");
         program.signal("-TERM");
-        assert_eq!(hear_all(&mut client), "");
+        assert_eq!(receive_all(&mut client), "");
         drop(client);
         let (status, stdout, _) = program.end();
         assert!(status.success(), "{name}: {status}");
@@ -134,16 +135,16 @@ fn a_second_signal_stops_it_at_once() {
     for name in LOOPS {
         let (program, addr) = nested(name, &["--deadline-ms", "60000"]);
         let mut client = connect(addr);
-        // So much that some of the reply has to wait for a peer that does not take it.
+        // The client does not read, so a part of the reply stays unsent.
         client.set_nonblocking(true).expect("non-blocking");
-        let (began, some) = (Instant::now(), vec![b'x'; 65_536]);
-        while client.write(&some).is_ok() || began.elapsed().as_millis() < 300 {}
+        let (began, chunk) = (Instant::now(), vec![b'x'; 65_536]);
+        while client.write(&chunk).is_ok() || began.elapsed().as_millis() < 300 {}
         program.signal("-TERM");
         program.stderr.find("stopping: 1 connections");
         program.signal("-TERM");
         let (status, _, stderr) = program.end();
         assert_eq!(status.code(), Some(1), "{name}");
-        assert!(stderr.concat().contains("told to stop twice"), "{name}: {stderr:?}");
+        assert!(stderr.concat().contains("second signal: stopped at once"), "{name}: {stderr:?}");
     }
 }
 

@@ -1,7 +1,13 @@
-//! Echoes over TLS: what a transport of one's own takes.
+//! Echo server over TLS: shows how to write a transport.
 //!
 //! `cargo run --release -p tls_echo -- --cert cert.pem --key key.pem`, then
-//! `openssl s_client -quiet -connect 127.0.0.1:6264`.
+//! `openssl s_client -quiet -connect 127.0.0.1:6264`. `examples/README.md` has the command that makes
+//! a certificate.
+//!
+//! Modules: `transport` is the TLS session over a socket, `config` builds the rustls configuration.
+//!
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! `examples/common`: start, output, options, signals and the listener.
 
 #[path = "../../common/mod.rs"]
 mod common;
@@ -14,9 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
+use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Framing, Handler, Manager, Overload, Socket};
 use rustls::ServerConfig;
@@ -24,25 +28,25 @@ use rustls::ServerConfig;
 use transport::Tls;
 
 const HELP: &str = "\
-Echoes over TLS 1.2 and 1.3 what it is sent, on one thread.
+Sends back what it receives over TLS 1.2 and 1.3, on one thread.
 
 Usage: tls_echo --cert FILE --key FILE [OPTIONS]
 
   --listen ADDR         address to listen on [127.0.0.1:6264]
-  --cert FILE           certificate, and those between it and its root, in PEM
-  --key FILE            its private key, in PEM
-  --client-ca FILE      ask clients for a certificate that one of these has issued, in PEM
-  --client-auth KIND    required: turn away who has none [default]; optional: let them in
-  --alpn NAMES          application protocols, the preferred first: echo/2,echo/1
-  --max N               connections at a time; more wait in the backlog [no maximum]
-  --handshake-ms MS     how long it may take until the first byte behind a handshake [5000]
-  --deadline-ms MS      how long a peer may be silent after that [30000]
+  --cert FILE           certificate and its intermediate certificates, in PEM
+  --key FILE            private key of the certificate, in PEM
+  --client-ca FILE      ask clients for a certificate issued by one of these authorities, in PEM
+  --client-auth KIND    required: refuse clients without a certificate [default]; optional: accept
+  --alpn NAMES          application protocols, in order of preference, such as echo/2,echo/1
+  --max N               connections at a time; further ones wait in the backlog [no maximum]
+  --handshake-ms MS     time limit for the handshake and the first byte after it [5000]
+  --deadline-ms MS      how long a connection may be silent after that [30000]
   --debug               log every connection
-  --help                this text
+  --help                print this text
 
-A peer that ends with a close_notify is answered and told goodbye in the same way. One whose stream
-just ends has been cut off: with --debug that is `unexpected end of file`.
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+A peer that ends its stream with close_notify gets a close_notify back. A stream that ends without
+it is truncated; --debug logs it as `unexpected end of file`.
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
 struct Options {
     listen: String,
@@ -55,13 +59,13 @@ fn main() -> ExitCode {
     common::main("tls_echo", HELP, options, serve)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         listen: "127.0.0.1:6264".into(),
         tls: config::Options::default(),
         handshake: Duration::from_secs(5),
-        // A body is at most what fits into one record.
+        // A body is at most as long as the plaintext of one TLS record.
         config: Config::new()
             .framing(Framing::Drained)
             .buffer_size(16 << 10)
@@ -80,14 +84,14 @@ fn options() -> Result<Option<Options>, Failure> {
                 options.tls.anonymous = match parser.value()?.to_str() {
                     Some("optional") => true,
                     Some("required") => false,
-                    _ => return Err(usage_error("--client-auth is required or optional")),
+                    _ => return Err("--client-auth is required or optional".into()),
                 }
             }
             Arg::Long("alpn") => {
                 let names = parser.value()?.string()?;
                 options.tls.alpn = names.split(',').map(|name| name.as_bytes().to_vec()).collect();
                 if options.tls.alpn.iter().any(|name| !(1..=255).contains(&name.len())) {
-                    return Err(usage_error("--alpn: a name has 1 to 255 bytes"));
+                    return Err("--alpn: a name has 1 to 255 bytes".into());
                 }
             }
             Arg::Long("max") => {
@@ -101,11 +105,11 @@ fn options() -> Result<Option<Options>, Failure> {
             }
             Arg::Long("debug") => options.config = config.debug(true),
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         }
     }
     if options.tls.cert.as_os_str().is_empty() || options.tls.key.as_os_str().is_empty() {
-        return Err(usage_error("--cert and --key are needed"));
+        return Err("--cert and --key are needed".into());
     }
     Ok(Some(options))
 }
@@ -125,7 +129,8 @@ impl Handler for Echo {
         }
     }
 
-    /// Only plaintext counts as a sign of life, so whoever drips a handshake gains no time by it.
+    /// Sets the handshake's time limit. The idle deadline counts from the last plaintext byte, so a
+    /// slow handshake does not extend it.
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         conn.set_idle_deadline(self.handshake);
         Ok(())
@@ -137,23 +142,23 @@ impl Handler for Echo {
     }
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: Options) -> Result<()> {
     let Options { listen, tls, handshake, config } = options;
     let debug = config.debug;
     let handler = Echo { tls: config::server(&tls)?, handshake };
-    // What is wrong with the configuration is wrong with the arguments.
-    let mut manager = Manager::with_handler(config, handler).map_err(usage_error)?;
+    // An invalid configuration comes from the arguments.
+    let mut manager = Manager::with_handler(config, handler).map_err(usage)?;
     let listener = bind(&listen)?;
-    let addr = listener.local_addr().map_err(run_error)?;
+    let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
+    let stop = stop_flag()?;
+    manager.start()?;
+    manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: openssl s_client -quiet -connect {addr}"));
     while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
+        manager.turn(Some(TURN))?;
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

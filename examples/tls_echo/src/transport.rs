@@ -1,8 +1,8 @@
-//! Transport: a TLS session of rustls over a TCP socket, as the pool wants one.
+//! A [`Transport`]: a TLS session of rustls over a TCP socket.
 //!
-//! Reading and writing are driven independently, each as far as the socket goes: what a handshake
-//! has to say goes out when the pool flushes, at the end of each of its visits. It knows neither
-//! the pool nor what the bytes are for.
+//! Reads and writes are independent, and each goes as far as the socket allows. Handshake messages
+//! are sent when the pool flushes the transport, at the end of each visit to the connection. This
+//! module knows neither the pool nor the protocol inside TLS.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,34 +12,35 @@ use std::sync::Arc;
 use pool_manager::Transport;
 use rustls::{ServerConfig, ServerConnection};
 
-/// How often one read may turn to the socket and come back without plaintext: a peer that sends
-/// nothing but handshake bytes is to keep nobody else waiting.
-const FRUITLESS: u32 = 16;
+/// Maximum number of socket reads without plaintext in one [`Read::read`]. A peer that sends only
+/// handshake messages must not delay other connections.
+const SOCKET_READS_MAX: u32 = 16;
 
-/// How far it is with saying `close_notify`.
+/// The state of the outgoing `close_notify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Goodbye {
-    Unsaid,
-    /// It goes out behind everything else.
+enum CloseNotify {
+    NotSent,
+    /// It is queued in the session, after all other output.
     Queued,
-    Said,
+    Sent,
 }
 
 pub(crate) struct Tls {
     socket: TcpStream,
     session: ServerConnection,
-    goodbye: Goodbye,
+    close_notify: CloseNotify,
 }
 
 impl Tls {
-    /// Waits for a client's first word on a non-blocking socket.
+    /// Begins a session on a non-blocking socket. The client sends first.
     pub(crate) fn new(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let session = ServerConnection::new(config).map_err(io::Error::other)?;
-        Ok(Self { socket, session, goodbye: Goodbye::Unsaid })
+        Ok(Self { socket, session, close_notify: CloseNotify::NotSent })
     }
 
-    /// Sends what there is to send, as far as the socket takes it. It goes out by `writev(2)`:
-    /// a program in Rust ignores SIGPIPE, unlike one that it is embedded in.
+    /// Sends the session's output as far as the socket takes it. It uses `writev(2)`, which raises
+    /// SIGPIPE if the peer has closed. A Rust program ignores this signal, but a program in another
+    /// language that embeds this code may not.
     fn send(&mut self) -> io::Result<()> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
@@ -48,8 +49,8 @@ impl Tls {
                 _ => {}
             }
         }
-        if self.goodbye == Goodbye::Queued {
-            self.goodbye = Goodbye::Said;
+        if self.close_notify == CloseNotify::Queued {
+            self.close_notify = CloseNotify::Sent;
             self.socket.shutdown(Shutdown::Write)?;
         }
         Ok(())
@@ -57,18 +58,18 @@ impl Tls {
 }
 
 impl Read for Tls {
-    /// Plaintext, until neither the session nor the socket has more: the pool is told nothing of
-    /// what a session holds, so `WouldBlock` may come from the socket alone. An end of file is 0
-    /// only behind a `close_notify`; else somebody has cut the stream, which is `UnexpectedEof`.
+    /// Reads plaintext. Returns `WouldBlock` only if the socket does and the session holds no
+    /// plaintext: the pool waits for the socket and does not know what the session holds. Returns 0
+    /// after a `close_notify`; a stream that ends without one is truncated (`UnexpectedEof`).
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        for _ in 0..FRUITLESS {
+        for _ in 0..SOCKET_READS_MAX {
             match self.session.reader().read(into) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 outcome => return outcome,
             }
             self.session.read_tls(&mut self.socket)?;
             if let Err(error) = self.session.process_new_packets() {
-                // Best effort: the alert says to the peer what was wrong.
+                // Best effort: the alert tells the peer what was wrong.
                 let _ = self.send();
                 return Err(io::Error::new(ErrorKind::InvalidData, error));
             }
@@ -78,7 +79,7 @@ impl Read for Tls {
 }
 
 impl Write for Tls {
-    /// Takes as much as the session may hold unsent, by default 64 KiB.
+    /// Takes as many bytes as the session may hold unsent, by default 64 KiB.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut count = self.session.writer().write(bytes)?;
         if count == 0 {
@@ -101,8 +102,8 @@ impl AsFd for Tls {
 
 impl Transport for Tls {
     fn shutdown_write(&mut self) -> io::Result<()> {
-        if self.goodbye == Goodbye::Unsaid {
-            self.goodbye = Goodbye::Queued;
+        if self.close_notify == CloseNotify::NotSent {
+            self.close_notify = CloseNotify::Queued;
             self.session.send_close_notify();
         }
         match self.send() {

@@ -1,5 +1,5 @@
-//! The program as its peers see it: those that mean well, and those that drip, cut off, talk
-//! nonsense or are nobody it knows.
+//! The `tls_echo` example as its peers see it: well-behaved peers, and peers that send byte by byte,
+//! truncate the stream, send invalid data or have no valid certificate.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -22,7 +22,7 @@ use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, Str
 
 type Client = StreamOwned<ClientConnection, TcpStream>;
 
-/// Somebody who issues certificates.
+/// A certificate authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -33,7 +33,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
     }
 
-    /// A certificate for `localhost`, and its key.
+    /// Issues a certificate for `localhost` and returns it with its key.
     fn issue(&self) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(["localhost".into()]).expect("parameters");
@@ -41,7 +41,7 @@ impl Authority {
     }
 }
 
-/// The program with a certificate of its own.
+/// The running program, with a certificate from `authority`.
 struct Server {
     program: Program,
     addr: SocketAddr,
@@ -82,13 +82,13 @@ impl Server {
         socket
     }
 
-    /// A client that trusts the server's authority.
+    /// Returns a client that trusts the server's authority.
     fn client(&self, adapt: impl FnOnce(&mut ClientConfig)) -> Client {
-        self.client_of(None, adapt)
+        self.client_with_certificate(None, adapt)
     }
 
-    /// The same, with a certificate that `issuer` has issued.
-    fn client_of(
+    /// As [`Server::client`], with a client certificate from `issuer`.
+    fn client_with_certificate(
         &self,
         issuer: Option<&Authority>,
         adapt: impl FnOnce(&mut ClientConfig),
@@ -103,7 +103,7 @@ impl Server {
             Some((cert, key)) => {
                 let chain: Vec<CertificateDer<'static>> = vec![cert.der().clone()];
                 let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-                builder.with_client_auth_cert(chain, key).expect("a certificate of the client's")
+                builder.with_client_auth_cert(chain, key).expect("a client certificate")
             }
             None => builder.with_no_client_auth(),
         };
@@ -113,10 +113,10 @@ impl Server {
         StreamOwned::new(session, self.socket())
     }
 
-    /// Whether somebody who means well is served.
+    /// Checks that a well-behaved client is served.
     #[track_caller]
-    fn assert_well(&self) {
-        assert_eq!(echoed(&mut self.client(|_| {}), "hello").expect("an echo"), "hello");
+    fn assert_serves(&self) {
+        assert_eq!(exchange(&mut self.client(|_| {}), "hello").expect("a reply"), "hello");
     }
 }
 
@@ -132,7 +132,8 @@ fn program() -> Command {
     command
 }
 
-fn echoed(client: &mut Client, text: &str) -> io::Result<String> {
+/// Sends `text` and returns as many bytes of the reply.
+fn exchange(client: &mut Client, text: &str) -> io::Result<String> {
     client.write_all(text.as_bytes())?;
     let mut reply = vec![0; text.len()];
     client.read_exact(&mut reply)?;
@@ -140,25 +141,25 @@ fn echoed(client: &mut Client, text: &str) -> io::Result<String> {
 }
 
 #[test]
-fn both_versions_are_spoken_and_a_protocol_is_agreed_on() {
+fn alpn_selects_a_common_protocol_over_tls_1_3() {
     let server = Server::run(&["--alpn", "echo/2,echo/1"]);
     for (offer, agreed) in [("echo/1", Some(&b"echo/1"[..])), ("", None)] {
         let mut client = server.client(|config| {
             config.alpn_protocols =
                 if offer.is_empty() { Vec::new() } else { vec![offer.as_bytes().to_vec()] };
         });
-        assert_eq!(echoed(&mut client, "hello").expect("an echo"), "hello");
+        assert_eq!(exchange(&mut client, "hello").expect("a reply"), "hello");
         assert_eq!(client.conn.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         assert_eq!(client.conn.alpn_protocol(), agreed);
     }
-    let mut stranger = server.client(|config| config.alpn_protocols = vec![b"h2".to_vec()]);
-    let refused = echoed(&mut stranger, "hello").expect_err("no protocol in common");
+    let mut other = server.client(|config| config.alpn_protocols = vec![b"h2".to_vec()]);
+    let refused = exchange(&mut other, "hello").expect_err("no protocol in common");
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
-    server.assert_well();
+    server.assert_serves();
 }
 
 #[test]
-fn megabytes_come_back_whole_and_in_order() {
+fn megabytes_are_echoed_complete_and_in_order() {
     let server = Server::run(&[]);
     let mut client = server.client(|_| {});
     let mut counter = 0u32;
@@ -173,56 +174,56 @@ fn megabytes_come_back_whole_and_in_order() {
         let mut got = vec![0; sent.len()];
         client.write_all(&sent).expect("send");
         client.read_exact(&mut got).expect("receive");
-        assert!(got == sent, "what comes back is not what went");
+        assert!(got == sent, "the reply differs from the request");
     }
 }
 
 #[test]
-fn a_goodbye_is_answered_with_a_goodbye() {
+fn close_notify_is_answered_with_close_notify() {
     let server = Server::run(&[]);
     let mut client = server.client(|_| {});
     client.write_all(b"the end").expect("send");
     client.conn.send_close_notify();
     client.flush().expect("flush");
     let mut reply = String::new();
-    client.read_to_string(&mut reply).expect("an end that is said");
+    client.read_to_string(&mut reply).expect("a close_notify");
     assert_eq!(reply, "the end");
     server.program.stderr.find("the peer closed");
 }
 
 #[test]
-fn a_stream_that_is_cut_off_is_not_taken_for_its_end() {
+fn a_truncated_stream_is_an_error() {
     let server = Server::run(&[]);
     let mut client = server.client(|_| {});
-    assert_eq!(echoed(&mut client, "hello").expect("an echo"), "hello");
+    assert_eq!(exchange(&mut client, "hello").expect("a reply"), "hello");
     client.sock.shutdown(Shutdown::Write).expect("shutdown");
-    let cut = client.read(&mut [0]).expect_err("who is cut off gets no goodbye either");
+    let cut = client.read(&mut [0]).expect_err("no close_notify after a truncated stream");
     assert!(matches!(cut.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{cut}");
     server.program.stderr.find("unexpected end of file");
-    server.assert_well();
+    server.assert_serves();
 }
 
 #[test]
-fn a_dripped_handshake_gains_no_time_and_a_patient_client_is_heard() {
+fn a_slow_handshake_is_closed_and_an_idle_session_stays_open() {
     let server = Server::run(&["--handshake-ms", "400", "--deadline-ms", "60000"]);
-    let mut quiet = server.client(|_| {});
-    assert_eq!(echoed(&mut quiet, "hello").expect("an echo"), "hello");
+    let mut idle = server.client(|_| {});
+    assert_eq!(exchange(&mut idle, "hello").expect("a reply"), "hello");
     let began = Instant::now();
     let mut socket = server.socket();
-    // The head of a record of 512 bytes, and then a byte of it now and then.
+    // Sends the header of a record of 512 bytes, then one byte of it every 20 ms.
     socket.write_all(&[22, 3, 1, 2, 0]).expect("send");
     while socket.write_all(&[0]).is_ok() {
         thread::sleep(Duration::from_millis(20));
-        let kept = began.elapsed() < Duration::from_secs(5);
-        assert!(kept, "a byte now and then keeps it open");
+        let in_time = began.elapsed() < Duration::from_secs(5);
+        assert!(in_time, "single bytes keep the connection open");
     }
     assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
-    // Behind its first byte the other deadline holds.
-    assert_eq!(echoed(&mut quiet, "still here").expect("an echo"), "still here");
+    // After the first plaintext byte the other deadline applies.
+    assert_eq!(exchange(&mut idle, "still here").expect("a reply"), "still here");
 }
 
 #[test]
-fn a_handshake_may_come_byte_by_byte() {
+fn a_client_hello_sent_byte_by_byte_is_accepted() {
     let server = Server::run(&[]);
     let mut client = server.client(|_| {});
     let mut hello = Vec::new();
@@ -231,30 +232,31 @@ fn a_handshake_may_come_byte_by_byte() {
         client.sock.write_all(&[byte]).expect("send");
         thread::sleep(Duration::from_micros(200));
     }
-    assert_eq!(echoed(&mut client, "hello").expect("an echo"), "hello");
+    assert_eq!(exchange(&mut client, "hello").expect("a reply"), "hello");
 }
 
 #[test]
-fn a_certificate_of_the_client_is_asked_for_and_looked_at() {
+fn a_client_certificate_is_required_and_verified() {
     let server = Server::run(&["--client-ca", "CA"]);
-    let mut known = server.client_of(Some(&server.authority), |_| {});
-    assert_eq!(echoed(&mut known, "hello").expect("an echo"), "hello");
-    let stranger = Authority::new();
-    // It calls itself as the authority does, but has another key.
-    for (issuer, alert) in [(None, "CertificateRequired"), (Some(&stranger), "DecryptError")] {
-        let refused = server.client_of(issuer, |_| {}).read(&mut [0]);
-        let refused = refused.expect_err("nobody it knows").to_string();
+    let mut known = server.client_with_certificate(Some(&server.authority), |_| {});
+    assert_eq!(exchange(&mut known, "hello").expect("a reply"), "hello");
+    let other_authority = Authority::new();
+    // The other authority has the same name as the first, but another key.
+    for (issuer, alert) in [(None, "CertificateRequired"), (Some(&other_authority), "DecryptError")]
+    {
+        let refused = server.client_with_certificate(issuer, |_| {}).read(&mut [0]);
+        let refused = refused.expect_err("no valid certificate").to_string();
         assert!(refused.contains(alert), "{refused}");
     }
-    let lenient = Server::run(&["--client-auth", "optional", "--client-ca", "CA"]);
-    lenient.assert_well();
-    let refused = lenient.client_of(Some(&stranger), |_| {}).read(&mut [0]);
-    let refused = refused.expect_err("a wrong one is worse than none").to_string();
+    let optional = Server::run(&["--client-auth", "optional", "--client-ca", "CA"]);
+    optional.assert_serves();
+    let refused = optional.client_with_certificate(Some(&other_authority), |_| {}).read(&mut [0]);
+    let refused = refused.expect_err("an invalid certificate").to_string();
     assert!(refused.contains("DecryptError"), "{refused}");
 }
 
 #[test]
-fn nonsense_gets_an_alert_and_harms_nobody() {
+fn invalid_data_is_answered_with_an_alert() {
     let server = Server::run(&[]);
     let mut socket = server.socket();
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("send");
@@ -262,29 +264,29 @@ fn nonsense_gets_an_alert_and_harms_nobody() {
     let _ = socket.read_to_end(&mut reply);
     assert_eq!(reply.first(), Some(&21), "an alert: {reply:?}");
     server.program.stderr.find("invalid data");
-    server.assert_well();
+    server.assert_serves();
 }
 
 #[test]
-fn a_stop_says_goodbye_to_who_is_idle() {
+fn a_stop_sends_close_notify_to_idle_clients() {
     let server = Server::run(&[]);
     let mut client = server.client(|_| {});
-    assert_eq!(echoed(&mut client, "hello").expect("an echo"), "hello");
+    assert_eq!(exchange(&mut client, "hello").expect("a reply"), "hello");
     server.program.signal("-TERM");
-    assert_eq!(client.read(&mut [0]).expect("an end that is said"), 0);
+    assert_eq!(client.read(&mut [0]).expect("a close_notify"), 0);
     drop(client);
     server.program.stdout.find("stopped: 1 idle");
 }
 
 #[track_caller]
-fn assert_fails(args: &[&str], code: i32, says: &str) {
+fn assert_fails(args: &[&str], code: i32, message: &str) {
     let (status, stdout, stderr) = Program::spawn(program().args(args)).end();
     assert_eq!((status.code(), stdout.len(), stderr.len()), (Some(code), 0, 1), "{stderr:?}");
-    assert!(stderr[0].starts_with("tls_echo: ") && stderr[0].contains(says), "{stderr:?}");
+    assert!(stderr[0].starts_with("tls_echo: ") && stderr[0].contains(message), "{stderr:?}");
 }
 
 #[test]
-fn what_is_wrong_with_the_arguments_is_said_in_one_line() {
+fn bad_usage_is_reported_in_one_line() {
     assert_fails(&[], 2, "--cert and --key are needed; try --help");
     assert_fails(&["--client-auth", "perhaps"], 2, "required or optional");
     assert_fails(&["--alpn", "a,,b"], 2, "1 to 255 bytes");

@@ -1,13 +1,14 @@
-//! Factor: work that takes its time, by trial division. Pure.
+//! Trial division, as an example of work that takes long. Pure.
 
 use std::fmt::Write;
 
-/// How many divisions go by before it asks whether it still has to.
-const PATIENCE: u64 = 1 << 16;
+/// Number of divisions between two checks for cancellation.
+const CHECK_INTERVAL: u64 = 1 << 16;
 
-/// A number and its prime factors, as `factor` of the GNU coreutils writes them; `None` if it was
-/// given up. Takes as many divisions as the root of the number.
-pub(crate) fn factor(number: u64, given_up: &dyn Fn() -> bool) -> Option<String> {
+/// Returns a number and its prime factors in the format of `factor` of the GNU coreutils, or `None`
+/// if `is_cancelled` has returned true. Needs at most as many divisions as the square root of the
+/// number.
+pub(crate) fn factor(number: u64, is_cancelled: &dyn Fn() -> bool) -> Option<String> {
     let mut text = format!("{number}:");
     let mut rest = number;
     let mut divisor = 2;
@@ -23,7 +24,7 @@ pub(crate) fn factor(number: u64, given_up: &dyn Fn() -> bool) -> Option<String>
         }
         divisor += if divisor == 2 { 1 } else { 2 };
         tried += 1;
-        if tried % PATIENCE == 0 && given_up() {
+        if tried % CHECK_INTERVAL == 0 && is_cancelled() {
             return None;
         }
     }

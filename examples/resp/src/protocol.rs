@@ -1,6 +1,6 @@
-//! The protocol: where a request ends, what its arguments are, and how replies are written.
-//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>; the words of errors are those
-//! of Redis 7.0.
+//! The protocol: finds the end and the arguments of a request, and writes replies.
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>. Error messages are those of
+//! Redis 7.0.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -8,30 +8,31 @@ use std::ops::Range;
 
 use pool_manager::Frame;
 
-/// The longest value accepted, and argument of any kind.
+/// Maximum size of a value, and of any other argument, in bytes.
 pub(crate) const BULK_MAX: usize = 512 << 10;
 
-/// The most arguments: a request that comes byte by byte is looked at as often, so this bounds
-/// what a look costs.
+/// Maximum number of arguments. A request that arrives byte by byte is parsed again for each byte,
+/// so this limits the cost of parsing it once.
 const ARGUMENTS_MAX: usize = 16_384;
 
-/// The longest line that is a request by itself, and the longest that holds a number.
+/// Maximum size of an inline request, which is a line of words.
 const INLINE_MAX: usize = 64 << 10;
+/// Maximum length of a count or size in characters.
 const NUMBER_MAX: usize = 32;
 
-/// Why bytes are no request, after which there is no telling where the next one begins.
+/// A protocol error. The start of the next request is unknown after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Broken {
+pub(crate) enum ProtocolError {
     ArgumentCount,
     ArgumentCountTooLong,
     BulkLength,
     BulkLengthTooLong,
-    NoBulk(u8),
+    NotABulk(u8),
     Quotes,
     InlineTooLong,
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Protocol error: ")?;
         f.write_str(match self {
@@ -39,19 +40,19 @@ impl fmt::Display for Broken {
             Self::ArgumentCountTooLong => "too big mbulk count string",
             Self::BulkLength => "invalid bulk length",
             Self::BulkLengthTooLong => "too big bulk count string",
-            Self::NoBulk(got @ b' '..=b'~') => {
+            Self::NotABulk(got @ b' '..=b'~') => {
                 return write!(f, "expected '$', got '{}'", char::from(*got));
             }
-            // Redis repeats what it got even if it breaks its own reply.
-            Self::NoBulk(_) => "expected '$', got '?'",
+            // Redis repeats the byte even if that makes its reply invalid.
+            Self::NotABulk(_) => "expected '$', got '?'",
             Self::Quotes => "unbalanced quotes in request",
             Self::InlineTooLong => "too big inline request",
         })
     }
 }
 
-/// The framing: one request is one frame. What is broken is a frame as well, all that is held, so
-/// that the handler can say so before it closes.
+/// The framing: one request is one frame. After a protocol error all held bytes are one frame, so
+/// that the handler can answer with an error before it closes the connection.
 pub(crate) fn frame(held: &[u8]) -> Frame {
     match walk(held, |_| ()) {
         Ok(Some(end)) => Frame::Complete(end),
@@ -60,41 +61,43 @@ pub(crate) fn frame(held: &[u8]) -> Frame {
     }
 }
 
-/// Finds the arguments of the request at the front of `held`, without looking into them, and where
-/// it ends, if all of it is there. A line of words has its end and no arguments.
+/// Finds the end of the request at the start of `held`, and calls `argument` with the position of
+/// each argument. Returns `None` if the request is incomplete. Finds only the end of an inline
+/// request, not its arguments; [`from_line`] converts it.
 pub(crate) fn walk(
     held: &[u8],
     mut argument: impl FnMut(Range<usize>),
-) -> Result<Option<usize>, Broken> {
+) -> Result<Option<usize>, ProtocolError> {
     if held[0] != b'*' {
         return match held.iter().take(INLINE_MAX).position(|&byte| byte == b'\n') {
             Some(at) => Ok(Some(at + 1)),
-            None if held.len() >= INLINE_MAX => Err(Broken::InlineTooLong),
+            None if held.len() >= INLINE_MAX => Err(ProtocolError::InlineTooLong),
             None => Ok(None),
         };
     }
     let Some((count, mut at)) =
-        number(held, 1, Broken::ArgumentCount, Broken::ArgumentCountTooLong)?
+        number(held, 1, ProtocolError::ArgumentCount, ProtocolError::ArgumentCountTooLong)?
     else {
         return Ok(None);
     };
     let count = usize::try_from(count).unwrap_or(0);
     if count > ARGUMENTS_MAX {
-        return Err(Broken::ArgumentCount);
+        return Err(ProtocolError::ArgumentCount);
     }
     for _ in 0..count {
         match held.get(at) {
             Some(b'$') => {}
-            Some(&other) => return Err(Broken::NoBulk(other)),
+            Some(&other) => return Err(ProtocolError::NotABulk(other)),
             None => return Ok(None),
         }
-        let header = number(held, at + 1, Broken::BulkLength, Broken::BulkLengthTooLong)?;
+        let header =
+            number(held, at + 1, ProtocolError::BulkLength, ProtocolError::BulkLengthTooLong)?;
         let Some((length, start)) = header else { return Ok(None) };
-        let length = usize::try_from(length).map_err(|_| Broken::BulkLength)?;
+        let length = usize::try_from(length).map_err(|_| ProtocolError::BulkLength)?;
         if length > BULK_MAX {
-            return Err(Broken::BulkLength);
+            return Err(ProtocolError::BulkLength);
         }
-        // As in Redis, what stands in place of the line end does not matter.
+        // As in Redis, the two bytes of the line end are not checked.
         at = start + length + 2;
         if at > held.len() {
             return Ok(None);
@@ -104,19 +107,20 @@ pub(crate) fn walk(
     Ok(Some(at))
 }
 
-/// The number at `at`, and where what follows its line begins.
+/// Parses the number at `at`. Returns it with the start of the next line, or `None` if the line is
+/// incomplete.
 fn number(
     held: &[u8],
     at: usize,
-    broken: Broken,
-    too_long: Broken,
-) -> Result<Option<(i64, usize)>, Broken> {
+    invalid: ProtocolError,
+    too_long: ProtocolError,
+) -> Result<Option<(i64, usize)>, ProtocolError> {
     let (mut value, mut end) = (0_i64, at);
     let negative = held.get(at) == Some(&b'-');
     end += usize::from(negative);
     let digits = end;
     while let Some(digit) = held.get(end).map(|byte| byte.wrapping_sub(b'0')).filter(|&d| d < 10) {
-        // More than 18 digits may not fit, and are more than enough.
+        // A number of more than 18 digits may overflow; it exceeds every limit anyway.
         value = if end < digits + 18 { value * 10 + i64::from(digit) } else { i64::MAX };
         end += 1;
         if end > at + NUMBER_MAX {
@@ -124,17 +128,17 @@ fn number(
         }
     }
     match held.get(end..) {
-        // One number is written in one way.
+        // Leading zeros and `-0` are invalid.
         Some([b'\r', _, ..]) if end > digits && (held[digits] != b'0' || end == at + 1) => {
             Ok(Some((if negative { -value } else { value }, end + 2)))
         }
         Some([] | [b'\r']) => Ok(None),
-        _ => Err(broken),
+        _ => Err(invalid),
     }
 }
 
-/// The same request, written with lengths, as the line of words that people type.
-pub(crate) fn from_line(line: &[u8]) -> Result<Vec<u8>, Broken> {
+/// Converts an inline request, as people type it, into an array of bulk strings.
+pub(crate) fn from_line(line: &[u8]) -> Result<Vec<u8>, ProtocolError> {
     let words = words(line)?;
     let mut request = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
@@ -145,9 +149,9 @@ pub(crate) fn from_line(line: &[u8]) -> Result<Vec<u8>, Broken> {
     Ok(request)
 }
 
-/// The words of a line: `"` and `'` quote, at the latest to a word's end, and within `"` a backslash
-/// escapes.
-fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
+/// Splits a line into words. `"` and `'` quote; a closing quote must end its word. Within `"` a
+/// backslash escapes.
+fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, ProtocolError> {
     let (mut words, mut rest) = (Vec::new(), line.trim_ascii());
     while !rest.is_empty() {
         let mut word = Vec::new();
@@ -156,7 +160,7 @@ fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
             if byte == b'"' || byte == b'\'' {
                 rest = quoted(rest, byte, &mut word)?;
                 if within_word(rest).is_some() {
-                    return Err(Broken::Quotes);
+                    return Err(ProtocolError::Quotes);
                 }
             } else {
                 word.push(byte);
@@ -168,16 +172,20 @@ fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
     Ok(words)
 }
 
-/// The next byte and what is behind it, unless the word ends here.
+/// Splits off the next byte. Returns `None` at the end of the word.
 fn within_word(rest: &[u8]) -> Option<(&u8, &[u8])> {
     rest.split_first().filter(|(byte, _)| !byte.is_ascii_whitespace())
 }
 
-/// Reads up to the closing quote, and returns what is behind it.
-fn quoted<'a>(mut rest: &'a [u8], quote: u8, word: &mut Vec<u8>) -> Result<&'a [u8], Broken> {
+/// Reads up to the closing quote and returns the bytes after it.
+fn quoted<'a>(
+    mut rest: &'a [u8],
+    quote: u8,
+    word: &mut Vec<u8>,
+) -> Result<&'a [u8], ProtocolError> {
     loop {
         let (byte, taken) = match rest {
-            [] => return Err(Broken::Quotes),
+            [] => return Err(ProtocolError::Quotes),
             [end, after @ ..] if *end == quote => return Ok(after),
             [b'\\', b'\'', ..] if quote == b'\'' => (b'\'', 2),
             [b'\\', b'x', high, low, ..] if quote == b'"' && hex(*high, *low).is_some() => {
@@ -207,13 +215,13 @@ fn unescape(escaped: u8) -> u8 {
     }
 }
 
-/// Replies, written into whatever takes bytes.
+/// Writes replies.
 pub(crate) trait Reply: Write {
     fn simple(&mut self, text: &str) -> io::Result<()> {
         self.line(b'+', text.as_bytes())
     }
 
-    /// An error: a word in capitals, and what is wrong.
+    /// Writes an error. `text` is a code in capitals and a message.
     fn error(&mut self, text: &str) -> io::Result<()> {
         let one_line = text.replace(['\r', '\n'], " ");
         self.line(b'-', one_line.as_bytes())
@@ -235,13 +243,13 @@ pub(crate) trait Reply: Write {
         self.write_all(b"$-1\r\n")
     }
 
-    /// So many replies follow, which are the elements.
+    /// Writes the head of an array. `count` replies must follow as its elements.
     fn array(&mut self, count: usize) -> io::Result<()> {
         let (digits, from) = digits(count);
         self.line(b'*', &digits[from..])
     }
 
-    /// One short line in one write.
+    /// Writes a line; a short one with a single call of `write_all`.
     fn line(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
         let mut line = [0; 32];
         let end = 1 + text.len();
@@ -259,7 +267,7 @@ pub(crate) trait Reply: Write {
 
 impl<W: Write> Reply for W {}
 
-/// A number in decimal, at the end of the array, and where it begins.
+/// Formats a number in decimal. Returns an array that ends with the digits, and their start.
 pub(crate) fn digits(value: impl TryInto<i64>) -> ([u8; 20], usize) {
     let value = value.try_into().unwrap_or(i64::MAX);
     let (mut digits, mut at, mut left) = ([0; 20], 20, value.unsigned_abs());

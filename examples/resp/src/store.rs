@@ -1,5 +1,5 @@
-//! The store: keys, values and when they expire. An expired key is gone for everybody who asks;
-//! its memory is freed then, or little by little when other keys are made to expire.
+//! The store: keys, values and expiry times. An expired key is invisible to all commands. It is
+//! removed when a command accesses it, or gradually when other keys get an expiry time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The clock is read for keys that can expire, and for no others.
+    /// Returns false if the key has expired. Reads the clock only for keys with an expiry time.
     fn is_live(&self) -> bool {
         self.expires.is_none_or(|expires| expires > Instant::now())
     }
@@ -21,7 +21,7 @@ impl Entry {
 #[derive(Default)]
 pub(crate) struct Store {
     entries: HashMap<Key, Entry>,
-    /// Invariant: one for each entry that expires.
+    /// Invariant: contains exactly the entries that have an expiry time.
     expiring: BTreeSet<(Instant, Key)>,
 }
 
@@ -33,7 +33,7 @@ impl Store {
         self.entries.get(key).map(|entry| &entry.value[..])
     }
 
-    /// Sets a value that expires at that time, or never.
+    /// Sets a value. It does not expire if `expires` is `None`.
     pub(crate) fn set(&mut self, key: &[u8], value: &[u8], expires: Option<Instant>) {
         match self.entries.get_mut(key) {
             Some(entry) if entry.expires.is_none() && expires.is_none() => {
@@ -47,7 +47,7 @@ impl Store {
         }
     }
 
-    /// Changes a value and leaves its expiry as it is; a new one does not expire.
+    /// Changes a value and keeps its expiry time. A new key does not expire.
     pub(crate) fn update(&mut self, key: &[u8], value: &[u8]) {
         match self.entries.get_mut(key) {
             Some(entry) => replace(&mut entry.value, value),
@@ -55,7 +55,7 @@ impl Store {
         }
     }
 
-    /// Removes a key, and says whether it was there.
+    /// Removes a key. Returns whether it existed.
     pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
         let Some((key, entry)) = self.entries.remove_entry(key) else { return false };
         let live = entry.is_live();
@@ -65,7 +65,7 @@ impl Store {
         live
     }
 
-    /// From now on a key that is there expires at that time, or never.
+    /// Sets the expiry time of an existing key. It does not expire if `expires` is `None`.
     pub(crate) fn expire(&mut self, key: &[u8], expires: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let before = std::mem::replace(&mut entry.expires, expires);
@@ -78,13 +78,13 @@ impl Store {
         }
     }
 
-    /// How long a key is there; `None` if it never expires.
+    /// Returns the time to live of a key, or `None` if it does not exist or does not expire.
     pub(crate) fn time_left(&self, key: &[u8]) -> Option<Duration> {
         let expires = self.entries.get(key)?.expires?;
         Some(expires.saturating_duration_since(Instant::now()))
     }
 
-    /// How many keys there are, of which some may have expired.
+    /// Returns the number of keys, including expired ones that have not been removed yet.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -93,7 +93,8 @@ impl Store {
         *self = Self::default();
     }
 
-    /// Two go for each that comes, so that those that nobody asks for do not gather.
+    /// Removes up to two expired keys. It is called once per key that gets an expiry time, so
+    /// expired keys that no command accesses do not accumulate.
     fn sweep(&mut self, now: Instant) {
         for _ in 0..2 {
             let Some((expires, key)) = self.expiring.pop_first() else { return };
@@ -106,7 +107,7 @@ impl Store {
     }
 }
 
-/// Puts a value where another was, in the same memory if that is not much too large.
+/// Replaces a value. Reuses its memory unless that is much too large.
 fn replace(old: &mut Vec<u8>, new: &[u8]) {
     if (new.len()..=2 * new.len() + 64).contains(&old.capacity()) {
         old.clear();

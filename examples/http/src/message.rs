@@ -1,22 +1,24 @@
-//! Message: where a request ends and what it says. Bytes in, a request or its fault out; pure.
+//! Parses requests: bytes in, a request or an error status out. Pure; knows neither connections nor
+//! replies.
 //!
-//! Who reads two requests where the other side wrote one can be made to serve somebody else's:
-//! request smuggling. So whatever two readers might take for different things is a fault (RFC 9112,
-//! 6.3 and 11.2; RFC 9110, 8.6), and after a fault no byte is taken for a request any more. It
-//! knows neither connections nor replies.
+//! If two parsers disagree about where a request ends, an attacker can hide one request inside
+//! another (request smuggling). Therefore each message that parsers may interpret differently is an
+//! error (RFC 9112, sections 6.3 and 11.2; RFC 9110, section 8.6), and no byte after an error is
+//! parsed.
 
 use std::mem::MaybeUninit;
 
 use httparse::{Error, Header, Status as Parse};
 use pool_manager::Frame;
 
-/// Fields of a header section; one with more is refused.
+/// Maximum number of fields in a header section.
 const FIELDS_MAX: usize = 64;
+/// Maximum number of fields in a trailer section.
 const TRAILERS_MAX: usize = 16;
-/// The longest line before a chunk, with its extensions and its end.
+/// Maximum size of a chunk's size line, including extensions and line end.
 const CHUNK_LINE_MAX: usize = 256;
 
-/// A status line without its version.
+/// Status code and reason phrase of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Status(pub(crate) u16, pub(crate) &'static str);
 
@@ -33,26 +35,26 @@ pub(crate) const NOT_IMPLEMENTED: Status = Status(501, "Not Implemented");
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
-    /// Of the target: without scheme, authority and query.
+    /// The path of the target, without scheme, authority and query.
     pub(crate) path: &'a str,
-    /// The second number of the version; the first is 1.
+    /// The minor version; the major version is 1.
     pub(crate) minor: u8,
-    /// The peer wants to go on after this.
+    /// Whether the connection stays open after this request.
     pub(crate) keep_alive: bool,
     pub(crate) body: Body<'a>,
-    /// Bytes of it all, from the request line to the end of the body.
+    /// Size of the request in bytes, from the request line to the end of the body.
     pub(crate) length: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Body<'a> {
     Plain(&'a [u8]),
-    /// Well-formed chunks, to their end.
+    /// Valid chunks, up to the end of the last one.
     Chunked(&'a [u8]),
 }
 
 impl<'a> Body<'a> {
-    /// What it consists of, in order.
+    /// Returns the decoded parts of the body, in order.
     pub(crate) fn pieces(self) -> impl Iterator<Item = &'a [u8]> + Clone {
         let (mut plain, mut chunks) = match self {
             Self::Plain(bytes) => (Some(bytes), &b""[..]),
@@ -68,12 +70,14 @@ impl<'a> Body<'a> {
         })
     }
 
+    /// Returns the size of the decoded body in bytes.
     pub(crate) fn length(self) -> usize {
         self.pieces().map(<[u8]>::len).sum()
     }
 }
 
-/// Whether `held` begins with a request. A fault is a frame too: a callback has to say what it was.
+/// Returns the end of the request at the start of `held`. An invalid request is a complete frame
+/// too, so that the handler can answer it.
 pub(crate) fn frame(held: &[u8], max: usize) -> Frame {
     match parse(held, max) {
         Ok(Some(request)) => Frame::Complete(request.length),
@@ -82,39 +86,42 @@ pub(crate) fn frame(held: &[u8], max: usize) -> Frame {
     }
 }
 
-/// The request that `held` begins with, if all of it is there, or why there is none. It may be
-/// `max` bytes long in all.
+/// Parses the request at the start of `held`. Returns `None` if it is incomplete.
+///
+/// # Errors
+/// Returns the status for the reply if the request is invalid or would exceed `max` bytes.
 pub(crate) fn parse(held: &[u8], max: usize) -> Result<Option<Request<'_>>, Status> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let Some(skip) = complete(parsed.parse_with_uninit_headers(held, &mut fields))? else {
         return Ok(None);
     };
-    only_whole_line_ends(&held[..skip])?;
+    reject_bare_line_feeds(&held[..skip])?;
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
         return Err(BAD_REQUEST);
     };
-    let facts = Facts::of(parsed.headers, minor)?;
+    let info = MessageInfo::from_fields(parsed.headers, minor)?;
     let rest = &held[skip..];
-    let body = if facts.chunked {
+    let body = if info.chunked {
         chunked(rest, max.saturating_sub(skip))?
             .map(|length| (Body::Chunked(&rest[..length]), length))
-    } else if facts.length > max.saturating_sub(skip) {
+    } else if info.length > max.saturating_sub(skip) {
         return Err(CONTENT_TOO_LARGE);
     } else {
-        rest.get(..facts.length).map(|body| (Body::Plain(body), facts.length))
+        rest.get(..info.length).map(|body| (Body::Plain(body), info.length))
     };
     let Some((body, length)) = body else { return Ok(None) };
-    let (path, keep_alive) = (path(target), facts.keep_alive);
+    let (path, keep_alive) = (path(target), info.keep_alive);
     Ok(Some(Request { method, path, minor, keep_alive, body, length: skip + length }))
 }
 
-/// Whether all of the header section is there.
+/// Returns whether `held` contains a complete header section.
 pub(crate) fn has_header_section(held: &[u8]) -> bool {
     held.windows(4).any(|bytes| bytes == b"\r\n\r\n")
 }
 
+/// Translates a result of `httparse`. Returns `None` if the input is incomplete.
 fn complete<T>(parsed: httparse::Result<T>) -> Result<Option<T>, Status> {
     match parsed {
         Ok(Parse::Complete(parsed)) => Ok(Some(parsed)),
@@ -124,28 +131,28 @@ fn complete<T>(parsed: httparse::Result<T>) -> Result<Option<T>, Status> {
     }
 }
 
-/// A bare line feed ends a line for some readers and not for others.
-fn only_whole_line_ends(section: &[u8]) -> Result<(), Status> {
+/// Rejects lines that end with LF instead of CRLF: parsers disagree about whether such a line ends.
+fn reject_bare_line_feeds(section: &[u8]) -> Result<(), Status> {
     let mut lines = section.split(|&byte| byte == b'\n');
-    // What follows the last one is nothing.
+    // The section ends with a line feed, so the last element is empty.
     lines.next_back();
     if lines.all(|line| line.ends_with(b"\r")) { Ok(()) } else { Err(BAD_REQUEST) }
 }
 
-/// What the header fields say about the message itself.
-struct Facts {
+/// The framing of the body and the persistence of the connection, from the header fields.
+struct MessageInfo {
     chunked: bool,
     length: usize,
     keep_alive: bool,
     closes: bool,
 }
 
-impl Facts {
-    fn of(fields: &[Header<'_>], minor: u8) -> Result<Self, Status> {
+impl MessageInfo {
+    fn from_fields(fields: &[Header<'_>], minor: u8) -> Result<Self, Status> {
         let mut hosts = 0;
         let mut length = None;
         let keep_alive = minor > 0;
-        let mut facts = Self { chunked: false, length: 0, keep_alive, closes: false };
+        let mut info = Self { chunked: false, length: 0, keep_alive, closes: false };
         for &Header { name, value } in fields {
             if name.eq_ignore_ascii_case("host") {
                 hosts += 1;
@@ -154,26 +161,27 @@ impl Facts {
                     return Err(BAD_REQUEST);
                 }
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
-                if facts.chunked || minor == 0 {
+                if info.chunked || minor == 0 {
                     return Err(BAD_REQUEST);
                 }
                 if !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(NOT_IMPLEMENTED);
                 }
-                facts.chunked = true;
+                info.chunked = true;
             } else if name.eq_ignore_ascii_case("connection") {
-                facts.connection(value);
+                info.connection(value);
             }
         }
-        if hosts > 1 || (hosts == 0 && minor > 0) || (facts.chunked && length.is_some()) {
+        if hosts > 1 || (hosts == 0 && minor > 0) || (info.chunked && length.is_some()) {
             return Err(BAD_REQUEST);
         }
-        facts.length = length.unwrap_or(0);
-        facts.keep_alive &= !facts.closes;
-        Ok(facts)
+        info.length = length.unwrap_or(0);
+        info.keep_alive &= !info.closes;
+        Ok(info)
     }
 
-    /// What is to become of the connection; a wish to close outweighs the other (RFC 9112, 9.3).
+    /// Parses a `Connection` field. `close` takes precedence over `keep-alive` (RFC 9112, section
+    /// 9.3).
     fn connection(&mut self, value: &[u8]) {
         for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
             if option.eq_ignore_ascii_case(b"close") {
@@ -185,14 +193,14 @@ impl Facts {
     }
 }
 
-/// Digits and nothing else: no sign, no list, no space.
+/// Parses a decimal number that consists of digits only: no sign, list or space.
 fn decimal(value: &[u8]) -> Result<usize, Status> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     let number = std::str::from_utf8(value).ok().filter(|_| digits);
     number.and_then(|number| number.parse().ok()).ok_or(BAD_REQUEST)
 }
 
-/// The path of a target in origin form (`/a?b`) or absolute form (`http://host/a?b`).
+/// Returns the path of a target in origin form (`/a?b`) or absolute form (`http://host/a?b`).
 fn path(target: &str) -> &str {
     let path = match target.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
@@ -207,8 +215,8 @@ fn path(target: &str) -> &str {
     }
 }
 
-/// The length of the chunks at the front of `held`, if their end is there. Begins anew each time
-/// bytes come, so it is `max` that bounds what they cost.
+/// Returns the size of the chunked body at the start of `held`, or `None` if it is incomplete.
+/// Starts at the first chunk each time more bytes arrive; `max` limits the cost of that.
 fn chunked(held: &[u8], max: usize) -> Result<Option<usize>, Status> {
     let mut at = 0;
     while let Some(chunk) = next_chunk(&held[at..])? {
@@ -229,12 +237,15 @@ fn chunked(held: &[u8], max: usize) -> Result<Option<usize>, Status> {
     Ok(None)
 }
 
-/// The line before a chunk, and how long the chunk is.
+/// A parsed size line.
 struct Chunk {
+    /// Size of the line in bytes.
     skip: usize,
+    /// Size of the chunk in bytes.
     size: usize,
 }
 
+/// Parses the size line at the start of `held`. Returns `None` if it is incomplete.
 fn next_chunk(held: &[u8]) -> Result<Option<Chunk>, Status> {
     let window = &held[..held.len().min(CHUNK_LINE_MAX)];
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
@@ -252,12 +263,12 @@ fn next_chunk(held: &[u8]) -> Result<Option<Chunk>, Status> {
     Ok(Some(Chunk { skip: end + 1, size }))
 }
 
-/// The length of the trailer section, if all of it is there; what it says is not needed.
+/// Returns the size of the trailer section, or `None` if it is incomplete. Its fields are ignored.
 fn trailers(held: &[u8]) -> Result<Option<usize>, Status> {
     let mut fields = [httparse::EMPTY_HEADER; TRAILERS_MAX];
     let Some((length, _)) = complete(httparse::parse_headers(held, &mut fields))? else {
         return Ok(None);
     };
-    only_whole_line_ends(&held[..length])?;
+    reject_bare_line_feeds(&held[..length])?;
     Ok(Some(length))
 }

@@ -1,4 +1,4 @@
-//! The commands: a table of them, and what each does. The words of errors are those of Redis 7.0.
+//! The table of commands and their implementations. Error messages are those of Redis 7.0.
 
 use std::io;
 use std::ops::Range;
@@ -10,9 +10,9 @@ use super::protocol::{BULK_MAX, Reply, digits};
 use super::store::Store;
 
 const SYNTAX: &str = "ERR syntax error";
-const NO_INTEGER: &str = "ERR value is not an integer or out of range";
+const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
-/// The arguments of one request; the first is the command's name.
+/// The arguments of one request. The first is the name of the command.
 #[derive(Clone, Copy)]
 pub(crate) struct Args<'a> {
     pub(crate) request: &'a [u8],
@@ -24,35 +24,36 @@ impl<'a> Args<'a> {
         self.spans.len()
     }
 
-    /// Argument `index`, which the command's arity says is there.
+    /// Returns an argument. The arity check of the command ensures that it exists.
     fn at(self, index: usize) -> &'a [u8] {
         &self.request[self.spans[index].clone()]
     }
 
-    /// All from `index` on.
+    /// Returns the arguments from `index` on.
     fn from(self, index: usize) -> impl Iterator<Item = &'a [u8]> {
         self.spans[index..].iter().map(move |span| &self.request[span.clone()])
     }
 
+    /// Parses an argument as an integer.
     fn integer(self, index: usize) -> Option<i64> {
         integer(self.at(index))
     }
 }
 
-/// A whole number as Redis takes it: no plus, no leading zeros.
+/// Parses an integer as Redis does: no plus sign, no leading zeros.
 fn integer(text: &[u8]) -> Option<i64> {
     let value = std::str::from_utf8(text).ok()?.parse().ok()?;
     let (digits, from) = digits(value);
     (&digits[from..] == text).then_some(value)
 }
 
-/// What is kept for a connection.
+/// The state of a connection.
 #[derive(Default)]
 pub(crate) struct Client {
     name: Vec<u8>,
 }
 
-/// What a command works on.
+/// The data that a command can access.
 pub(crate) struct Context<'a, 'c> {
     pub(crate) store: &'a mut Store,
     pub(crate) client: &'a mut Client,
@@ -61,10 +62,11 @@ pub(crate) struct Context<'a, 'c> {
 
 type Run = fn(&mut Context<'_, '_>, Args<'_>) -> io::Result<()>;
 
-/// Name, arity and what it does. The arity counts the name; a negative one is the least.
+/// Name, arity and function of a command. The arity includes the name. A negative arity is a
+/// minimum.
 type Command = (&'static str, isize, Run);
 
-/// It is searched from the front, so what is asked for most stands there.
+/// All commands. The table is searched from the start, so frequent commands come first.
 const COMMANDS: [Command; 19] = [
     ("get", 2, get),
     ("set", -3, set),
@@ -87,10 +89,11 @@ const COMMANDS: [Command; 19] = [
     ("quit", -1, quit),
 ];
 
-/// Runs one command, and writes its one reply.
+/// Executes one command and writes its reply.
 pub(crate) fn run(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     if [&b"post"[..], b"host:"].iter().any(|word| args.at(0).eq_ignore_ascii_case(word)) {
-        // A browser, whose page wants it to say commands in the lines behind this one.
+        // The client is a browser. A web page may have made it send commands in the lines that
+        // follow.
         context.conn.close();
         return Ok(());
     }
@@ -98,8 +101,8 @@ pub(crate) fn run(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<(
     let Some(&(name, arity, run)) = COMMANDS.iter().find(named) else {
         return context.conn.error(&unknown(args));
     };
-    let (count, least) = (args.len(), arity.unsigned_abs());
-    if count < least || arity > 0 && count > least {
+    let (count, min) = (args.len(), arity.unsigned_abs());
+    if count < min || arity > 0 && count > min {
         return context.conn.error(&wrong_arity(name));
     }
     run(context, args)
@@ -120,7 +123,7 @@ fn unknown(args: Args<'_>) -> String {
     format!("ERR unknown command '{}', with args beginning with: {shown}", text(args.at(0), 128))
 }
 
-/// The first `max` bytes, as text.
+/// Converts the first `max` bytes to text.
 fn text(bytes: &[u8], max: usize) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(max)]).into_owned()
 }
@@ -137,8 +140,8 @@ fn get(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
 }
 
-/// When a key expires that is given so many times so many milliseconds; `None` if it is further from
-/// 1970 than 64 bits of milliseconds tell. What has passed already is now.
+/// Returns the time in `count` times `unit` milliseconds, or now if it is in the past. Returns
+/// `None` if its Unix time in milliseconds does not fit into 64 bits.
 fn from_now(count: i64, unit: i64) -> Option<Instant> {
     let millis = count.checked_mul(unit)?;
     let today = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
@@ -168,14 +171,14 @@ fn set(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     let mut until = None;
     if let Some((index, unit)) = expires {
         let Some(count) = args.integer(index) else {
-            return context.conn.error(NO_INTEGER);
+            return context.conn.error(NOT_AN_INTEGER);
         };
         until = from_now(count, unit).filter(|_| count > 0);
         if until.is_none() {
             return context.conn.error("ERR invalid expire time in 'set' command");
         }
     }
-    if only_if.is_some_and(|there| there != context.store.get(args.at(1)).is_some()) {
+    if only_if.is_some_and(|exists| exists != context.store.get(args.at(1)).is_some()) {
         return context.conn.null();
     }
     context.store.set(args.at(1), args.at(2), until);
@@ -192,7 +195,7 @@ fn ping(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
 
 fn incr(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     let Some(value) = context.store.get(args.at(1)).map_or(Some(0), integer) else {
-        return context.conn.error(NO_INTEGER);
+        return context.conn.error(NOT_AN_INTEGER);
     };
     let Some(value) = value.checked_add(1) else {
         return context.conn.error("ERR increment or decrement would overflow");
@@ -239,27 +242,28 @@ fn expire(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
     let key = args.at(1);
     let Some(seconds) = args.integer(2) else {
-        return context.conn.error(NO_INTEGER);
+        return context.conn.error(NOT_AN_INTEGER);
     };
     let Some(expires) = from_now(seconds, 1_000) else {
         return context.conn.error("ERR invalid expire time in 'expire' command");
     };
-    let there = context.store.get(key).is_some();
+    let exists = context.store.get(key).is_some();
     if seconds > 0 {
         context.store.expire(key, Some(expires));
     } else {
         context.store.remove(key);
     }
-    context.conn.integer(u8::from(there))
+    context.conn.integer(u8::from(exists))
 }
 
-/// How long a key is there in milliseconds: -1 for ever, -2 for one that is not.
+/// Returns the time to live of a key in milliseconds: -1 if it does not expire, -2 if it does not
+/// exist.
 fn millis_left(context: &mut Context<'_, '_>, key: &[u8]) -> i64 {
     if context.store.get(key).is_none() {
         return -2;
     }
     let left = context.store.time_left(key);
-    // Rounded up: at once it is as much as was asked for.
+    // Rounded up, so that the value right after `SET` is the one that was set.
     left.map_or(-1, |left| left.as_micros().div_ceil(1_000).try_into().unwrap_or(i64::MAX))
 }
 
@@ -307,7 +311,7 @@ fn command(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
             context.conn.array(6)?;
             context.conn.bulk(name.as_bytes())?;
             context.conn.integer(*arity)?;
-            // No flags, and no keys that a cluster could look at.
+            // No flags, and no positions of keys, which only a cluster needs.
             context.conn.array(0)?;
             [0; 3].into_iter().try_for_each(|none| context.conn.integer(none))
         });
@@ -323,7 +327,7 @@ fn command(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
 }
 
-/// What clients ask for when they start.
+/// Answers `CONFIG GET` for the settings that clients query when they connect.
 fn config(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     if !args.at(1).eq_ignore_ascii_case(b"get") {
         return unknown_subcommand(context, args);
@@ -331,12 +335,12 @@ fn config(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     if args.len() == 2 {
         return context.conn.error(&wrong_arity("config|get"));
     }
-    let bulk_most = BULK_MAX.to_string();
-    let settings = [("appendonly", "no"), ("proto-max-bulk-len", &bulk_most), ("save", "")];
-    let asked = |name: &str| {
-        args.from(2).any(|wanted| wanted == b"*" || wanted.eq_ignore_ascii_case(name.as_bytes()))
+    let bulk_max = BULK_MAX.to_string();
+    let settings = [("appendonly", "no"), ("proto-max-bulk-len", &bulk_max), ("save", "")];
+    let matches = |name: &str| {
+        args.from(2).any(|arg| arg == b"*" || arg.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let found: Vec<_> = settings.into_iter().filter(|(name, _)| asked(name)).collect();
+    let found: Vec<_> = settings.into_iter().filter(|(name, _)| matches(name)).collect();
     context.conn.array(found.len() * 2)?;
     found.into_iter().try_for_each(|(name, value)| {
         context.conn.bulk(name.as_bytes())?;
@@ -351,7 +355,7 @@ fn select(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
             .conn
             .error("ERR value is out of range, value must between -2147483648 and 2147483647"),
         Some(_) => context.conn.error("ERR DB index is out of range"),
-        None => context.conn.error(NO_INTEGER),
+        None => context.conn.error(NOT_AN_INTEGER),
     }
 }
 
@@ -360,7 +364,7 @@ fn dbsize(context: &mut Context<'_, '_>, _args: Args<'_>) -> io::Result<()> {
 }
 
 fn flushall(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
-    // It is done at once whatever is asked for.
+    // Both modes clear the store at once.
     let known =
         |arg: &[u8]| arg.eq_ignore_ascii_case(b"sync") || arg.eq_ignore_ascii_case(b"async");
     if args.len() > 2 || !args.from(1).all(known) {

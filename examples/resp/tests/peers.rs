@@ -1,21 +1,31 @@
-//! The program `resp` as a client of the Redis protocol sees it: replies to the byte, requests in
-//! every kind of fragment, and the limits.
+//! The `resp` example as a Redis client sees it: exact replies, fragmented and pipelined requests,
+//! and the limits.
 
-#[path = "support/examples.rs"]
+#[path = "../../../tests/support/examples.rs"]
 mod examples;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use examples::*;
 
-fn resp(args: &[&str]) -> (Program, SocketAddr) {
-    listening("resp", args)
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_resp"));
+    command.env_remove("RUST_LOG").env_remove("RUST_LOG_STYLE");
+    command
 }
 
-/// A request as clients write it.
+/// Starts the program on a free port, and returns it and its address.
+fn listening(args: &[&str]) -> (Program, SocketAddr) {
+    let program = Program::spawn(program().args(LOOPBACK).args(args));
+    let addr = program.addr();
+    (program, addr)
+}
+
+/// Encodes a request as clients do: an array of bulk strings.
 fn request(args: &[&[u8]]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
     for arg in args {
@@ -26,23 +36,23 @@ fn request(args: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// What all is answered to these bytes, the last of which are a QUIT.
+/// Sends `bytes` and a QUIT, and returns all replies except the one to QUIT.
 fn answers(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut client = connect(addr);
     client.write_all(bytes).expect("send");
     client.write_all(b"QUIT\r\n").expect("send");
-    let answers = hear_all(&mut client);
+    let answers = receive_all(&mut client);
     answers.strip_suffix("+OK\r\n").expect(&answers).into()
 }
 
-/// Each of these lines is answered so.
+/// Sends each line on a connection of its own and checks the reply to it.
 fn assert_answers(addr: SocketAddr, lines: &[(&str, &str)]) {
     for (line, expected) in lines {
         assert_eq!(answers(addr, format!("{line}\r\n").as_bytes()), *expected, "{line}");
     }
 }
 
-fn hear_exactly(client: &mut TcpStream, expected: &[u8]) {
+fn expect_reply(client: &mut TcpStream, expected: &[u8]) {
     let mut reply = vec![0; expected.len()];
     client.read_exact(&mut reply).expect("a reply");
     assert!(reply == expected, "{} bytes that differ", reply.len());
@@ -50,7 +60,7 @@ fn hear_exactly(client: &mut TcpStream, expected: &[u8]) {
 
 #[test]
 fn strings_are_set_counted_and_deleted() {
-    let (_program, addr) = resp(&[]);
+    let (_program, addr) = listening(&[]);
     assert_answers(
         addr,
         &[
@@ -78,8 +88,8 @@ fn strings_are_set_counted_and_deleted() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said_in_the_words_of_redis() {
-    let (_program, addr) = resp(&[]);
+fn errors_are_reported_with_the_messages_of_redis() {
+    let (_program, addr) = listening(&[]);
     let integer = "-ERR value is not an integer or out of range\r\n";
     let arity = |name: &str| format!("-ERR wrong number of arguments for '{name}' command\r\n");
     assert_answers(
@@ -115,15 +125,15 @@ fn what_cannot_be_done_is_said_in_the_words_of_redis() {
             ("CONFIG SET", "-ERR unknown subcommand 'SET'. Try CONFIG HELP.\r\n"),
         ],
     );
-    // What a client repeats cannot pass for a reply of its own.
-    let crafty = request(&[b"a\r\n+OK"]);
+    // The error quotes the command, but its line breaks cannot forge a second reply.
+    let forged = request(&[b"a\r\n+OK"]);
     let expected = "-ERR unknown command 'a  +OK', with args beginning with: \r\n";
-    assert_eq!(answers(addr, &crafty), expected);
+    assert_eq!(answers(addr, &forged), expected);
 }
 
 #[test]
-fn keys_expire_and_can_be_made_to() {
-    let (_program, addr) = resp(&[]);
+fn keys_expire_after_their_time_to_live() {
+    let (_program, addr) = listening(&[]);
     assert_answers(
         addr,
         &[
@@ -157,8 +167,8 @@ fn keys_expire_and_can_be_made_to() {
 }
 
 #[test]
-fn what_clients_ask_when_they_start_is_answered() {
-    let (_program, addr) = resp(&[]);
+fn queries_that_clients_send_on_startup_are_answered() {
+    let (_program, addr) = listening(&[]);
     assert_answers(
         addr,
         &[
@@ -177,23 +187,23 @@ fn what_clients_ask_when_they_start_is_answered() {
     assert!(all.contains("*6\r\n$3\r\nget\r\n:2\r\n*0\r\n:0\r\n:0\r\n:0\r\n"), "{all}");
 }
 
-/// A page of anybody's may have its reader's browser send a form to any port of the reader's machine.
+/// A web page can make the user's browser send a form to any port of the user's machine.
 #[test]
-fn a_browser_gets_no_word_in() {
-    let (_program, addr) = resp(&[]);
+fn an_http_request_from_a_browser_runs_no_command() {
+    let (_program, addr) = listening(&[]);
     for head in ["POST / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut browser = connect(addr);
         browser.write_all(head.as_bytes()).expect("send");
         browser.write_all(b"SET a taken\r\n").expect("send");
-        assert!(!hear_all(&mut browser).contains('+'), "{head}");
+        assert!(!receive_all(&mut browser).contains('+'), "{head}");
         assert_answers(addr, &[("GET a", "$-1\r\n")]);
     }
 }
 
 #[test]
-fn what_is_no_request_is_answered_and_closed() {
-    let (_program, addr) = resp(&[]);
-    let deep = b"*1\r\n$".iter().chain(&[b'1'; 40]).copied().collect::<Vec<u8>>();
+fn a_protocol_error_is_answered_and_closes_the_connection() {
+    let (_program, addr) = listening(&[]);
+    let long_count = b"*1\r\n$".iter().chain(&[b'1'; 40]).copied().collect::<Vec<u8>>();
     for (bytes, error) in [
         (&b"*x\r\n"[..], "invalid multibulk length"),
         (b"*16385\r\n", "invalid multibulk length"),
@@ -206,7 +216,7 @@ fn what_is_no_request_is_answered_and_closed() {
         (b"*1\r\n$04\r\nPING\r\n", "invalid bulk length"),
         (b"*1\r\n$-0\r\n", "invalid bulk length"),
         (b"*2\r\n$3\r\nGET\r\n$524289\r\n", "invalid bulk length"),
-        (&deep, "too big bulk count string"),
+        (&long_count, "too big bulk count string"),
         (b"say \"unbalanced\r\n", "unbalanced quotes in request"),
         (b"'a'b\r\n", "unbalanced quotes in request"),
         (b"ECHO a\"b\"c\r\n", "unbalanced quotes in request"),
@@ -216,19 +226,19 @@ fn what_is_no_request_is_answered_and_closed() {
         let mut client = connect(addr);
         client.write_all(b"SET a 1\r\n").expect("send");
         client.write_all(bytes).expect("send");
-        assert_eq!(hear_all(&mut client), format!("+OK\r\n-ERR Protocol error: {error}\r\n"));
+        assert_eq!(receive_all(&mut client), format!("+OK\r\n-ERR Protocol error: {error}\r\n"));
     }
-    // A request that is broken at its end has done nothing.
+    // A request with a protocol error at its end has no effect.
     let mut client = connect(addr);
     client.write_all(b"*5\r\n$4\r\nMSET\r\n$1\r\na\r\n$1\r\n2\r\n$1\r\nb\r\nx").expect("send");
-    let answer = hear_all(&mut client);
+    let answer = receive_all(&mut client);
     assert_eq!(answer, "-ERR Protocol error: expected '$', got 'x'\r\n");
     assert_answers(addr, &[("GET a", "$1\r\n1\r\n")]);
 }
 
 #[test]
-fn requests_in_any_fragments_and_in_pipelines_are_answered_in_order() {
-    let (_program, addr) = resp(&[]);
+fn fragmented_and_pipelined_requests_are_answered_in_order() {
+    let (_program, addr) = listening(&[]);
     let mut stream = request(&[b"SET", b"key", b"line\r\nline"]);
     stream.extend(b"\r\n*0\r\n*-1\r\nGET key\r\n");
     stream.extend(request(&[b"MGET", b"key", b"", b"nothing"]));
@@ -242,9 +252,9 @@ fn requests_in_any_fragments_and_in_pipelines_are_answered_in_order() {
         for part in stream.chunks(fragment) {
             client.write_all(part).expect("send");
         }
-        assert_eq!(hear(&mut client, expected.len()), expected, "in {fragment}s");
+        assert_eq!(receive(&mut client, expected.len()), expected, "in {fragment}s");
         client.write_all(b"FLUSHALL\r\n").expect("send");
-        assert_eq!(hear(&mut client, 5), "+OK\r\n");
+        assert_eq!(receive(&mut client, 5), "+OK\r\n");
     }
     let pipeline: Vec<u8> = (0..10_000).flat_map(|_| request(&[b"INCR", b"n"])).collect();
     let answers = answers(addr, &pipeline);
@@ -252,10 +262,10 @@ fn requests_in_any_fragments_and_in_pipelines_are_answered_in_order() {
     assert!(counted.into_iter().eq(1..=10_000), "{} bytes", answers.len());
 }
 
-/// The longest value goes in and comes out, also byte by byte at its edges, and in pipelines.
+/// Sets and gets the longest value, with its first and last bytes sent one by one, and pipelined.
 #[test]
-fn values_of_512_kib_come_back_as_they_went_in() {
-    let (program, addr) = resp(&[]);
+fn values_of_512_kib_are_stored_and_returned_unchanged() {
+    let (program, addr) = listening(&[]);
     let value: Vec<u8> = (0..512 << 10).map(|n: u32| ((n * 31) >> 3) as u8).collect();
     let set = request(&[b"SET", b"large", &value]);
     let mut reply = b"$524288\r\n".to_vec();
@@ -269,16 +279,16 @@ fn values_of_512_kib_come_back_as_they_went_in() {
         for part in first.chunks(1).chain([middle]).chain(last.chunks(1)) {
             client.write_all(part).expect("send");
         }
-        hear_exactly(&mut client, b"+OK\r\n");
+        expect_reply(&mut client, b"+OK\r\n");
         client.write_all(&request(&[b"GET", b"large"])).expect("send");
-        hear_exactly(&mut client, &reply);
+        expect_reply(&mut client, &reply);
     }
     let pipeline = [&set[..], &request(&[b"GET", b"large"])].concat().repeat(8);
     let mut writer = client.try_clone().expect("clone");
     let writer = thread::spawn(move || writer.write_all(&pipeline));
     for _ in 0..8 {
-        hear_exactly(&mut client, b"+OK\r\n");
-        hear_exactly(&mut client, &reply);
+        expect_reply(&mut client, b"+OK\r\n");
+        expect_reply(&mut client, &reply);
     }
     writer.join().expect("no panic").expect("send");
     drop(client);
@@ -288,47 +298,48 @@ fn values_of_512_kib_come_back_as_they_went_in() {
 }
 
 #[test]
-fn what_is_too_large_is_answered_and_closed_and_others_are_served() {
-    let (_program, addr) = resp(&["--max-request", "100000", "--memory-limit", "140000"]);
+fn a_request_above_a_limit_is_rejected_and_others_are_served() {
+    let (_program, addr) = listening(&["--max-request", "100000", "--memory-limit", "140000"]);
     let value = vec![b'x'; 60_000];
     let mut large = connect(addr);
     large.write_all(&request(&[b"MSET", b"a", &value, b"b", &value])).expect("send");
-    assert_eq!(hear_all(&mut large), "-ERR Protocol error: too big request\r\n");
-    // One has begun a large request; there is no room for another, but for small ones.
-    let mut begun = connect(addr);
+    assert_eq!(receive_all(&mut large), "-ERR Protocol error: too big request\r\n");
+    // While one large request is incomplete, a second exceeds the memory limit. Small requests are
+    // still served.
+    let mut partial = connect(addr);
     let set = request(&[b"SET", b"a", &vec![b'x'; 90_000]]);
-    begun.write_all(&set[..80_000]).expect("send");
+    partial.write_all(&set[..80_000]).expect("send");
     let refused = "-OOM too many large requests at a time\r\n";
     let mut second = connect(addr);
     second.write_all(b"PING\r\n").expect("send");
-    assert_eq!(hear(&mut second, 7), "+PONG\r\n");
+    assert_eq!(receive(&mut second, 7), "+PONG\r\n");
     second.write_all(&set[..80_000]).expect("send");
-    assert_eq!(hear_all(&mut second), refused);
+    assert_eq!(receive_all(&mut second), refused);
     assert_answers(addr, &[("PING", "+PONG\r\n")]);
-    begun.write_all(&set[80_000..]).expect("send");
-    assert_eq!(hear(&mut begun, 5), "+OK\r\n");
-    assert_eq!(answers(addr, &set), "+OK\r\n", "what it took is there for others");
+    partial.write_all(&set[80_000..]).expect("send");
+    assert_eq!(receive(&mut partial, 5), "+OK\r\n");
+    assert_eq!(answers(addr, &set), "+OK\r\n", "the memory is free again");
 }
 
 #[test]
-fn who_is_one_too_many_is_told_so() {
-    let (_program, addr) = resp(&["--max", "1"]);
+fn a_connection_above_the_maximum_receives_an_error() {
+    let (_program, addr) = listening(&["--max", "1"]);
     let mut first = connect(addr);
-    say(&mut first, "PING\r\n");
-    assert_eq!(hear(&mut first, 7), "+PONG\r\n");
-    assert_eq!(hear_all(&mut connect(addr)), "-ERR max number of clients reached\r\n");
+    send(&mut first, "PING\r\n");
+    assert_eq!(receive(&mut first, 7), "+PONG\r\n");
+    assert_eq!(receive_all(&mut connect(addr)), "-ERR max number of clients reached\r\n");
 }
 
 #[test]
-fn a_client_may_be_silent_for_as_long_as_it_is_allowed_to() {
-    let (_program, addr) = resp(&["--deadline-ms", "50"]);
-    assert_eq!(hear_all(&mut connect(addr)), "");
-    let (_program, addr) = resp(&["--deadline-ms", "0"]);
+fn an_idle_client_is_closed_after_the_deadline_or_never() {
+    let (_program, addr) = listening(&["--deadline-ms", "50"]);
+    assert_eq!(receive_all(&mut connect(addr)), "");
+    let (_program, addr) = listening(&["--deadline-ms", "0"]);
     let mut client = connect(addr);
     client.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
     assert!(client.read(&mut [0]).is_err(), "it is still open");
-    say(&mut client, "PING\r\n");
-    assert_eq!(hear(&mut client, 7), "+PONG\r\n");
+    send(&mut client, "PING\r\n");
+    assert_eq!(receive(&mut client, 7), "+PONG\r\n");
 }
 
 #[test]
@@ -338,11 +349,11 @@ fn bad_usage_is_one_line_and_help_names_every_option() {
         (&["--memory-limit", "40000"], "memory_limit is 40000 but max_request is 1048576"),
         (&["--nonsense"], "--nonsense"),
     ] {
-        let (status, stdout, stderr) = Program::run("resp", args).end();
+        let (status, stdout, stderr) = Program::spawn(program().args(args)).end();
         assert_eq!((status.code(), stdout.len(), stderr.len()), (Some(2), 0, 1), "{stderr:?}");
         assert!(stderr[0].starts_with("resp: ") && stderr[0].contains(named), "{stderr:?}");
     }
-    let (status, stdout, _) = Program::run("resp", &["--help"]).end();
+    let (status, stdout, _) = Program::spawn(program().arg("--help")).end();
     assert_eq!(status.code(), Some(0));
     let words: Vec<&str> = stdout.iter().flat_map(|line| line.split(' ')).collect();
     for option in ["--listen", "--max", "--max-request", "--memory-limit", "--deadline-ms"] {

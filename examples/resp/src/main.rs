@@ -1,12 +1,17 @@
-//! A small server of the Redis protocol: a framing of one's own, requests of any size up to a
-//! limit, pipelines, and a state that no lock guards.
+//! Server for a subset of the Redis protocol: a custom framing, requests of any size up to a limit,
+//! pipelining, and a store that needs no lock because there is one thread.
 //!
-//! `cargo run --release --example resp`, then `redis-cli -p 6379`.
-
-#[path = "../common/mod.rs"]
-mod common;
+//! `cargo run --release -p resp`, then `redis-cli -p 6379`.
+//!
+//! Modules: `protocol` parses requests and writes replies, `commands` executes them, `store` holds
+//! the keys, this module parses the options and runs the manager.
+//!
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! `examples/common`: start, output, options, signals and the listener.
 
 mod commands;
+#[path = "../../common/mod.rs"]
+mod common;
 mod protocol;
 mod store;
 
@@ -17,31 +22,29 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use commands::{Args, Client, Context};
-use common::{
-    Failure, TURN, bind, log_from, millis, number, run_error, say, stop_flag, usage_error,
-};
+use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, Framing, Handler, Manager, Overload};
-use protocol::{Broken, Reply};
+use protocol::{ProtocolError, Reply};
 use store::Store;
 
 const HELP: &str = "\
-A small server of the Redis protocol, on one thread. Strings only; it keeps them in memory, as many
-as clients set, and nowhere else.
+Serves a subset of the Redis protocol, on one thread. Values are strings. They are kept in memory
+only, and their number is not limited.
 
 Usage: resp [OPTIONS]
 
   --listen ADDR          address to listen on [127.0.0.1:6379]
-  --max N                clients at a time [10000]
+  --max N                clients at a time; further ones get an error [10000]
   --max-request BYTES    longest request; a value may have 524288 bytes [1048576]
-  --memory-limit BYTES   what requests that have come in part may take, together; 0: no limit
+  --memory-limit BYTES   memory for incomplete requests of all clients together; 0: no limit
                          [67108864]
-  --deadline-ms MS       how long a client may be silent; 0: any time [0]
-  --help                 this text
+  --deadline-ms MS       how long a client may be silent; 0: no limit [0]
+  --help                 print this text
 
 Commands: PING ECHO GET SET [EX|PX|NX|XX] MGET MSET INCR DEL EXISTS EXPIRE TTL PTTL DBSIZE FLUSHALL
-SELECT CLIENT COMMAND CONFIG QUIT. A request may have 16384 words.
-SIGINT or SIGTERM stops gracefully; a second one at once.";
+SELECT CLIENT COMMAND CONFIG QUIT. A request may have 16384 arguments.
+SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
 
 struct Options {
     listen: String,
@@ -52,8 +55,8 @@ fn main() -> ExitCode {
     common::main("resp", HELP, options, serve)
 }
 
-/// The options as given; `None` if the help is wanted.
-fn options() -> Result<Option<Options>, Failure> {
+/// Parses the arguments. Returns `None` for `--help`.
+fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut listen = "127.0.0.1:6379".into();
     let mut config = Config::new()
         .framing(Framing::custom(protocol::frame))
@@ -82,17 +85,17 @@ fn options() -> Result<Option<Options>, Failure> {
                 config.clients_deadline(if deadline.is_zero() { Duration::MAX } else { deadline })
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            unknown => return Err(unknown.unexpected().into()),
+            unknown => return Err(unknown.unexpected()),
         };
     }
     Ok(Some(Options { listen, config }))
 }
 
-/// The handler: all clients share one store, and nothing guards it, for there is one thread.
+/// The handler. All clients share one store without a lock, because there is one thread.
 #[derive(Default)]
 struct Server {
     store: Store,
-    /// Where the arguments of the request at hand are, kept for its memory.
+    /// Positions of the arguments in the current request. Reused to avoid allocations.
     spans: Vec<Range<usize>>,
 }
 
@@ -103,35 +106,36 @@ impl Handler for Server {
         match conn.cause() {
             Cause::Framed => match self.answer(conn, client, body) {
                 Ok(outcome) => outcome,
-                Err(broken) => {
+                Err(error) => {
                     conn.close();
-                    conn.error(&format!("ERR {broken}"))
+                    conn.error(&format!("ERR {error}"))
                 }
             },
             Cause::Overlong => conn.error("ERR Protocol error: too big request"),
             Cause::MemoryLimit => conn.error("OOM too many large requests at a time"),
-            // Half a request at the end: there is nobody to answer.
+            // The request is incomplete: there is nothing to answer.
             _ => Ok(()),
         }
     }
 }
 
 impl Server {
+    /// Executes one request and writes its reply.
     fn answer(
         &mut self,
         conn: &mut Conn<'_>,
         client: &mut Client,
         request: &[u8],
-    ) -> Result<io::Result<()>, Broken> {
+    ) -> Result<io::Result<()>, ProtocolError> {
         self.spans.clear();
         protocol::walk(request, |span| self.spans.push(span))?;
-        let typed;
+        let converted;
         let request = if request.starts_with(b"*") {
             request
         } else {
-            typed = protocol::from_line(request)?;
-            protocol::walk(&typed, |span| self.spans.push(span))?;
-            &typed
+            converted = protocol::from_line(request)?;
+            protocol::walk(&converted, |span| self.spans.push(span))?;
+            &converted
         };
         if self.spans.is_empty() {
             return Ok(Ok(()));
@@ -142,23 +146,22 @@ impl Server {
     }
 }
 
-fn serve(options: Options) -> Result<(), Failure> {
-    // What is wrong with the configuration is wrong with the arguments.
-    let mut manager =
-        Manager::with_handler(options.config, Server::default()).map_err(usage_error)?;
+fn serve(options: Options) -> Result<()> {
+    // An invalid configuration comes from the arguments.
+    let mut manager = Manager::with_handler(options.config, Server::default()).map_err(usage)?;
     let listener = bind(&options.listen)?;
-    let addr = listener.local_addr().map_err(run_error)?;
-    // Accepted connections inherit it: a reply that is a segment by itself does not wait.
-    socket2::SockRef::from(&listener).set_tcp_nodelay(true).map_err(run_error)?;
+    let addr = listener.local_addr()?;
+    // Accepted connections inherit TCP_NODELAY, so that the kernel sends small replies at once.
+    socket2::SockRef::from(&listener).set_tcp_nodelay(true)?;
     log_from("info");
-    let stop = stop_flag().map_err(run_error)?;
-    manager.start().map_err(run_error)?;
-    manager.listen_on(listener).map_err(run_error)?;
+    let stop = stop_flag()?;
+    manager.start()?;
+    manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: redis-cli -h {} -p {}", addr.ip(), addr.port()));
     while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN)).map_err(run_error)?;
+        manager.turn(Some(TURN))?;
     }
-    let report = manager.stop().map_err(run_error)?;
+    let report = manager.stop()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -1,7 +1,4 @@
-//! Service: what is answered. Routes, and replies with a head that is right for each peer.
-//!
-//! It is told of requests by the loop and writes replies to the connection; where requests begin
-//! and end is the message's affair.
+//! The handler: routes requests and writes replies. The module `message` finds the requests.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,10 +12,10 @@ use crate::message::{
     OK, REQUEST_TIMEOUT, Request, Status,
 };
 
-/// The most that `/size/N` returns, in bytes; a reply has to fit in `write_limit`.
+/// Maximum `N` of `/size/N`; the reply must fit in `write_limit`.
 pub(crate) const SIZE_MAX: usize = 512 << 10;
 
-/// What is said to connections beyond the maximum.
+/// The reply to connections above the maximum.
 pub(crate) const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Retry-After: 1\r\n\
     Content-Type: text/plain\r\n\
@@ -29,15 +26,15 @@ pub(crate) const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 
 pub(crate) struct Service {
     date: Date,
-    /// What `/size/N` is a part of.
+    /// `SIZE_MAX` bytes. `/size/N` returns the first `N`.
     filler: Vec<u8>,
-    /// The longest request.
+    /// Maximum size of a request in bytes.
     max: usize,
-    /// Set once the program is to stop: nobody should ask for more.
+    /// Set when the program stops. Replies then close the connection.
     stop: Arc<AtomicBool>,
 }
 
-/// The time as HTTP has it, formatted once a second.
+/// The current time as an HTTP date, formatted once per second.
 struct Date {
     second: u64,
     text: String,
@@ -55,15 +52,15 @@ impl Date {
     }
 }
 
-/// A reply but its body.
+/// The header section of a reply.
 struct Head<'a> {
     status: Status,
     length: usize,
     kind: &'a str,
-    /// For a peer of HTTP/1.0, who must be told of both.
+    /// The minor version of the request: an HTTP/1.0 peer needs an explicit `keep-alive`.
     minor: u8,
     keep_alive: bool,
-    /// The methods that would have been right.
+    /// The allowed methods, for a 405 reply.
     allow: Option<&'a str>,
 }
 
@@ -71,20 +68,20 @@ impl Handler for Service {
     type Session = ();
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
-        let fault = match conn.cause() {
+        let status = match conn.cause() {
             Cause::Framed => match message::parse(held, self.max) {
                 Ok(Some(request)) => return self.answer(conn, &request),
                 Ok(None) => BAD_REQUEST,
-                Err(fault) => fault,
+                Err(status) => status,
             },
-            // It connected and said nothing, as browsers do in advance.
+            // The peer has sent nothing: browsers open connections in advance.
             Cause::Expired if held.is_empty() => return Ok(()),
             Cause::Expired => REQUEST_TIMEOUT,
             Cause::Overlong if message::has_header_section(held) => CONTENT_TOO_LARGE,
             Cause::Overlong => FIELDS_TOO_LARGE,
             _ => BAD_REQUEST,
         };
-        self.refuse(conn, fault)
+        self.refuse(conn, status)
     }
 }
 
@@ -151,11 +148,11 @@ impl Service {
         if request.method == "HEAD" { Ok(()) } else { conn.write_all(&self.filler[..size]) }
     }
 
-    /// Says what is wrong, and closes: where the next request would begin nobody knows.
-    fn refuse(&mut self, conn: &mut Conn<'_>, fault: Status) -> io::Result<()> {
-        let text = format!("{} {}\n", fault.0, fault.1);
+    /// Sends an error and closes the connection: the start of the next request is unknown.
+    fn refuse(&mut self, conn: &mut Conn<'_>, status: Status) -> io::Result<()> {
+        let text = format!("{} {}\n", status.0, status.1);
         let head = Head {
-            status: fault,
+            status,
             length: text.len(),
             kind: "text/plain",
             minor: 1,
@@ -166,6 +163,7 @@ impl Service {
         conn.write_all(text.as_bytes())
     }
 
+    /// Returns the header section of a reply to `request`.
     fn head<'a>(
         &self,
         request: &Request<'_>,
@@ -177,6 +175,8 @@ impl Service {
         Head { status, length, kind, minor: request.minor, keep_alive, allow: None }
     }
 
+    /// Writes the header section, and closes the connection after the reply unless it is kept
+    /// alive.
     fn begin(&mut self, conn: &mut Conn<'_>, head: &Head<'_>) -> io::Result<()> {
         let Head { status: Status(code, reason), length, kind, .. } = head;
         let date = self.date.now();
