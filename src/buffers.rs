@@ -1,37 +1,42 @@
-//! Spares: the hot buffers that every visit uses, and the warm ones for bytes that stay behind.
+//! Buffers that the workers share: the hot ones, which every visit uses, and the warm ones, which
+//! are spare input buffers.
 //!
-//! A worker reads into the hot input buffer and its replies gather in the hot output buffer.
-//! Only when bytes stay behind does it keep the buffer, and a spare becomes the hot one; so an
-//! idle connection holds none. A kept buffer may grow, within a limit on all that are kept. It
-//! knows neither workers nor time.
+//! A worker reads into the hot input buffer, and its replies are gathered in the hot output buffer.
+//! If input is left after the visit, the worker keeps that buffer, and a warm buffer becomes the
+//! hot input buffer. If output is unsent, the worker keeps the output buffer too. An idle
+//! connection therefore has no buffer. A kept input buffer may grow. `memory_limit` limits the
+//! total capacity of the kept input buffers.
 
 use std::mem;
 
 use crate::ds::buffer::Buffer;
 use crate::ds::output::Output;
 
-/// Invariant: `kept` is the sum of the capacities of the buffers that workers keep.
+/// Invariant: `kept` is the sum of the capacities of the input buffers that workers keep.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// Empty between visits.
+    /// The hot input buffer. It is empty between visits.
     pub(crate) input: Buffer,
-    /// Empty between visits.
+    /// The hot output buffer. It is empty between visits.
     pub(crate) output: Output,
     warm: Vec<Buffer>,
-    /// How many must stay warm.
+    /// The number of warm buffers that reaping leaves.
     keep: usize,
-    /// The fewest there were since the last reaping: that many were not needed.
+    /// The smallest number of warm buffers since the last reaping. This is the number of buffers
+    /// that were not used since.
     low_water: usize,
     buffer_size: usize,
-    /// Bytes of all buffers that workers keep, and how many there may be; 0 for any number.
+    /// The capacity in bytes of the input buffers that workers keep.
     kept: usize,
+    /// The limit on `kept`. 0 means no limit.
     memory_limit: usize,
     allocated: u64,
 }
 
 impl Buffers {
-    /// Sets how many to keep warm, how many bytes each holds, and how many bytes workers may keep,
-    /// and allocates what is missing. Buffers of another size go as they are let go of.
+    /// Sets the number of warm buffers, the size of a buffer and the limit on kept bytes. Allocates
+    /// the buffers that are missing. If the size changes, warm buffers of the old size are freed
+    /// now, and kept ones are freed when they are returned.
     pub(crate) fn configure(&mut self, keep: usize, buffer_size: usize, memory_limit: usize) {
         self.memory_limit = memory_limit;
         if buffer_size != self.buffer_size {
@@ -48,7 +53,8 @@ impl Buffers {
         self.low_water = self.warm.len();
     }
 
-    /// The hot input buffer, with what it holds, for a worker to keep; a spare takes its place.
+    /// Returns the hot input buffer with its bytes, so that a worker can keep it. A warm or new
+    /// buffer becomes the hot one.
     pub(crate) fn take_input(&mut self) -> Buffer {
         let spare = self.take(self.buffer_size);
         let input = mem::replace(&mut self.input, spare);
@@ -56,20 +62,24 @@ impl Buffers {
         input
     }
 
-    /// Takes back a buffer that a worker kept; what it held is forgotten.
+    /// Takes an input buffer that a worker kept, and drops its bytes.
     pub(crate) fn recycle(&mut self, buffer: Buffer) {
         self.kept -= buffer.capacity();
         self.warm(buffer);
     }
 
-    /// Whether a worker may keep the hot input buffer.
+    /// Returns whether `memory_limit` allows a worker to keep the hot input buffer.
     pub(crate) fn may_keep_input(&self) -> bool {
         self.leaves(self.input.capacity())
     }
 
-    /// Doubles the input buffer, at most to `max` bytes. It is its worker's own from then on;
-    /// `own` is where that worker has the hot one meanwhile, empty if it kept none so far. False,
-    /// and nothing is changed, if there may be no more.
+    /// Doubles the capacity of the hot input buffer, to at most `max` bytes. The larger buffer
+    /// counts as kept by the worker.
+    ///
+    /// `own` is the input field of the worker. If the worker came with a kept buffer, that buffer
+    /// is the hot one during the visit, and `own` holds the buffer that it replaced. If not, `own`
+    /// has no storage. Returns false, and changes nothing, if `memory_limit` does not allow the
+    /// growth.
     pub(crate) fn grow_input(&mut self, own: &mut Buffer, max: usize) -> bool {
         let capacity = self.input.capacity().saturating_mul(2).min(max);
         let before = if own.capacity() > 0 { self.input.capacity() } else { 0 };
@@ -86,7 +96,8 @@ impl Buffers {
         true
     }
 
-    /// Makes an input buffer that has grown no larger than what it still holds needs.
+    /// Shrinks a grown input buffer. The new capacity is `buffer_size`, doubled until the held
+    /// bytes fit.
     pub(crate) fn shrink_input(&mut self) {
         let mut capacity = self.buffer_size;
         while capacity < self.input.len() {
@@ -99,7 +110,8 @@ impl Buffers {
         }
     }
 
-    /// Makes a buffer that a worker keeps as large as they are now, if it is smaller and may grow.
+    /// Enlarges a kept buffer to `buffer_size`, if the buffer is smaller and `memory_limit` allows
+    /// the growth.
     pub(crate) fn enlarge(&mut self, kept: &mut Buffer) {
         let Some(more) = self.buffer_size.checked_sub(kept.capacity()) else { return };
         if more > 0 && self.leaves(more) {
@@ -110,31 +122,32 @@ impl Buffers {
         }
     }
 
-    /// How many bytes the buffers have that workers keep.
+    /// Returns the capacity in bytes of the input buffers that workers keep.
     pub(crate) fn kept(&self) -> usize {
         self.kept
     }
 
-    /// Whether workers may keep so many bytes more.
+    /// Returns whether `memory_limit` allows workers to keep `more` additional bytes.
     fn leaves(&self, more: usize) -> bool {
         self.memory_limit == 0 || self.kept.saturating_add(more) <= self.memory_limit
     }
 
-    /// Gives the input buffer another capacity, and returns the storage it had.
+    /// Moves the held bytes to an input buffer of another capacity, and returns the old buffer.
     fn resize_input(&mut self, capacity: usize) -> Buffer {
         let mut other = self.take(capacity);
         self.input.move_to(&mut other);
         mem::replace(&mut self.input, other)
     }
 
-    /// An empty buffer of this size: a warm one, if it is the usual one.
+    /// Returns an empty buffer of this capacity, a warm one if possible.
     fn take(&mut self, capacity: usize) -> Buffer {
         let warm = if capacity == self.buffer_size { self.warm.pop() } else { None };
         self.low_water = self.low_water.min(self.warm.len());
         warm.unwrap_or_else(|| self.allocate(capacity))
     }
 
-    /// Keeps a buffer warm, without what it held, if it has the usual size.
+    /// Empties a buffer and adds it to the warm buffers. Frees it if its capacity is not
+    /// `buffer_size`.
     fn warm(&mut self, mut buffer: Buffer) {
         if buffer.capacity() == self.buffer_size {
             buffer.consume(buffer.len());
@@ -142,7 +155,8 @@ impl Buffers {
         }
     }
 
-    /// Takes back an output that a worker kept and has sent, if it is worth having.
+    /// Takes an empty output buffer from a worker. It becomes the hot one if the hot one is empty
+    /// and smaller. If not, it is freed.
     pub(crate) fn recycle_output(&mut self, output: Output) {
         if self.output.is_empty() && output.capacity() > self.output.capacity() {
             self.output = output;
@@ -153,17 +167,18 @@ impl Buffers {
         self.warm.len()
     }
 
-    /// How many buffers were ever allocated.
+    /// Returns the number of buffers that were allocated so far.
     pub(crate) fn allocated(&self) -> u64 {
         self.allocated
     }
 
-    /// Whether there are more than must be kept.
+    /// Returns whether there are more warm buffers than reaping has to leave.
     pub(crate) fn can_reap(&self) -> bool {
         self.warm.len() > self.keep
     }
 
-    /// Frees the spares above what must be kept that were not needed since the last call.
+    /// Frees the warm buffers that were not used since the last call, but leaves at least `keep`
+    /// buffers.
     #[inline(never)]
     pub(crate) fn reap(&mut self) {
         let idle = self.low_water.min(self.warm.len().saturating_sub(self.keep));
@@ -171,7 +186,7 @@ impl Buffers {
         self.low_water = self.warm.len();
     }
 
-    /// Frees everything.
+    /// Frees all buffers.
     pub(crate) fn clear(&mut self) {
         *self = Self { allocated: self.allocated, ..Self::default() };
     }
@@ -192,26 +207,26 @@ mod tests {
     }
 
     #[test]
-    fn reaping_frees_only_what_was_not_needed() {
+    fn reaping_frees_only_buffers_that_were_not_used() {
         let mut buffers = Buffers::default();
         buffers.configure(1, 8, 0);
         let busy: Vec<Buffer> = (0..4).map(|_| part(&mut buffers)).collect();
-        assert_eq!(buffers.allocated(), 5, "one hot, one warm, three more");
+        assert_eq!(buffers.allocated(), 5, "one hot, one warm and three more");
         for buffer in busy {
             buffers.recycle(buffer);
         }
         assert_eq!(buffers.len(), 4);
         buffers.reap();
-        assert_eq!(buffers.len(), 4, "all were needed since the last reaping");
+        assert_eq!(buffers.len(), 4, "all were used since the last reaping");
         let buffer = part(&mut buffers);
         buffers.recycle(buffer);
         buffers.reap();
-        assert_eq!(buffers.len(), 1, "three were not needed, and one is to be kept");
+        assert_eq!(buffers.len(), 1, "three were not used, and one must be kept");
         assert!(!buffers.can_reap());
     }
 
     #[test]
-    fn with_none_to_keep_a_steady_need_allocates_nothing() {
+    fn steady_use_allocates_nothing_without_min_workers() {
         let mut buffers = Buffers::default();
         buffers.configure(0, 8, 0);
         for _ in 0..10 {
@@ -221,11 +236,11 @@ mod tests {
         }
         assert_eq!(buffers.allocated(), 2);
         buffers.reap();
-        assert_eq!(buffers.len(), 0, "not needed for a whole interval");
+        assert_eq!(buffers.len(), 0, "it was not used for a whole interval");
     }
 
     #[test]
-    fn buffers_of_another_size_are_not_taken_back() {
+    fn buffers_of_another_size_are_not_kept() {
         let mut buffers = Buffers::default();
         buffers.configure(2, 8, 0);
         let buffer = part(&mut buffers);
@@ -242,7 +257,7 @@ mod tests {
         let buffer = part(&mut buffers);
         assert_eq!(buffer.len(), 1);
         buffers.recycle(buffer);
-        assert!(buffers.take_input().is_empty(), "the hot one");
-        assert!(buffers.take_input().is_empty(), "the one that was given back");
+        assert!(buffers.take_input().is_empty(), "the hot buffer");
+        assert!(buffers.take_input().is_empty(), "the returned buffer");
     }
 }

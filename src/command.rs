@@ -1,24 +1,24 @@
-//! Command: one queued request to the loop, carried out at the turn boundary.
+//! A command for the loop, which executes it at the next turn boundary.
 
 use crate::config::Config;
 use crate::connect_options::ConnectRequest;
 use crate::id::ConnId;
 use crate::socket::Socket;
 
-/// What callbacks and handles ask for; done at the turn boundary.
+/// A command of a callback or a handle.
 pub(crate) enum Command {
-    /// A connection whose place is taken already.
+    /// Serves a connection. Its permit is taken already.
     Put(Socket),
-    /// A connection that is to begin, whose place is taken already.
+    /// Starts an outgoing connection. Its permit is taken already.
     Connect(Box<ConnectRequest>),
-    /// A refused connection whose last word is written.
+    /// Lets a refused connection linger. Its reply is written already.
     Linger(Socket),
     Send(ConnId, Vec<u8>),
     Close(ConnId),
     Pause(ConnId),
     Resume(ConnId),
     SetConfig(Box<Config>),
-    /// The number of the question, which the answer bears.
+    /// Publishes the stats as the answer to the request with this number.
     PublishStats(u64),
     Stop,
 }

@@ -1,8 +1,8 @@
-//! Commands of callbacks: asked for while the loop is busy, done at the turn boundary.
+//! The command queue of callbacks.
 //!
-//! Nothing re-enters: a callback sees its own connection and this commands, never the pool. What it
-//! asks for waits here, next to what handles on other threads asked for. The commands knows what is
-//! asked, not how it is done.
+//! A callback has access to its own connection and to this queue, but not to the pool. Its commands
+//! are executed at the next turn boundary, together with the commands of handles on other threads.
+//! A callback therefore never runs inside another callback.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,15 +16,17 @@ use crate::id::ConnId;
 use crate::shared::mailbox::{COMMANDS_MAX, Mailbox};
 use crate::socket::Socket;
 
-/// Where a callback leaves what it wants done to other connections or to the manager.
+/// Queues commands of a callback, for other connections or for the manager.
 ///
-/// The same calls as on a [`Handle`](crate::Handle) but `stats`, without its locks. They are carried
-/// out in order, after the connections that are being served now. A command for a connection that
-/// no longer exists is counted and does nothing.
+/// It has the methods of a [`Handle`](crate::Handle) except `stats` and `reject`. They take no
+/// lock. Commands are executed in order, beginning with the next turn. A command for a connection
+/// that no longer exists is counted ([`Stats::stale_commands`](crate::Stats::stale_commands)) and
+/// ignored, but the bytes of a `send` are passed to
+/// [`Handler::undelivered`](crate::Handler::undelivered).
 ///
 /// ```
 /// use pool_manager::{Config, ConnId, Framing, Manager};
-/// // Every line goes to the connection that spoke before.
+/// // Each line is sent to the connection that sent the line before.
 /// let mut last: Option<ConnId> = None;
 /// let lines = Config::new().framing(Framing::Delimited(b'\n'));
 /// let manager = Manager::new(lines, move |conn, body| {
@@ -40,7 +42,7 @@ pub struct Commands {
     mailbox: Arc<Mailbox>,
 }
 
-/// A queue whose `Debug` shows its length alone.
+/// A queue whose `Debug` shows only its length.
 struct Waiting(VecDeque<Command>);
 
 impl std::fmt::Debug for Waiting {
@@ -54,14 +56,19 @@ impl Commands {
         Self { waiting: Waiting(VecDeque::new()), mailbox }
     }
 
-    /// Puts a socket. The answer "busy" is immediate; the place is taken, and the connection is
-    /// served from the next turn on.
+    /// Puts a socket into the pool, as [`Manager::put`](crate::Manager::put) does, at the turn
+    /// boundary. A worker is reserved at once, so that [`Error::Busy`] is returned immediately.
+    ///
+    /// If the socket cannot be registered later, it is closed and counted
+    /// ([`Stats::admit_failures`](crate::Stats::admit_failures)). If a stop begins before the
+    /// command is executed, the socket is closed. In both cases
+    /// [`Handler::closed`](crate::Handler::closed) is not called.
     ///
     /// # Errors
-    /// [`PutError`], with the socket inside.
+    /// [`PutError`], which contains the socket.
     pub fn put(&mut self, socket: impl Into<Socket>) -> Result<(), PutError> {
         let socket = socket.into();
-        match self.take_place() {
+        match self.take_permit() {
             Ok(()) => {
                 self.waiting.0.push_back(Command::Put(socket));
                 Ok(())
@@ -70,9 +77,10 @@ impl Commands {
         }
     }
 
-    /// Begins a connection, as [`Manager::connect`](crate::Manager::connect) does. The answer "busy"
-    /// is immediate; the place is taken, and the connection begins at the turn boundary. If that
-    /// fails, [`Handler::closed`](crate::Handler::closed) is told.
+    /// Starts an outgoing connection at the turn boundary, as
+    /// [`Manager::connect`](crate::Manager::connect) does. A worker is reserved at once, so that
+    /// [`Error::Busy`] is returned immediately. If the connection fails later,
+    /// [`Handler::closed`](crate::Handler::closed) is called.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::NotRunning`], [`Error::QueueFull`].
@@ -80,18 +88,18 @@ impl Commands {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Commands::connect`], with a key to know it by, or a deadline of its own.
+    /// As [`Commands::connect`], with a key or with another deadline.
     ///
     /// # Errors
     /// As [`Commands::connect`].
     pub fn connect_with(&mut self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
-        self.take_place()?;
+        self.take_permit()?;
         self.waiting.0.push_back(Command::Connect(Box::new(ConnectRequest::new(addr, options))));
         Ok(())
     }
 
-    /// A place for what is to be queued, if there is room for it in the queue.
-    fn take_place(&self) -> Result<(), Error> {
+    /// Takes a permit for a connection that will be queued. Fails if the queue is full.
+    fn take_permit(&self) -> Result<(), Error> {
         self.mailbox.check_running()?;
         if self.waiting.0.len() >= COMMANDS_MAX {
             return Err(Error::QueueFull);
@@ -99,7 +107,9 @@ impl Commands {
         self.mailbox.take_permit()
     }
 
-    /// Sends bytes to a connection, behind what it has been sent already.
+    /// Sends bytes to a connection, after the bytes that are queued for it already. If more than
+    /// `write_limit` bytes would be unsent, the connection is closed. Bytes that cannot be queued
+    /// for the connection are passed to [`Handler::undelivered`](crate::Handler::undelivered).
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -107,7 +117,7 @@ impl Commands {
         self.push(Command::Send(id, bytes.into()))
     }
 
-    /// Closes a connection after flushing what it has been sent.
+    /// Closes a connection after its output is sent.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -115,8 +125,8 @@ impl Commands {
         self.push(Command::Close(id))
     }
 
-    /// Stops reading from and delivering for a connection; its deadlines stand still unless it
-    /// owes a reply.
+    /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
+    /// is still sent. Its deadlines are suspended, except while output is unsent.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -124,7 +134,7 @@ impl Commands {
         self.push(Command::Pause(id))
     }
 
-    /// Takes up again what [`Commands::pause`] stopped; its idle deadline starts anew.
+    /// Resumes a paused connection. Deadlines that were suspended start again from now.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -132,16 +142,16 @@ impl Commands {
         self.push(Command::Resume(id))
     }
 
-    /// Changes the configuration; an invalid one changes nothing.
+    /// Changes the configuration at the turn boundary. An invalid configuration changes nothing.
     ///
     /// # Errors
-    /// [`Error::Config`] at once if it is invalid; [`Error::QueueFull`].
+    /// [`Error::Config`] if the configuration is invalid; [`Error::QueueFull`].
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         self.push(Command::SetConfig(Box::new(config.checked()?)))
     }
 
-    /// Asks for a graceful stop, as [`Manager::stop`](crate::Manager::stop) does; the report is
-    /// what `run` returns.
+    /// Begins a graceful stop, as [`Manager::stop`](crate::Manager::stop) does.
+    /// [`Manager::run`](crate::Manager::run) returns the report.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -149,9 +159,11 @@ impl Commands {
         self.push(Command::Stop)
     }
 
-    /// How many commands wait to be carried out: those of callbacks, and of handles those that are
-    /// next. At most 65,536; a turn carries out 1,024. Who has much to ask for, such as a
-    /// broadcast, asks for it while few wait.
+    /// Returns the number of commands in this queue. It contains the commands of callbacks, and the
+    /// commands of handles that this turn has collected but not yet executed. Its maximum length is
+    /// 65,536. A turn executes at most 1,024 commands. A callback that has many commands, for
+    /// example for a broadcast, should queue a part of them at a time, and the next part when this
+    /// number is small again.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.waiting.0.len()
@@ -170,8 +182,8 @@ impl Commands {
         !self.waiting.0.is_empty() || self.mailbox.is_pending()
     }
 
-    /// Gathers what handles asked for behind what callbacks did, up to `batch` in all: the rest
-    /// stays in the mailbox, where its limit holds.
+    /// Moves commands of handles from the mailbox to the back of this queue, until this queue holds
+    /// `batch` commands. The rest stays in the mailbox, which limits its length.
     pub(crate) fn collect(&mut self, batch: usize) {
         let room = batch.saturating_sub(self.waiting.0.len());
         if room > 0 && self.mailbox.is_pending() {

@@ -1,7 +1,7 @@
-//! Config: every knob, its default, and what makes a configuration invalid.
+//! The configuration: its fields, their defaults and the checks.
 //!
-//! A configuration is a plain value. It is checked as a whole, so that a wrong one changes
-//! nothing; what zeros stand for is filled in at the same time. It knows nothing of the loop.
+//! A configuration is a plain value. It is checked as a whole, so that an invalid configuration
+//! changes nothing. The check also replaces each zero that stands for a default.
 
 mod invalid;
 mod overload;
@@ -15,7 +15,8 @@ pub use invalid::ConfigError;
 pub use overload::Overload;
 pub use rate::RateLimit;
 
-/// What refused clients are told by default, and what the Go package this one succeeds says.
+/// The reply that a listener sends to refused connections by default. The Go package that this
+/// crate replaces sends the same string.
 pub const ERROR_SERVER_BUSY: &str = "ERROR_SERVER_BUSY";
 
 const BUFFER_SIZE: usize = 5120;
@@ -27,9 +28,11 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const REAP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How a [`Manager`](crate::Manager) behaves. Start from [`Config::new`] and chain setters.
+/// The settings of a [`Manager`](crate::Manager). Start from [`Config::new`] and chain setters.
 ///
-/// Durations have no upper bound; what is too far for the clock never comes.
+/// The documentation of each field states the default and the meaning of 0. Durations have no
+/// maximum unless the field states one: a deadline that is too large for the clock never passes.
+/// Deadlines are rounded up to a millisecond.
 ///
 /// ```
 /// use pool_manager::{Config, Framing};
@@ -46,86 +49,121 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Log what happens to each connection through `log`, at level `debug`. Default: false.
+    /// Logs the events of each connection through `log`, at level `debug`. Default: false.
     pub debug: bool,
-    /// Bytes a worker's buffer holds, and so the longest body, unless `max_request` is more.
-    /// Default, and what 0 means: 5120. At most 16 MiB.
+    /// Size of a connection's input buffer in bytes. It is also the maximum length of a body,
+    /// unless `max_request` is larger. Default: 5120. 0 means the default. Maximum: 16 MiB.
     pub buffer_size: usize,
-    /// Bytes of the longest request, with its delimiter or prefix, under a framing that finds
-    /// requests: for one that does not fit in `buffer_size` the buffer doubles as bytes arrive,
-    /// whatever length they announce, and is freed when the request is done. All of it has to come
-    /// within `request_deadline`. A longer one is [`Cause::Overlong`](crate::Cause::Overlong).
-    /// Under [`Framing::Filled`] and [`Framing::Drained`] it has no effect: there a body is at most
-    /// `buffer_size` long. Default, and what 0 means: `buffer_size`. At most 1 GiB.
+    /// Maximum size of a request in bytes, including its delimiter or length prefix. Default: 0,
+    /// which means `buffer_size`. Any other value must be at least `buffer_size`. Maximum: 1 GiB.
+    ///
+    /// If a request does not fit in `buffer_size`, its buffer doubles each time it is full. A
+    /// prefix that announces a long body does not allocate memory. The buffer is freed after the
+    /// request is delivered. The whole request has to arrive within `request_deadline`. If a
+    /// request is longer than `max_request`, the bytes held so far are delivered with
+    /// [`Cause::Overlong`](crate::Cause::Overlong).
+    ///
+    /// This field has no effect under [`Framing::Filled`] and [`Framing::Drained`], where a body is
+    /// at most `buffer_size` bytes long.
     pub max_request: usize,
-    /// Bytes that the buffers of all connections together may take, counted by their capacity: each
-    /// that keeps a part of a request has one, of `buffer_size` or what it has grown to
-    /// ([`Stats::bytes_held`](crate::Stats::bytes_held)). Who would need more is called with
-    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit) and closed after the reply; one that is
-    /// paused or owes a reply is closed at once. A request that comes whole and fits in
-    /// `buffer_size` takes nothing, so small ones are served at any time; warm buffers and unsent
-    /// replies (`write_limit`) do not count. At least `max_request`. Default: 0, no limit.
+    /// Maximum number of bytes in the input buffers of all connections together. Default: 0, which
+    /// means no limit. Any other value must be at least `max_request`, or at least `buffer_size` if
+    /// `max_request` is 0.
+    ///
+    /// Each connection that holds a part of a request keeps one buffer. The buffer has
+    /// `buffer_size` bytes, or more if it has grown. The limit counts the capacity of these buffers
+    /// ([`Stats::bytes_held`](crate::Stats::bytes_held)). A request that fits in `buffer_size` and
+    /// arrives as a whole needs no such buffer, so small requests are served even when the limit is
+    /// reached. Warm buffers and unsent replies (see `write_limit`) are not counted.
+    ///
+    /// If a connection would exceed the limit, its held bytes are delivered with
+    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit), and it is closed after the reply. If it
+    /// is paused or has unsent output, it is closed and its held bytes are not delivered.
     pub memory_limit: usize,
-    /// Empty buffers kept warm for the next connections. Default: 0. At most 64 GiB of them, with
-    /// 512 bytes more for each.
+    /// Number of warm buffers: empty input buffers of `buffer_size` bytes that are allocated at
+    /// start. A connection that holds a part of a request takes one. Warm buffers up to this number
+    /// are not freed at `reap_interval`. Default: 0.
+    ///
+    /// There are two maximums. The value may not exceed `max_workers`, unless `max_workers` is 0.
+    /// It may not exceed 64 GiB divided by (`buffer_size` + 512 bytes).
     pub min_workers: usize,
-    /// Connections at a time. Default: 0, no maximum but the process's descriptors. At most
-    /// 2^32 - 2.
+    /// Maximum number of connections at a time. Default: 0, which means no limit except the number
+    /// of descriptors that the process may open. Maximum: 2^32 - 2.
     pub max_workers: usize,
-    /// Idle deadline: how long a connection may go without moving a byte in either direction.
-    /// Default, and what zero means: 3 s.
+    /// Idle deadline: a connection expires when no byte has been read or written for this time.
+    /// Default: 3 s. Zero means the default.
     pub clients_deadline: Duration,
-    /// Total deadline: how long from the first byte of a request to its callback, and how long
-    /// a reply that had to wait may take to go out; no traffic extends it. Default: 30 s. Zero:
-    /// no such deadline.
+    /// Total deadline of a request and of unsent output. A request has to be complete within this
+    /// time after its first byte arrived. Output that the socket did not take at once has to be
+    /// sent completely within this time. Traffic does not extend the deadline. Default: 30 s. Zero
+    /// means no total deadline.
     pub request_deadline: Duration,
-    /// How long a connection that is to begin here may take until it is there, unless its
-    /// [options](crate::ConnectOptions) say otherwise; a change is for those begun from then on.
-    /// Default, and what zero means: 3 s.
+    /// Maximum time until an outgoing connection is established. The
+    /// [options](crate::ConnectOptions) of a connection can set another time. A change applies to
+    /// connections that are started afterwards. Default: 3 s. Zero means the default. Maximum: 49
+    /// days.
     pub connect_deadline: Duration,
-    /// When a request is complete. Default: [`Framing::Filled`].
+    /// Defines when a request is complete. Default: [`Framing::Filled`].
     pub framing: Framing,
-    /// Bytes of reply a connection may have unsent, and so the longest reply of one callback; a
-    /// connection that would have more is closed. Replies to requests that came together may add
-    /// half of it, at most 64 KiB. Default, and what 0 means: 1 MiB. At most 4 GiB - 1.
+    /// Maximum number of unsent output bytes of a connection. The output of one callback cannot be
+    /// longer either. A connection that would exceed the limit is closed. Default: 1 MiB. 0 means
+    /// the default. Maximum: 4 GiB - 1.
+    ///
+    /// While the replies to several requests are gathered for one write, their sum may exceed the
+    /// limit by half of it or by 64 KiB, whichever is smaller.
     pub write_limit: usize,
-    /// How often buffers above `min_workers` that were not needed since the last time are freed.
-    /// Default, and what zero means: 2 s.
+    /// Interval at which unused buffers are freed: the warm buffers beyond `min_workers` that were
+    /// not used during the interval. Default: 2 s. Zero means the default.
     pub reap_interval: Duration,
-    /// How long a graceful stop may take. Default: `None`, as long as `clients_deadline`.
-    /// Zero: what is in progress is aborted at once.
+    /// Maximum duration of a graceful stop. Default: `None`, which means as long as
+    /// `clients_deadline`. With zero, a stop aborts all connections in progress at once.
     pub stop_deadline: Option<Duration>,
-    /// Connections at a time that a listener accepts of one IP address; of IPv6, of one /64. One
-    /// more is told what one is told when all workers are taken, and closed, whatever
-    /// [`overload`](Self::overload) says; [`Stats::refused_per_peer`](crate::Stats::refused_per_peer) counts it.
-    /// Those of Unix sockets and those that were put are not counted, nor those accepted while
-    /// this was 0; lowering it cuts off nobody. Behind a balancer all come from one address;
-    /// those whose header says who the client is ([`ListenOptions`](crate::ListenOptions)) are not
-    /// counted, for it was the balancer that let them in.
-    /// Default: 0, no limit.
+    /// Maximum number of accepted connections from one peer at a time. A peer is one IPv4 address
+    /// or one IPv6 /64 network. Default: 0, which means no limit.
+    ///
+    /// A connection beyond the limit is accepted, sent a reply and closed, even with
+    /// [`Overload::Pause`] and [`Overload::EvictIdle`]. The reply is that of [`Overload::Reject`],
+    /// or [`ERROR_SERVER_BUSY`] if [`overload`](Self::overload) is another variant.
+    /// [`Stats::refused_per_peer`](crate::Stats::refused_per_peer) counts these connections.
+    ///
+    /// The limit does not count connections of Unix sockets, connections that were
+    /// [put](crate::Manager::put), [outgoing](crate::Manager::connect) connections, or connections
+    /// that were accepted while the limit was 0. It does not count connections from a trusted proxy
+    /// ([`ListenOptions`](crate::ListenOptions)) either, because many clients share the address of
+    /// the proxy. Lowering the limit closes no connection.
     pub max_per_peer: usize,
-    /// How many requests a second a connection may make. One that comes too early is not lost: it is
-    /// held, nothing more is read meanwhile, so that its peer feels it, and the deadlines stand
-    /// still. Only a last body never waits that a deadline or `memory_limit` delivers
-    /// ([`Cause::Expired`](crate::Cause::Expired), [`Cause::MemoryLimit`](crate::Cause::MemoryLimit)):
-    /// a request that is held takes its buffer meanwhile. A stop does not hurry it. [`Stats::throttled`](crate::Stats::throttled) counts. Default: `None`.
+    /// Maximum number of requests per second of one connection. Default: `None`, which means no
+    /// limit.
+    ///
+    /// A request above the limit is delayed, not dropped. Until it is delivered, nothing more is
+    /// read from the connection, so that the peer sees back-pressure. The deadlines of the
+    /// connection are suspended meanwhile. The delayed request keeps its buffer. A stop does not
+    /// shorten the delay. [`Stats::throttled`](crate::Stats::throttled) counts delayed requests.
+    ///
+    /// The last body of a connection is not delayed if its cause is a deadline
+    /// ([`Cause::Expired`](crate::Cause::Expired)) or `memory_limit`
+    /// ([`Cause::MemoryLimit`](crate::Cause::MemoryLimit)).
     pub rate_limit: Option<RateLimit>,
-    /// What a listener does when all workers are taken. Default: reject with
-    /// [`ERROR_SERVER_BUSY`]. It is not for `put`, which says busy at once: who calls it has the
-    /// socket, and decides.
+    /// Defines what a listener does when all workers are taken. Default: [`Overload::Reject`] with
+    /// [`ERROR_SERVER_BUSY`]. It does not apply to [`put`](crate::Manager::put), which fails at
+    /// once and returns the socket.
     pub overload: Overload,
-    /// How long to poll before the thread gives up its core: a request that comes meanwhile is
-    /// served without waking a sleeping thread, which takes a scheduler tens of microseconds. A turn
-    /// with nothing to do then costs that much CPU, up to all of a core; so it is for a
-    /// service that owns one, pinned to it (`taskset`), with nothing else that wants to run there.
-    /// It does nothing for a turn that may not wait, nor beyond the next deadline. Default, and
-    /// what zero means: never. [`Stats::spun_ns`](crate::Stats::spun_ns) counts it.
+    /// Time for which a turn polls for events before it blocks. Default: zero, which means that it
+    /// does not poll.
+    ///
+    /// While a turn polls, its thread does not sleep. An event that arrives then is served sooner,
+    /// because a scheduler needs tens of microseconds to wake a thread. In exchange, a turn without
+    /// events uses this much CPU time, so an idle manager can use a whole core. Set it only if the
+    /// thread is pinned to a core (`taskset`) on which nothing else runs. Polling ends at the next
+    /// deadline. A turn with a zero timeout does not poll.
+    /// [`Stats::spun_ns`](crate::Stats::spun_ns) counts the time.
     pub spin: Duration,
-    /// How often [`Handler::tick`](crate::Handler::tick) is called. Default, and what zero means:
-    /// never.
+    /// Interval at which [`Handler::tick`](crate::Handler::tick) is called. Default: zero, which
+    /// means never.
     pub tick: Duration,
-    /// Warn, at most once a second, of a callback that took longer; costs two clock readings a
-    /// callback. Default: `None`, callbacks are not timed.
+    /// Logs a warning, at most once a second, if a callback takes longer than this. The measurement
+    /// reads the clock twice per callback. Default: `None`, which means that callbacks are not
+    /// timed.
     pub slow_callback: Option<Duration>,
 }
 
@@ -155,9 +193,9 @@ impl Default for Config {
     }
 }
 
-/// The setters: each returns the configuration with one field changed.
+/// Setters. Each returns the configuration with one field changed.
 impl Config {
-    /// The defaults.
+    /// Creates a configuration with the default settings.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -298,7 +336,8 @@ impl Config {
 }
 
 impl Config {
-    /// The configuration that takes effect: zeros replaced by the defaults they stand for.
+    /// Checks the configuration. Returns it with defaults in place of the zeros that stand for
+    /// them.
     pub(crate) fn checked(mut self) -> Result<Self, ConfigError> {
         let workers = (self.min_workers, self.max_workers);
         if workers.1 > 0 && workers.0 > workers.1 {
@@ -335,7 +374,8 @@ impl Config {
         Ok(self)
     }
 
-    /// Bytes of the longest request under a framing that finds requests.
+    /// Returns the maximum size in bytes of a request, under every framing except `Filled` and
+    /// `Drained`.
     pub(crate) fn longest(&self) -> usize {
         self.max_request.max(self.buffer_size)
     }
@@ -345,11 +385,11 @@ impl Config {
     }
 }
 
-/// Warm workers are allocated at start: a bound on them in bytes turns a slip of the pen into
-/// an error rather than an abort.
+/// Maximum size in bytes of the memory that `min_workers` allocates at start. Without this limit, a
+/// value that is too large would abort the process instead of returning an error.
 const WARM_BYTES_MAX: usize = 64 << 30;
 
-/// What a warm worker costs beside its buffer: room is reserved for its connection.
+/// Bytes that are reserved for a connection along with each warm buffer.
 const WORKER_BYTES: usize = 512;
 
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
@@ -363,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_stand_for_the_documented_defaults() {
+    fn zeros_are_replaced_by_the_documented_defaults() {
         let zeros = Config::new()
             .buffer_size(0)
             .write_limit(0)
@@ -382,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_both_numbers() {
+    fn config_errors_contain_the_value_and_the_limit() {
         let error = Config::new().min_workers(7).max_workers(3).checked().unwrap_err();
         assert_eq!(error, ConfigError::MinAboveMax { min: 7, max: 3 });
         let error = Config::new().buffer_size(usize::MAX).checked().unwrap_err();
@@ -402,20 +442,21 @@ mod tests {
     }
 
     #[test]
-    fn a_request_fits_in_what_it_has_to_fit_in() {
+    fn max_request_and_memory_limit_must_not_be_too_small() {
         let refused = |config: Config| config.checked().unwrap_err().to_string();
         assert_eq!(
             refused(Config::new().max_request(5119)),
-            "max_request is 5119 but buffer_size is 5120: raise the one or lower the other"
+            "max_request is 5119 but buffer_size is 5120: raise max_request or lower buffer_size"
         );
         assert_eq!(
             refused(Config::new().memory_limit(5119)),
-            "memory_limit is 5119 but buffer_size is 5120: raise the one or lower the other"
+            "memory_limit is 5119 but buffer_size is 5120: raise memory_limit or lower buffer_size"
         );
         let large = Config::new().max_request(1 << 20);
         assert_eq!(
             refused(large.clone().memory_limit((1 << 20) - 1)),
-            "memory_limit is 1048575 but max_request is 1048576: raise the one or lower the other"
+            "memory_limit is 1048575 but max_request is 1048576: raise memory_limit or lower \
+             max_request"
         );
         assert!(large.memory_limit(1 << 20).checked().is_ok());
         assert!(Config::new().max_request(5120).memory_limit(5120).checked().is_ok());
@@ -423,9 +464,10 @@ mod tests {
         assert!(refused(Config::new().max_request((1 << 30) + 1)).contains("1073741824"));
     }
 
-    /// Four billion warm buffers of a byte each were accepted once, and start aborted.
+    /// Regression test: four billion warm buffers of one byte each passed the check, and the start
+    /// aborted the process.
     #[test]
-    fn warm_workers_are_bounded_however_small_their_buffers() {
+    fn min_workers_is_limited_even_with_tiny_buffers() {
         let tiny = Config::new().buffer_size(1);
         let max = (64 << 30) / (1 + 512);
         let refused = ConfigError::TooLarge { field: "min_workers", value: max + 1, max };

@@ -1,4 +1,4 @@
-//! The state of one connection: its identity, counters, clocks, flags and stage.
+//! The state of one connection: its identity, counters, timestamps, flags and stage.
 //!
 //! The worker changes it, and callbacks see it through [`Conn`](crate::Conn). It does no I/O.
 
@@ -40,7 +40,8 @@ impl From<&Config> for Deadlines {
     }
 }
 
-/// State that few connections need, in a box of its own so that the others do not pay for it.
+/// State that few connections need. It is boxed, so that it takes little memory in the other
+/// connections.
 #[derive(Debug, Default)]
 struct ConnExtra {
     /// The client's address, if a PROXY header named one.
@@ -51,36 +52,38 @@ struct ConnExtra {
     key: Option<u64>,
 }
 
-/// Invariants: `armed_at` is not later than [`ConnState::due`]; `CLOSING` is set iff there is a
-/// close reason; `NOT_OPEN` is set iff the stage is not `Open`.
+/// Invariants: `CLOSING` is set iff there is a close reason. `NOT_OPEN` is set iff the stage is not
+/// `Open`. Between visits, `armed_at` is not later than [`ConnState::due`], unless `TIMER_STALE` is
+/// set.
 #[derive(Debug)]
 pub(crate) struct ConnState {
     pub(crate) id: ConnId,
     pub(crate) opened: Tick,
-    /// When a byte last moved, in either direction.
+    /// The time at which a byte was last received or sent.
     pub(crate) last_activity: Tick,
-    /// The start of the total deadline: when the first byte of the held request arrived, or when
-    /// the unsent reply first had to wait. `NEVER` if there is neither.
+    /// The time from which the total deadline counts: when the first byte of the held request
+    /// arrived, or when the socket first did not take all of the output. `NEVER` if no request is
+    /// held and no output is unsent.
     pub(crate) total_from: Tick,
-    /// When the timer wheel will report the connection. `NEVER` if it is not armed.
+    /// The tick for which the timer of the connection is armed. `NEVER` if it is not armed.
     pub(crate) armed_at: Tick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
-    /// The connection's own idle deadline in milliseconds. 0: the configured one.
+    /// The idle deadline of this connection in milliseconds. 0 means the configured one.
     pub(crate) idle_ms: u32,
     close_reason: Option<CloseReason>,
     stage: Stage,
     pub(crate) flags: Flags,
     /// The connection is on the ready list.
     pub(crate) queued: bool,
-    /// The kernel reported readable, and no read has drained the socket since.
+    /// The kernel reported the socket readable, and no read has drained it since.
     pub(crate) readable: bool,
-    /// Read until the end of file or `WouldBlock`, whatever a short read suggests: the kernel will
-    /// not report again.
+    /// Reads must continue until the end of file or `WouldBlock`, even after a short read. The
+    /// kernel may not report again that the socket is readable.
     pub(crate) must_drain: bool,
     /// The peer will send no more.
     pub(crate) eof: bool,
-    /// The connection was read a last time because the manager stops.
+    /// The connection was read once more because the manager is stopping.
     pub(crate) final_read: bool,
     /// The connection was accepted while the manager was stopping.
     pub(crate) accepted_in_stop: bool,
@@ -88,7 +91,7 @@ pub(crate) struct ConnState {
 }
 
 impl ConnState {
-    /// Returns the state of a connection that is open.
+    /// Creates the state of an open connection.
     pub(crate) fn new(id: ConnId, now: Now) -> Self {
         Self {
             id,
@@ -112,13 +115,13 @@ impl ConnState {
         }
     }
 
-    /// Returns whether nothing is delivered for now: the connection is paused or throttled.
+    /// Returns whether the connection is paused or throttled. Meanwhile no request is delivered.
     pub(crate) fn is_suspended(&self) -> bool {
         self.flags.intersects(Flags::PAUSED | Flags::THROTTLED)
     }
 
-    /// Returns when the idle or the total deadline passes, whichever is sooner. The deadlines of a
-    /// suspended connection do not run, unless it has unsent output.
+    /// Returns the idle or the total deadline, whichever is sooner. The deadlines of a suspended
+    /// connection do not run unless it is blocked. If they do not run, returns `NEVER`.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
         if self.is_suspended() && !self.flags.intersects(Flags::BLOCKED) {
             return Tick::NEVER;
@@ -132,8 +135,8 @@ impl ConnState {
         Tick(idle.min(self.total_from.0.saturating_add(deadlines.total)))
     }
 
-    /// Returns when the connection needs a visit even if no event comes: at its deadline, or when
-    /// the rate limit lets a held request go.
+    /// Returns when the connection needs a visit even without an event: at its deadline, or when
+    /// the rate limit allows its held request.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
         if self.is_suspended() {
             self.suspended_due(deadlines)
@@ -150,7 +153,7 @@ impl ConnState {
         deadlines.rate.due(self.tat())
     }
 
-    /// Returns whether the timer wheel will report the connection in time.
+    /// Returns whether the timer is armed for the due time or earlier.
     pub(crate) fn is_armed(&self, deadlines: Deadlines) -> bool {
         self.armed_at <= self.due(deadlines)
     }
@@ -175,8 +178,9 @@ impl ConnState {
         }
     }
 
-    /// Makes it an outgoing connection that has to be established before `deadline` passes. Until
-    /// then it counts as blocked, because nothing can be written.
+    /// Marks the connection as outgoing and not yet established. It has to be established before
+    /// `deadline` passes. Until it is established, it counts as blocked, because nothing can be
+    /// written.
     pub(crate) fn set_connecting(&mut self, key: Option<u64>, deadline: Duration) {
         self.extra.get_or_insert_default().key = key;
         self.set_stage(Stage::Connecting);
@@ -184,7 +188,7 @@ impl ConnState {
         self.set_idle_deadline(deadline);
     }
 
-    /// Makes an outgoing connection that is established an open one.
+    /// Marks an outgoing connection as established and open.
     pub(crate) fn set_connected(&mut self, now: Now) {
         self.set_stage(Stage::Open);
         self.flags.remove(Flags::BLOCKED);
@@ -205,8 +209,8 @@ impl ConnState {
         deadlines.rate.due(self.tat()) <= now.floor
     }
 
-    /// Counts the next request against the rate limit and returns true, or throttles the
-    /// connection and returns false.
+    /// Returns whether the rate limit allows the next request. If so, the request is counted. If
+    /// not, the connection becomes throttled.
     pub(crate) fn conforms(&mut self, deadlines: Deadlines, now: Now) -> bool {
         let due = self.is_due(deadlines, now);
         self.flags.set(Flags::THROTTLED, !due);
@@ -217,16 +221,16 @@ impl ConnState {
         due
     }
 
-    /// Applies a new rate limit. A burst that the old limit allowed leaves no debt beyond one burst
-    /// of the new one.
+    /// Applies a new rate limit. Requests that were delivered under the old limit still count, but
+    /// at most as one burst of the new limit.
     pub(crate) fn change_rate(&mut self, rate: Gcra, now: Now) {
         if let Some(extra) = &mut self.extra {
             extra.tat = rate.clamp(extra.tat, now.floor);
         }
     }
 
-    /// Ends the throttling, and returns true, if the held request may be delivered. Both deadlines
-    /// then count from now, because the peer waited for us.
+    /// Returns whether the held request may be delivered now. If so, the connection is no longer
+    /// throttled, and both deadlines count from now, because the peer did not cause the delay.
     #[cold]
     pub(crate) fn try_unthrottle(&mut self, deadlines: Deadlines, now: Now) -> bool {
         let due = self.is_due(deadlines, now);
@@ -238,27 +242,28 @@ impl ConnState {
         due
     }
 
-    /// Ends the connection for `reason`, unless it is ending already. A natural end, which a pause
-    /// may hold back, is replaced.
+    /// Marks the connection as closing for `reason`. An earlier reason is replaced only if it is a
+    /// natural one, because a pause may delay a natural close.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         if self.close_reason.is_none_or(CloseReason::is_natural) {
             self.end_now(reason);
         }
     }
 
-    /// Ends the connection for `reason`, whatever it was ending for.
+    /// Marks the connection as closing for `reason`. Any earlier reason is replaced.
     pub(crate) fn end_now(&mut self, reason: CloseReason) {
         self.close_reason = Some(reason);
         self.flags.insert(Flags::CLOSING);
     }
 
-    /// Returns why the connection closes when its output is sent, if it does.
+    /// Returns the close reason if the connection is closing.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.close_reason
     }
 
-    /// Moves clocks that were set at the beginning of a long turn to just before its end: a
-    /// connection that was served last in a slow turn was not silent all the while.
+    /// Moves timestamps that were set to the beginning of a long turn to just before its end. The
+    /// connection may have been served late in that turn, so the time until then must not count
+    /// against its deadlines.
     pub(crate) fn credit(&mut self, turn: Span) {
         for clock in [&mut self.last_activity, &mut self.total_from] {
             if *clock == turn.began {
@@ -267,7 +272,7 @@ impl ConnState {
         }
     }
 
-    /// Ends a pause. Clocks that did not run continue from `now`.
+    /// Ends a pause. If the pause suspended the deadlines, both count from `now`.
     pub(crate) fn resume(&mut self, now: Tick) {
         self.flags.insert(Flags::TIMER_STALE);
         if self.flags.remove(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
@@ -276,7 +281,7 @@ impl ConnState {
         }
     }
 
-    /// Sets the connection's own idle deadline, rounded up to a millisecond. Zero goes back to the
+    /// Sets the idle deadline of this connection, rounded up to a millisecond. Zero restores the
     /// configured one.
     pub(crate) fn set_idle_deadline(&mut self, deadline: Duration) {
         let millis = deadline.as_nanos().div_ceil(1_000_000);
@@ -316,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_connection_waits_unless_it_owes_a_reply() {
+    fn the_deadline_of_a_paused_connection_runs_only_while_output_waits() {
         let config = Config::new();
         let mut state = state();
         state.flags.insert(Flags::PAUSED);
@@ -326,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_in_a_turn_counts_from_its_end() {
+    fn activity_in_a_long_turn_counts_from_its_end() {
         let mut state = state();
         state.credit(Span { began: Tick(90), ended: Tick(500) });
         assert_eq!(state.last_activity, Tick(100), "another turn");

@@ -1,11 +1,9 @@
-//! Outgoing: what is asked for with a connection that begins here.
-//!
-//! Values alone: it knows neither sockets nor who asks.
+//! Options of an outgoing connection, and the request to start one.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// How to connect; for [`Manager::connect_with`](crate::Manager::connect_with).
+/// Options of an outgoing connection, for [`Manager::connect_with`](crate::Manager::connect_with).
 ///
 /// ```
 /// use pool_manager::{Config, ConnectOptions, Manager};
@@ -27,23 +25,24 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The defaults: the configured deadline, and no key.
+    /// Creates the default options: the configured deadline and no key.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long it may take until the connection is there; rounded up to a millisecond, at most 49
-    /// days. Default, and what zero means: [`connect_deadline`](crate::Config::connect_deadline).
+    /// Sets the maximum time until the connection is established. It is rounded up to a
+    /// millisecond. Default: zero, which means
+    /// [`connect_deadline`](crate::Config::connect_deadline). Maximum: 49 days.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// A number of the caller's own, which [`Conn::key`](crate::Conn::key) and
-    /// [`Closed::key`](crate::End::key) give back: who connects from a callback has no id yet, and
-    /// knows the connection by it. Default: none.
+    /// Sets a number that [`Conn::key`](crate::Conn::key) and [`Closed::key`](crate::Closed::key)
+    /// return. A callback that starts a connection does not get the id of the connection. It can
+    /// recognize the connection by this key. Default: none.
     #[must_use]
     pub fn key(mut self, key: u64) -> Self {
         self.key = Some(key);
@@ -51,7 +50,7 @@ impl ConnectOptions {
     }
 }
 
-/// A connection that is to begin.
+/// A request to start a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectRequest {
     pub(crate) addr: SocketAddr,
@@ -67,7 +66,7 @@ impl ConnectRequest {
         self.options.key
     }
 
-    /// How long it may take, if it is not `otherwise`.
+    /// Returns the request's own deadline, or `otherwise` if it has none.
     pub(crate) fn deadline(&self, otherwise: Duration) -> Duration {
         let own = self.options.deadline;
         if own.is_zero() { otherwise } else { own }

@@ -1,4 +1,4 @@
-//! Data structures: pure values, without I/O, clock or threads.
+//! Data structures that use no I/O, no clock and no threads.
 
 pub(crate) mod buffer;
 pub(crate) mod index_list;

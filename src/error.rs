@@ -33,8 +33,8 @@ pub enum Error {
         /// The configured [`max_workers`](crate::Config::max_workers).
         max_workers: usize,
     },
-    /// The socket could not be made non-blocking or registered with the event loop: it does not
-    /// support polling, or the kernel is out of memory for it.
+    /// The socket could not be made non-blocking or registered with the event loop. For example,
+    /// its descriptor does not support polling, or the kernel has run out of memory.
     Unsuitable(io::Error),
     /// An outgoing connection could not be started.
     Connect {
@@ -129,9 +129,10 @@ impl From<Error> for io::Error {
     }
 }
 
-/// A socket that was not put, and why. The socket is open and nothing was read from it.
+/// Returned when a socket is not put into the pool ([`Manager::put`](crate::Manager::put)).
+/// Contains the socket and the error. The socket is open, and nothing was read from it.
 ///
-/// To tell the peer, pass the socket to [`Handle::reject`](crate::Handle::reject).
+/// To send a reply to the peer, pass the socket to [`Handle::reject`](crate::Handle::reject).
 ///
 /// ```
 /// use pool_manager::{Config, Manager, ERROR_SERVER_BUSY};
@@ -148,7 +149,8 @@ impl From<Error> for io::Error {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct PutError {
-    /// Never locked. The mutex makes the error `Sync`, which a boxed transport need not be.
+    /// The mutex is never locked. It makes the error `Sync` even if the socket is a boxed transport
+    /// that is not `Sync`.
     socket: Mutex<Socket>,
     error: Error,
 }
@@ -213,7 +215,8 @@ mod tests {
         ErrorKind::PermissionDenied.into()
     }
 
-    /// What it says, what it stems from, and its kind as an `io::Error` that says the same.
+    /// Returns the text of an error, whether it has a source, and its kind as an `io::Error`.
+    /// Checks that the `io::Error` has the same text.
     fn told(error: Error) -> (String, bool, ErrorKind) {
         let (said, has_source) = (error.to_string(), error.source().is_some());
         let error = io::Error::from(error);

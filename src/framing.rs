@@ -1,58 +1,66 @@
-//! Framing: when a request is complete. Bytes in, the bounds of one frame out; pure.
+//! Framing: finds where a request ends. The input is a slice of bytes. The output is the bounds of
+//! one frame. The module does no I/O.
 //!
-//! It looks at held bytes and at how many a buffer can hold, and knows neither sockets nor
-//! deadlines: what to do at end of file or at a deadline is the worker's decision.
+//! The module does not handle the end of file or deadlines. When one of these ends a connection,
+//! the worker decides what to do with an incomplete frame.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::panics::catch;
 
-/// A function of your own that finds frames, as [`Framing::Custom`] holds it.
+/// A user-defined function that finds frames, as stored in [`Framing::Custom`].
 pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 
-/// When a request is complete, so that the callback runs.
+/// Defines when a request is complete, so that the callback runs.
 ///
-/// Whatever the framing, a body is also delivered at end of file and at a deadline, and never
-/// contains its delimiter or length prefix. A frame, with its delimiter or prefix, may be as long
-/// as [`Config::max_request`](crate::Config::max_request), else it is
-/// [`Cause::Overlong`](crate::Cause::Overlong).
+/// Under every framing, the held bytes are also delivered at end of file and at a deadline, even if
+/// they are not a complete request. A body never contains its delimiter or length prefix. A frame,
+/// including its delimiter or prefix, may be at most
+/// [`Config::max_request`](crate::Config::max_request) bytes long. If a frame is longer, the bytes
+/// held so far are delivered with [`Cause::Overlong`](crate::Cause::Overlong).
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Prefix};
 /// let lines = Config::new().framing(Framing::Delimited(b'\n'));
-/// let frames = Config::new().framing(Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 4096 });
+/// let prefixed = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 4096 };
+/// let frames = Config::new().framing(prefixed);
 /// ```
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Framing {
-    /// At `buffer_size` bytes. A peer that sends less and waits is answered at its deadline:
-    /// for uploads, batches, one request per connection.
+    /// Delivers a body when `buffer_size` bytes are held. If a peer sends less and waits, its bytes
+    /// are delivered at its deadline. Suited to uploads, batches and one request per connection.
     #[default]
     Filled,
-    /// As `Filled`, and as soon as the socket has no more to read: for request and reply, where
-    /// the peer waits. A body is a chunk of a stream, not a message.
+    /// Delivers a body as `Filled` does, and also as soon as the socket has no more to read. Suited
+    /// to protocols in which the peer sends a request and waits for the reply. A body is a chunk of
+    /// a stream, not a message.
     Drained,
-    /// At each occurrence of this byte: for lines.
+    /// Delivers the bytes before each occurrence of this byte. Suited to lines.
     Delimited(u8),
-    /// At each complete frame: a length of the given width and order, then that many bytes.
+    /// Delivers the body of each complete frame. A frame is a length of the given width and byte
+    /// order, followed by a body of that many bytes.
     LengthPrefixed {
         /// Width and byte order of the length.
         prefix: Prefix,
-        /// The longest body accepted, in bytes; a longer one is
-        /// [`Cause::Overlong`](crate::Cause::Overlong). 0 means as long as `max_request` allows.
+        /// Maximum length of a body in bytes. If the announced length is larger, the bytes held so
+        /// far are delivered with [`Cause::Overlong`](crate::Cause::Overlong). 0 means that only
+        /// `max_request` limits the length.
         limit: usize,
     },
-    /// Whatever this function makes of the held bytes, all of which it is given each time some
-    /// arrive (never none): where requests are large, one that looks at lengths is cheaper than one
-    /// that searches. The body is the whole frame. A panic in it is treated as one in a
-    /// callback. Build it with [`Framing::custom`].
+    /// Delivers the frames that this function finds. Build it with [`Framing::custom`].
+    ///
+    /// The function is called with all held bytes, at least one, each time new bytes arrive. For
+    /// large requests, a function that reads a length is cheaper than a function that searches all
+    /// bytes. The body is the whole frame. If the function panics, the connection is closed with
+    /// [`CloseReason::Panicked`](crate::CloseReason::Panicked).
     Custom(FrameFn),
 }
 
 impl Framing {
-    /// A framing of your own: `find` is given the held bytes and says whether they begin with a
-    /// complete frame.
+    /// Creates a user-defined framing. `find` is called with the held bytes and returns whether
+    /// they begin with a complete frame.
     ///
     /// ```
     /// use pool_manager::{Frame, Framing};
@@ -83,7 +91,7 @@ impl fmt::Debug for Framing {
     }
 }
 
-/// Width and byte order of a length prefix; the length counts the body alone.
+/// Width and byte order of a length prefix. The length counts the body without the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Prefix {
@@ -108,7 +116,8 @@ impl Prefix {
         }
     }
 
-    /// The length at the front of `held`, if all of the prefix is there.
+    /// Returns the length that the prefix at the front of `held` contains, or `None` if the prefix
+    /// is incomplete.
     fn length(self, held: &[u8]) -> Option<usize> {
         Some(match self {
             Self::U8 => usize::from(*held.first()?),
@@ -120,20 +129,20 @@ impl Prefix {
     }
 }
 
-/// What a [`Framing::Custom`] function says of the bytes it was shown.
+/// The result of a [`Framing::Custom`] function for the held bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frame {
-    /// The first `n` bytes are a complete frame. Zero, or more than was shown, is taken as
-    /// [`Frame::Invalid`].
+    /// The first `n` bytes are a complete frame. If `n` is 0, or larger than the number of held
+    /// bytes, the result counts as [`Frame::Invalid`].
     Complete(usize),
     /// More bytes are needed.
     Partial,
-    /// No bytes can make this right: the connection is closed.
+    /// The bytes are invalid, regardless of the bytes that follow. The connection is closed.
     Invalid,
 }
 
-/// The bounds of one frame within the held bytes: `skip` bytes of prefix, then `body` bytes,
-/// and `total` to consume in all.
+/// The bounds of one frame in the held bytes: `skip` bytes of prefix, then `body` bytes. `total`
+/// bytes are consumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) skip: usize,
@@ -141,12 +150,12 @@ pub(crate) struct Bounds {
     pub(crate) total: usize,
 }
 
-/// What the held bytes begin with.
+/// The result of a search for a frame at the front of the held bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Frame(Bounds),
     Partial,
-    /// A frame that says of itself that it will not fit.
+    /// The announced length of the frame is above the limit or the capacity.
     Overlong,
     Invalid,
     /// The custom function panicked.
@@ -154,8 +163,8 @@ pub(crate) enum Found {
 }
 
 impl Framing {
-    /// Looks for a frame at the front of `held`, in a buffer that may hold `capacity` bytes.
-    /// `scanned` is where the last look at the same bytes got to, and is moved on.
+    /// Searches for a frame at the front of `held`. `capacity` is the maximum size of the buffer in
+    /// bytes. `scanned` is the number of bytes that earlier searches have covered, and is updated.
     #[inline(always)]
     pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
         if held.is_empty() {
@@ -169,14 +178,15 @@ impl Framing {
         }
     }
 
-    /// Whether a buffer full of bytes that are no frame is a body of its own
-    /// ([`Cause::Full`](crate::Cause::Full)) rather than a frame that does not fit.
+    /// Returns whether a full buffer is a body ([`Cause::Full`](crate::Cause::Full)). If not, a
+    /// full buffer without a complete frame holds a frame that does not fit.
     #[inline]
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Filled | Self::Drained)
     }
 
-    /// All of the held bytes as one incomplete frame, less what is there of its prefix.
+    /// Returns the bounds of all held bytes as one incomplete frame. The part of the prefix that
+    /// has arrived is not in the body.
     #[inline]
     pub(crate) fn remainder(&self, held: usize) -> Bounds {
         let skip = match self {
@@ -197,8 +207,8 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Where `byte` first is. Whether it is in a block is one comparison on most machines; where in it,
-/// which is asked once, takes some more.
+/// Returns the position of the first `byte` in `bytes`. Tests blocks of 16 bytes. Each test is one
+/// comparison on most machines. The position is computed only in the block that matches.
 #[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
     let mut rest = bytes;
@@ -252,7 +262,7 @@ mod tests {
         framing.find(held, &mut 0, capacity)
     }
 
-    /// All strings of up to six symbols of a three-letter alphabet.
+    /// Returns all strings of up to six symbols from an alphabet of three.
     fn strings() -> impl Iterator<Item = Vec<u8>> {
         (0..=6).flat_map(|length| {
             (0..3_usize.pow(length)).map(move |mut code| {
@@ -268,12 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn any_stream_comes_to_what_a_naive_reader_of_the_whole_says() {
+    fn random_streams_are_framed_as_by_the_reference() {
         arbtest::arbtest(drive).size_max(8192).budget_ms(1_500);
     }
 
     #[test]
-    fn short_streams_do_so_whatever_the_fragments_and_the_buffer() {
+    fn all_short_streams_are_framed_as_by_the_reference() {
         let prefixed = Rules::Prefixed { width: 1, big_endian: true, limit: 0 };
         for bytes in strings() {
             for rules in [Rules::Lines(b'\n'), prefixed, Rules::Records, Rules::Filled] {
@@ -287,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_reads_its_width_and_order() {
+    fn each_prefix_reads_its_width_and_byte_order() {
         let cases: [(Prefix, &[u8]); 5] = [
             (Prefix::U8, &[3]),
             (Prefix::U16Be, &[0, 3]),
@@ -325,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_frame_of_nothing_or_of_more_than_was_shown_is_invalid() {
+    fn a_custom_frame_of_zero_or_too_many_bytes_is_invalid() {
         for (answer, expected) in [
             (Frame::Complete(0), Found::Invalid),
             (Frame::Complete(4), Found::Invalid),
@@ -339,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_names_the_framing_and_its_numbers() {
+    fn debug_shows_the_framing_and_its_parameters() {
         for (framing, expected) in [
             (Framing::Filled, "Filled"),
             (Framing::Drained, "Drained"),
@@ -355,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_delimiter_is_found_wherever_it_is_and_whatever_is_around_it() {
+    fn the_first_delimiter_is_found_at_any_position() {
         for delimiter in [0, 1, b'\n', 0x7f, 0x80, 0xff] {
             for neighbour in [0, 1, 0x0b, 0x80, 0x81, 0xfe, 0xff, delimiter ^ 1, delimiter ^ 0x80] {
                 for (length, at) in
@@ -373,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_held_is_never_a_frame_and_never_shown_to_a_custom_framing() {
+    fn an_empty_buffer_is_never_a_frame() {
         let framing = Framing::custom(|held| {
             assert!(!held.is_empty());
             Frame::Complete(1)

@@ -1,7 +1,6 @@
-//! Handle: the remote control of a manager, for other threads.
+//! The handle: controls a manager from other threads.
 //!
-//! Every call queues a command and returns; none waits for the loop, but `stats`. It knows the
-//! mailbox, not the manager behind it.
+//! No method waits for the loop, except `stats`.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -17,13 +16,15 @@ use crate::shared::mailbox::Mailbox;
 use crate::socket::{Socket, uninterrupted};
 use crate::stats::Stats;
 
-/// Controls a [`Manager`](crate::Manager) from other threads; from
-/// [`Manager::handle`](crate::Manager::handle). Cheap to clone; outlives a stop and a restart.
+/// Controls a [`Manager`](crate::Manager) from other threads. It is returned by
+/// [`Manager::handle`](crate::Manager::handle), is cheap to clone, and stays valid across a stop
+/// and a restart.
 ///
-/// Commands are carried out in the order they were queued, each at a turn boundary; at most
-/// 65,536 wait at a time. A command for a connection that no longer exists is counted
-/// ([`Stats::stale_commands`]) and does nothing. Queueing takes a lock and allocates, so no call
-/// may be made from a signal handler.
+/// The loop executes commands at turn boundaries, in the order in which they were queued. At most
+/// 65,536 commands can be queued. A command for a connection that no longer exists is counted
+/// ([`Stats::stale_commands`]) and ignored, but the bytes of a `send` are passed to
+/// [`Handler::undelivered`](crate::Handler::undelivered). The methods take a lock and allocate
+/// memory, so they must not be called from a signal handler.
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Manager};
@@ -35,7 +36,8 @@ use crate::stats::Stats;
 /// })?;
 /// manager.start()?;
 /// let handle = manager.handle();
-/// let client = std::thread::spawn(move || -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+/// type Reply = Result<String, Box<dyn std::error::Error + Send + Sync>>;
+/// let client = std::thread::spawn(move || -> Reply {
 ///     let (mut peer, ours) = UnixStream::pair()?;
 ///     handle.put(ours)?;
 ///     peer.write_all(b"hello")?;
@@ -54,28 +56,33 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// How long [`Handle::stats`] waits for a turn.
-    const STATS_PATIENCE: Duration = Duration::from_secs(1);
+    /// Maximum time that [`Handle::stats`] waits for a turn.
+    const STATS_TIMEOUT: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
         Self { mailbox }
     }
 
-    /// Puts a socket. The answer "busy" is immediate: a place is taken, in one atomic step,
-    /// before the socket is queued. A socket that then proves unsuitable is closed and logged.
+    /// Puts a socket into the pool, as [`Manager::put`](crate::Manager::put) does, at the next turn
+    /// boundary. A worker is reserved in one atomic step before the socket is queued, so that
+    /// [`Error::Busy`] is returned immediately.
+    ///
+    /// If the socket cannot be registered later, it is closed and counted
+    /// ([`Stats::admit_failures`]). If a stop begins before the command is executed, the socket is
+    /// closed. In both cases [`Handler::closed`](crate::Handler::closed) is not called.
     ///
     /// # Errors
-    /// [`PutError`], with the socket inside.
+    /// [`PutError`], which contains the socket.
     pub fn put(&self, socket: impl Into<Socket>) -> Result<(), PutError> {
         self.mailbox.post_put(socket.into()).map_err(|(socket, error)| PutError::new(socket, error))
     }
 
-    /// Writes `bytes` to a socket that was not put and closes it. Never blocks.
+    /// Writes `bytes` to a socket that is not in the pool, and closes the socket. Never blocks.
     ///
-    /// TCP resets a connection that is closed with unread input, which can destroy a reply on its
-    /// way. A running manager therefore reads and discards input for up to 5 s before it closes the
-    /// socket. If none is running, at most 256 KiB that have already arrived are discarded, and the
-    /// socket is closed at once.
+    /// TCP resets a connection that is closed with unread input, and the reset can destroy a reply
+    /// that the peer has not read yet. A running manager therefore reads and discards input for up
+    /// to 5 s before it closes the socket. If the manager is not running, only input that has
+    /// already arrived is discarded, at most 256 KiB, and the socket is closed at once.
     ///
     /// # Errors
     /// `WriteZero` if the socket did not take all of `bytes` at once, or the error of the system
@@ -90,33 +97,35 @@ impl Handle {
         }
         socket.shutdown_write()?;
         discard_input(&mut socket);
-        // If the manager is not running, the socket is dropped here, which closes it.
+        // If the command cannot be queued, the socket is dropped, which closes it.
         let _ = self.mailbox.post(Command::Linger(socket));
         Ok(())
     }
 
-    /// Begins a connection, as [`Manager::connect`](crate::Manager::connect) does, at the next turn
-    /// boundary. The answer "busy" is immediate: a place is taken before it is queued. If it fails,
-    /// [`Handler::closed`](crate::Handler::closed) is told.
+    /// Starts an outgoing connection at the next turn boundary, as
+    /// [`Manager::connect`](crate::Manager::connect) does. A worker is reserved at once, so that
+    /// [`Error::Busy`] is returned immediately. If the connection fails later,
+    /// [`Handler::closed`](crate::Handler::closed) is called.
     ///
     /// # Errors
-    /// [`Error::Busy`]; else as [`Handle::send`].
+    /// [`Error::Busy`]; otherwise as [`Handle::send`].
     pub fn connect(&self, addr: SocketAddr) -> Result<(), Error> {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Handle::connect`], with a key to know it by, or a deadline of its own.
+    /// As [`Handle::connect`], with a key or with another deadline.
     ///
     /// # Errors
     /// As [`Handle::connect`].
     pub fn connect_with(&self, addr: SocketAddr, options: ConnectOptions) -> Result<(), Error> {
-        let call = ConnectRequest::new(addr, options);
-        self.mailbox.post_connect(call)
+        let request = ConnectRequest::new(addr, options);
+        self.mailbox.post_connect(request)
     }
 
-    /// Sends bytes to a connection, behind what it has been sent already. If more than
-    /// `write_limit` would be unsent, the connection is closed. What cannot be sent any more comes
-    /// back, on the loop's thread: [`Handler::undelivered`](crate::Handler::undelivered).
+    /// Sends bytes to a connection, after the bytes that are queued for it already. If more than
+    /// `write_limit` bytes would be unsent, the connection is closed. Bytes that cannot be queued
+    /// for the connection are passed to [`Handler::undelivered`](crate::Handler::undelivered) on
+    /// the loop's thread.
     ///
     /// # Errors
     /// [`Error::NotRunning`], [`Error::Dropped`], [`Error::QueueFull`].
@@ -124,7 +133,7 @@ impl Handle {
         self.post(Command::Send(id, bytes.into()))
     }
 
-    /// Closes a connection after flushing what it has been sent.
+    /// Closes a connection after its output is sent.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -132,8 +141,8 @@ impl Handle {
         self.post(Command::Close(id))
     }
 
-    /// Stops reading from and delivering for a connection; its deadlines stand still unless it
-    /// owes a reply.
+    /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
+    /// is still sent. Its deadlines are suspended, except while output is unsent.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -141,7 +150,7 @@ impl Handle {
         self.post(Command::Pause(id))
     }
 
-    /// Takes up again what [`Handle::pause`] stopped; the idle deadline starts anew.
+    /// Resumes a paused connection. Deadlines that were suspended start again from now.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -149,16 +158,16 @@ impl Handle {
         self.post(Command::Resume(id))
     }
 
-    /// Changes the configuration at the next turn boundary. What is then in effect,
-    /// [`Manager::config`](crate::Manager::config) tells.
+    /// Changes the configuration at the next turn boundary.
+    /// [`Manager::config`](crate::Manager::config) returns the configuration in effect.
     ///
     /// # Errors
-    /// [`Error::Config`] at once if it is invalid; else as [`Handle::send`].
+    /// [`Error::Config`] if the configuration is invalid; otherwise as [`Handle::send`].
     pub fn set_config(&self, config: Config) -> Result<(), Error> {
         self.post(Command::SetConfig(Box::new(config.checked()?)))
     }
 
-    /// Asks for a graceful stop; the report is what [`Manager::run`](crate::Manager::run) returns.
+    /// Begins a graceful stop. [`Manager::run`](crate::Manager::run) returns the report.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -166,14 +175,14 @@ impl Handle {
         self.post(Command::Stop)
     }
 
-    /// A snapshot of the counters as of the next turn. Waits for it, at most a second; if no turn
-    /// comes by then, or the manager is not running, it is the last one taken.
+    /// Returns a snapshot of the counters as of the next turn. Waits at most one second for this
+    /// turn. If no turn comes in time, or the manager is not running, returns the last snapshot.
     ///
-    /// On the loop's own thread, in a callback or outside, there is no turn to wait for: ask
+    /// Do not call it on the loop's thread: no turn can run there while the call waits. Use
     /// [`Manager::stats`](crate::Manager::stats) there.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.mailbox.stats(Self::STATS_PATIENCE)
+        self.mailbox.stats(Self::STATS_TIMEOUT)
     }
 
     fn post(&self, command: Command) -> Result<(), Error> {
@@ -181,7 +190,7 @@ impl Handle {
     }
 }
 
-/// Discards what has already arrived, at most 64 reads of it.
+/// Discards input that has already arrived, with at most 64 reads.
 fn discard_input(socket: &mut Socket) {
     let mut discarded = [0; 4096];
     for _ in 0..64 {

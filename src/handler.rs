@@ -1,7 +1,7 @@
-//! Handler: the user's side of the loop, and Conn: a callback's view of its connection.
+//! The handler trait, and [`Conn`], the callback's view of its connection.
 //!
-//! A callback runs inline, on the loop's thread, with borrows of exactly one connection; it can
-//! reach nothing else but the commands. This room knows no I/O: what a callback writes is queued.
+//! A callback runs on the loop's thread. It has access to its own connection and to the command
+//! queue, and to nothing else. It does no I/O: its output is queued.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,14 +15,17 @@ use crate::id::ConnId;
 use crate::socket::Socket;
 use crate::time::Tick;
 
-/// What is done with connections and their requests. Any
-/// `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is one; implement it for a state per connection
-/// or for the other hooks.
+/// Handles connections and their requests.
 ///
-/// All hooks run inline on the loop's thread: while one runs, nobody else is served. An error
-/// closes that connection after flushing ([`CloseReason::Failed`]). A panic closes that connection
-/// and nothing else ([`CloseReason::Panicked`]), unless the program is built with
-/// `panic = "abort"`; what the panicking callback wrote is not sent.
+/// Any `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is a handler. Implement the trait to keep state
+/// per connection or to use the other hooks.
+///
+/// All hooks run on the loop's thread, and no other connection is served meanwhile. If a hook
+/// returns an error, its connection is closed after its output is sent ([`CloseReason::Failed`]).
+/// If a hook panics, only its connection is closed ([`CloseReason::Panicked`]), and the output of
+/// this call is dropped. A panic in [`wrap`](Handler::wrap) closes the connection, as an error
+/// does. A panic in another hook without a [`Conn`] has no other effect. All panics are counted
+/// ([`Stats::panics`](crate::Stats::panics)). With `panic = "abort"` a panic ends the process.
 ///
 /// ```
 /// use pool_manager::{Config, Conn, Framing, Handler, Manager};
@@ -33,7 +36,12 @@ use crate::time::Tick;
 /// impl Handler for Counter {
 ///     type Session = u64;
 ///
-///     fn request(&mut self, conn: &mut Conn<'_>, count: &mut u64, _line: &[u8]) -> io::Result<()> {
+///     fn request(
+///         &mut self,
+///         conn: &mut Conn<'_>,
+///         count: &mut u64,
+///         _line: &[u8],
+///     ) -> io::Result<()> {
 ///         *count += 1;
 ///         writeln!(conn, "{count}")
 ///     }
@@ -44,36 +52,40 @@ use crate::time::Tick;
 /// # Ok::<(), pool_manager::Error>(())
 /// ```
 pub trait Handler {
-    /// What is kept per connection, next to the worker that serves it.
+    /// State of each connection. It is created with `default` when the connection begins.
     type Session: Default;
 
-    /// A listener has accepted a connection that will be served: what is returned is. The default
-    /// leaves it as it is; this is where it is wrapped into a [`Transport`](crate::Transport), for
-    /// TLS. It is non-blocking, and has to remain so. Not called for what is put, which can be
-    /// wrapped before.
+    /// Called for each accepted connection that will be served. Returns the socket to serve. The
+    /// default returns the given socket unchanged.
+    ///
+    /// Use it to wrap the socket into a [`Transport`](crate::Transport), for example for TLS. The
+    /// socket is non-blocking and must stay so. It is not called for sockets that are
+    /// [put](crate::Manager::put), because the caller can wrap them first.
     ///
     /// # Errors
-    /// The connection is closed, no other hook hears of it, and
-    /// [`Stats::admit_failures`](crate::Stats::admit_failures) counts it.
+    /// An error closes the connection without any other callback, and is counted in
+    /// [`Stats::admit_failures`](crate::Stats::admit_failures).
     fn wrap(&mut self, socket: Socket) -> io::Result<Socket> {
         Ok(socket)
     }
 
-    /// A connection is new: it was put or accepted, or one that was
-    /// [asked for](crate::Manager::connect) is there now. What is written here goes out first.
+    /// Called when a connection opens: after it was put or accepted, or when an
+    /// [outgoing](crate::Manager::connect) connection is established. Output that is written here
+    /// is sent before any other output.
     ///
     /// # Errors
-    /// The connection is closed after flushing.
+    /// An error closes the connection after its output is sent.
     fn opened(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
         let _ = (conn, session);
         Ok(())
     }
 
-    /// A request is there: `body` is what the framing made of the stream, and
-    /// [`Conn::cause`] says why it is delivered now.
+    /// Called with each request. `body` is a complete request, as the framing defines it. At the
+    /// end of the connection, `body` is the bytes held so far. [`Conn::cause`] shows which of the
+    /// two it is. `body` may be empty.
     ///
     /// # Errors
-    /// The connection is closed after flushing.
+    /// An error closes the connection after its output is sent.
     fn request(
         &mut self,
         conn: &mut Conn<'_>,
@@ -81,54 +93,67 @@ pub trait Handler {
         body: &[u8],
     ) -> io::Result<()>;
 
-    /// A reply, or what was sent, has to wait for the peer: its socket takes no more. This is where to
-    /// stop what would make more wait, such as [reading](Commands::pause) from where it comes; what
-    /// comes meanwhile is queued up to [`write_limit`](crate::Config::write_limit). Called once until
-    /// [`flushed`](Handler::flushed) tells that all has gone out, or the connection is closed.
+    /// Called when output has to wait because the socket does not take all of it.
+    ///
+    /// Use this hook to stop the source of the output, for example by [pausing](Commands::pause)
+    /// the connection from which the data comes. Output that is written while the connection waits
+    /// is queued, up to [`write_limit`](crate::Config::write_limit). When all of it is sent,
+    /// [`flushed`](Handler::flushed) is called. `blocked` is not called again before that. If the
+    /// connection ends first, `closed` is called instead of `flushed`.
     ///
     /// # Errors
-    /// The connection is closed after flushing.
+    /// An error closes the connection after its output is sent.
     fn blocked(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
         let _ = (conn, session);
         Ok(())
     }
 
-    /// A reply that had to wait for the peer has gone out entirely: the peer keeps up again. Not
-    /// called for what went out at once, whether it was written in a request or in this hook.
+    /// Called when all output that had to wait was sent. It is not called for output that the
+    /// socket took at once.
     ///
     /// # Errors
-    /// The connection is closed after flushing.
+    /// An error closes the connection after its output is sent.
     fn flushed(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
         let _ = (conn, session);
         Ok(())
     }
 
-    /// Time for what no connection asks for: called every [`tick`](crate::Config::tick), not
-    /// early, after the deadlines of the turn it is due in. What was missed, by a slow turn for one, is
-    /// not made up for. A panic is counted, and ends nothing.
+    /// Called at the interval [`tick`](crate::Config::tick), for work that belongs to no
+    /// connection.
+    ///
+    /// The interval is a minimum: the call is late if a turn is slow, and never early. Missed calls
+    /// are skipped. In its turn, the call runs after the expired deadlines are handled.
     fn tick(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
 
-    /// A connection has ended: exactly once for each, and the last that is heard of it but
-    /// [`undelivered`](Handler::undelivered). Of one that was
-    /// [asked for](crate::Manager::connect) it is told though `opened` never ran, if it could not
-    /// be reached or was closed before: by its id, or by [`Closed::key`].
+    /// Called exactly once when a connection ends. No other callback of this connection follows,
+    /// except [`undelivered`](Handler::undelivered).
+    ///
+    /// It is also called if an [outgoing](crate::Manager::connect) connection fails or is closed
+    /// before it is established. In this case `opened` was not called. [`Closed::id`] and
+    /// [`Closed::key`] identify the connection.
+    ///
+    /// It is not called for a connection that got no worker, such as a refused connection or a
+    /// queued socket that cannot be registered ([`Handle::put`](crate::Handle::put)). It is not
+    /// called for a connection that ends before its PROXY header is complete.
     fn closed(&mut self, closed: &Closed, session: Self::Session, commands: &mut Commands) {
         let _ = (closed, session, commands);
     }
 
-    /// What a [`Handle`](crate::Handle) or a [`Commands`] sent comes back, because its connection is
-    /// gone or closing, or would have had more than `write_limit` unsent. None of it was written;
-    /// so bytes that were sent are written, or counted in [`Closed::bytes_unsent`], or come here. To
-    /// tell whoever sent them is the handler's affair. What this hook itself leaves on the commands
-    /// while the manager stops may be dropped.
+    /// Called with the bytes of a [`Handle::send`](crate::Handle::send) or [`Commands::send`] that
+    /// cannot be queued for the connection: the connection no longer exists or is closing, or more
+    /// than `write_limit` bytes would be unsent.
+    ///
+    /// None of these bytes were written to the socket. Each byte of a `send` is therefore written
+    /// to the socket, counted in [`Closed::bytes_unsent`], or passed to this hook. The exception is
+    /// a command that this hook queues while the manager stops: it may be dropped.
     fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, commands: &mut Commands) {
         let _ = (id, bytes, commands);
     }
 
-    /// A turn has served everybody: once at the end of each. For what is better done once for
-    /// many requests than once for each, such as a broadcast.
+    /// Called once at the end of each turn, after all ready connections were served. Use it for
+    /// work that is cheaper if it is done once for many requests, such as a broadcast.
     fn turn_ended(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
@@ -145,42 +170,43 @@ where
     }
 }
 
-/// How a connection ended.
+/// Describes a connection that has ended.
 ///
 /// ```
 /// use pool_manager::Closed;
 /// fn log(closed: &Closed) {
-///     println!("{} closed because {}: {} in, {} out", closed.id, closed.reason, closed.bytes_in, closed.bytes_out);
+///     let Closed { id, reason, bytes_in, bytes_out, .. } = closed;
+///     println!("{id} closed because {reason}: {bytes_in} in, {bytes_out} out");
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Closed {
-    /// The connection; no callback names it after this.
+    /// Id of the connection. No later callback refers to this connection, except
+    /// [`Handler::undelivered`].
     pub id: ConnId,
-    /// What it was asked for with, if it began here: see [`Conn::key`].
+    /// The key of an outgoing connection: see [`Conn::key`].
     pub key: Option<u64>,
-    /// Why it ended.
+    /// Why the connection ended.
     pub reason: CloseReason,
-    /// How long it lasted, in whole milliseconds.
+    /// Duration of the connection, in whole milliseconds.
     pub age: Duration,
-    /// Bytes read from it.
+    /// Bytes read from the connection.
     pub bytes_in: u64,
-    /// Bytes written to it.
+    /// Bytes written to the socket.
     pub bytes_out: u64,
-    /// Bytes read that no callback saw.
+    /// Bytes that were read but not delivered to a callback.
     pub bytes_dropped: u64,
-    /// Bytes of reply that were never sent.
+    /// Bytes of output that were not sent.
     pub bytes_unsent: u64,
 }
 
 /// A callback's view of its connection.
 ///
-/// Writing to it ([`io::Write`]) queues bytes and never blocks; all that the callbacks of one
-/// visit wrote goes out after them, in one system call if the socket has room and it is not much
-/// more than 64 KiB. A write that would leave more than
-/// [`write_limit`](crate::Config::write_limit) unsent fails, queues nothing and closes the
-/// connection.
+/// Writing to it ([`io::Write`]) queues the bytes and never blocks. The bytes are sent after the
+/// callback. If several requests arrive together, their replies are sent with one system call, up
+/// to about 64 KiB. A write that would leave more than [`write_limit`](crate::Config::write_limit)
+/// bytes unsent fails, queues nothing and closes the connection.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -202,92 +228,101 @@ pub struct Conn<'a> {
 }
 
 impl Conn<'_> {
-    /// The connection's identity, for commands and for maps.
+    /// Returns the connection's id, for commands and maps.
     #[must_use]
     pub fn id(&self) -> ConnId {
         self.state.id
     }
 
-    /// What the connection was asked for with
-    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)); `None` if it had no key, was accepted or
-    /// put.
+    /// Returns the key of an outgoing connection
+    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)). Returns `None` if it has no key, or
+    /// if the connection was put or accepted.
     #[must_use]
     pub fn key(&self) -> Option<u64> {
         self.state.key()
     }
 
-    /// The peer's address: of a connection that a balancer passes on, the one its header says
-    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise it asks
-    /// the kernel each time (`getpeername(2)`, one system call), so keep it in the session if every
-    /// request needs it. `None` for Unix sockets, and after a reset: having none is no sign of trust.
+    /// Returns the peer's address.
+    ///
+    /// If the connection began with a PROXY header, this is the client's address from the header
+    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise each
+    /// call reads the address from the kernel with one system call (`getpeername(2)`). Store the
+    /// address in the session if every request needs it. Returns `None` for Unix sockets and after
+    /// a reset. Do not treat a missing address as trusted.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.state.peer().or_else(|| self.socket.peer_addr())
     }
 
-    /// The socket, to look at: its options, its peer's credentials. What is read from or written
-    /// to it here is missing from the stream that the pool sees.
+    /// Returns the socket, for example to read its options or the peer's credentials. Do not read
+    /// from the socket or write to it: the pool would not know of these bytes.
     ///
-    /// Who is at the other end of a Unix socket, by process and user, the kernel tells through
-    /// its descriptor. The standard library's `UnixStream::peer_cred` is not stable; the crate
-    /// `rustix` has it: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)` on Linux.
+    /// For a Unix socket, the kernel reports the process and user at the other end through the
+    /// descriptor. `UnixStream::peer_cred` of the standard library is not stable. On Linux, the
+    /// crate `rustix` can read it: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)`.
     #[must_use]
     pub fn socket(&self) -> &Socket {
         self.socket
     }
 
-    /// Why this callback runs now.
+    /// Returns why this callback runs.
     #[must_use]
     pub fn cause(&self) -> Cause {
         self.cause
     }
 
-    /// Bytes read from this connection so far.
+    /// Returns the number of bytes read from this connection so far.
     #[must_use]
     pub fn bytes_in(&self) -> u64 {
         self.state.bytes_in
     }
 
-    /// Bytes written to this connection so far; not those that wait to be sent.
+    /// Returns the number of bytes written to the socket so far. Unsent bytes are not counted.
     #[must_use]
     pub fn bytes_out(&self) -> u64 {
         self.state.bytes_out
     }
 
-    /// How long ago it was put, in whole milliseconds, as of the beginning of this turn.
+    /// Returns the time since the connection was put, accepted or started, in whole milliseconds,
+    /// as of the beginning of this turn.
     #[must_use]
     pub fn age(&self) -> Duration {
         self.state.opened.until(self.now)
     }
 
-    /// Closes the connection after this callback: what was written is flushed, what is held is
-    /// not delivered.
+    /// Closes the connection after this callback, once its output is sent. Held input is not
+    /// delivered.
     pub fn close(&mut self) {
         self.state.end(CloseReason::Requested);
     }
 
-    /// Closes the connection after this callback, without flushing or lingering. If input is
-    /// unread the peer sees a reset, else an end of file.
+    /// Closes the connection after this callback, without sending its output and without lingering.
+    /// The peer sees a reset if input is unread. If not, it sees an end of file.
     pub fn abort(&mut self) {
         self.state.end_now(CloseReason::Aborted);
     }
 
-    /// Stops reading from and delivering for this connection after this callback, until it is
-    /// resumed by a [`Handle`](crate::Handle) or a [`Commands`]. Its deadlines stand still
-    /// meanwhile, unless it owes a reply. After a last body ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the connection is kept until then, so that the answer may come later.
+    /// Pauses this connection after this callback, until a [`Handle`](crate::Handle) or
+    /// [`Commands`] resumes it. While it is paused, nothing is read from it, and none of its
+    /// requests are delivered. Output is still sent. The deadlines are suspended, except while
+    /// output is unsent.
+    ///
+    /// After the last body of a connection ([`Cause::Eof`], [`Cause::Expired`],
+    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the pause delays the close until the connection
+    /// is resumed, so that the reply can be sent later.
     pub fn pause(&mut self) {
         self.state.flags.insert(Flags::PAUSED);
     }
 
-    /// Sets this connection's own idle deadline, in place of
-    /// [`clients_deadline`](crate::Config::clients_deadline), counted from the last byte that
-    /// moved. Rounded up to a millisecond, at most 49 days; zero goes back to the configured one.
+    /// Sets the idle deadline of this connection, which replaces
+    /// [`clients_deadline`](crate::Config::clients_deadline). It is counted from the last byte that
+    /// was read or written. It is rounded up to a millisecond, and limited to 49 days. Zero
+    /// restores the configured deadline.
     pub fn set_idle_deadline(&mut self, deadline: Duration) {
         self.state.set_idle_deadline(deadline);
     }
 
-    /// Where to leave what should be done to other connections, or to the manager.
+    /// Returns the command queue, for commands to other connections or to the manager.
     pub fn commands(&mut self) -> &mut Commands {
         self.commands
     }
@@ -303,10 +338,13 @@ impl Write for Conn<'_> {
             return Ok(());
         }
         self.state.end_now(CloseReason::WriteLimit);
-        Err(io::Error::new(io::ErrorKind::StorageFull, "more reply than write_limit is unsent"))
+        Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "more than write_limit bytes would be unsent",
+        ))
     }
 
-    /// Does nothing: everything goes out at the end of the turn.
+    /// Does nothing. The output is sent after the callback.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -1,15 +1,15 @@
-//! Who a readiness event is for: `ConnId` and its packing into a 64-bit token.
+//! Connection ids, and their packing into the 64-bit token of a readiness event.
 //!
-//! Slab re-issues the last freed index first, so an index alone would hand an event of a dead
-//! worker to its successor. A generation in the upper half tells them apart. This room knows
-//! neither sockets nor workers.
+//! A slab reuses the index that was freed last. With an index alone, a late event of a closed
+//! connection would reach the next connection at the same index. The upper half of the token
+//! therefore holds a generation, which distinguishes the two connections.
 
 use std::fmt;
 
-/// The identity of a connection: a worker's index and the generation that index is in.
+/// The identity of a connection: the index of its worker, and the generation of that index.
 ///
-/// Shown as `7.3`: index 7, third connection there. An id is never reused by the same manager,
-/// so a stale one names nobody rather than somebody else.
+/// It is shown as `7.3`: the third connection at index 7. A manager never reuses an id, so the id
+/// of a closed connection never refers to another one.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -26,8 +26,8 @@ use std::fmt;
 pub struct ConnId(u64);
 
 impl ConnId {
-    /// The last generation an index may be in. The few above it mark tokens of other kinds;
-    /// an index that has used this one up is retired.
+    /// The last generation of an index. After it, the index is not used again. Higher generations
+    /// mark tokens of other kinds.
     pub(crate) const LAST_GENERATION: u32 = u32::MAX - 3;
 
     pub(crate) fn new(index: u32, generation: u32) -> Self {
@@ -47,7 +47,7 @@ impl ConnId {
         self.0
     }
 
-    /// The id as one number, unique for the life of the manager: for maps and logs.
+    /// Returns the id as one number, for maps and logs. It is unique for the life of the manager.
     #[must_use]
     pub fn as_u64(self) -> u64 {
         self.0
@@ -70,7 +70,7 @@ const WAKER: u32 = u32::MAX;
 const LISTENER: u32 = u32::MAX - 1;
 const LINGERER: u32 = u32::MAX - 2;
 
-/// What a token stands for.
+/// The object that a token refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Token {
     Worker(ConnId),
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_token_unpacks_to_what_was_packed() {
+    fn a_packed_token_unpacks_to_the_same_token() {
         let last = ConnId::LAST_GENERATION;
         for index in [0, 1, 7, u32::MAX] {
             for generation in [1, 2, last] {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_reads_as_index_and_generation() {
+    fn an_id_is_shown_as_index_and_generation() {
         let id = ConnId::new(7, 3);
         assert_eq!(id.to_string(), "7.3");
         assert_eq!(format!("{id:?}"), "ConnId(7.3)");

@@ -1,16 +1,19 @@
-//! `IpNet`: a network of IP addresses in CIDR notation.
+//! Networks of IP addresses in CIDR notation.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// Addresses with the same first bits: `10.0.0.0/8`, `fd00::/8`, or one address alone.
+/// A network of IP addresses: all addresses with the same first bits, such as `10.0.0.0/8` or
+/// `fd00::/8`. A single address is a network, too.
+///
+/// IPv4-mapped IPv6 addresses (`::ffff:10.0.0.1`) are treated as the IPv4 address.
 ///
 /// ```
 /// use pool_manager::IpNet;
 /// let home: IpNet = "192.168.0.0/16".parse()?;
 /// assert!(home.contains("192.168.7.9".parse()?) && !home.contains("192.169.0.1".parse()?));
-/// assert!(home.contains("::ffff:192.168.7.9".parse()?), "however it is written");
+/// assert!(home.contains("::ffff:192.168.7.9".parse()?), "an IPv4-mapped address");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +23,7 @@ pub struct IpNet {
 }
 
 impl IpNet {
-    /// Whether the address is one of this network.
+    /// Returns whether the address belongs to this network.
     #[must_use]
     pub fn contains(&self, addr: IpAddr) -> bool {
         match (self.first, addr.to_canonical()) {
@@ -38,7 +41,7 @@ impl IpNet {
 }
 
 impl From<IpAddr> for IpNet {
-    /// One address alone.
+    /// Returns the network that contains only this address.
     fn from(addr: IpAddr) -> Self {
         let first = addr.to_canonical();
         Self { first, bits: if first.is_ipv4() { 32 } else { 128 } }
@@ -59,7 +62,7 @@ impl FromStr for IpNet {
         let max = if addr.is_ipv4() { 32 } else { 128 };
         match (addr.to_canonical(), bits) {
             _ if bits > max => Err(wrong()),
-            // It maps IPv4 addresses, which are looked for as such.
+            // The network contains only IPv4-mapped addresses, which `contains` compares as IPv4.
             (first @ IpAddr::V4(_), 96..) => Ok(Self { first, bits: bits - 96 }),
             _ => Ok(Self { first: addr, bits }),
         }
@@ -72,18 +75,18 @@ impl fmt::Display for IpNet {
     }
 }
 
-/// What was to be a [`IpNet`] and is none.
+/// Returned when a string is not a valid [`IpNet`].
 ///
 /// ```
 /// let wrong = "10.0.0.0/33".parse::<pool_manager::IpNet>().unwrap_err();
-/// assert_eq!(wrong.to_string(), "10.0.0.0/33 is no network: ADDRESS or ADDRESS/BITS");
+/// assert_eq!(wrong.to_string(), "10.0.0.0/33 is not a network: use ADDRESS or ADDRESS/BITS");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseIpNetError(String);
 
 impl fmt::Display for ParseIpNetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is no network: ADDRESS or ADDRESS/BITS", self.0)
+        write!(f, "{} is not a network: use ADDRESS or ADDRESS/BITS", self.0)
     }
 }
 
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_contains_what_shares_its_bits() {
+    fn a_network_contains_the_addresses_that_share_its_bits() {
         for (network, inside, outside) in [
             ("10.1.2.3/8", "10.255.0.0", "11.0.0.0"),
             ("10.1.2.3", "10.1.2.3", "10.1.2.2"),

@@ -1,11 +1,14 @@
 //! A connection pool on one thread: bounded workers, framing, deadlines and back-pressure on one
-//! epoll or kqueue loop, for services that own one core.
+//! epoll or kqueue loop, for services that run on one core.
 //!
-//! [`Manager::put`] gives a socket to a *worker*, a slot in a slab; or a listener does. The worker
-//! reads as the socket becomes readable. When a request is complete, as [`Framing`] says, your
-//! callback runs inline and may write a reply. `min_workers` keeps buffers warm, `max_workers`
-//! caps the connections, deadlines end those that stall, and what a hostile network does to the
-//! rest is contained: every queue, buffer and batch has a limit.
+//! [`Manager::put`], or a listener, gives a socket to a *worker*, a slot in a slab. The worker
+//! reads when the socket becomes readable. When a request is complete, as [`Framing`] defines it,
+//! your callback runs inline and may write a reply.
+//!
+//! `min_workers` keeps buffers allocated. Deadlines close connections that stall. Every queue,
+//! buffer and batch has a limit, so that no single connection can exhaust the process. The limits
+//! of all connections together, `max_workers` and `memory_limit`, are off by default. So is the
+//! limit of connections per peer, `max_per_peer`. Set them if peers may be hostile.
 //!
 //! ```no_run
 //! use pool_manager::{Config, Framing, Manager};
@@ -20,60 +23,53 @@
 //! ```
 //!
 //! # A body is a chunk of a stream
-//! TCP has no messages. Unless a framing makes some, a body is whatever has arrived: `hello` may
-//! come as `hel` and `lo`. The default framing, [`Framing::Filled`], waits for a full buffer, the
-//! end of file or the deadline; where the peer sends a request and waits for the reply, say
-//! [`Framing::Drained`], or better, give the stream frames: [`Framing::Delimited`],
-//! [`Framing::LengthPrefixed`], [`Framing::custom`].
+//! TCP has no messages. If the framing does not define any, a body is the bytes that have arrived
+//! so far: `hello` may arrive as `hel` and `lo`. The default framing, [`Framing::Filled`], waits
+//! for a full buffer, the end of file or the deadline. If the peer sends a request and waits for
+//! the reply, use [`Framing::Drained`], or better a framing with message boundaries:
+//! [`Framing::Delimited`], [`Framing::LengthPrefixed`] or [`Framing::custom`].
 //!
-//! # What is promised
-//! - One thread, no locks on the path, and nothing re-enters: a callback sees its own
-//!   [`Conn`]ection and a [`Commands`] for what it wants done to others.
-//! - Every connection that was put ends with exactly one [`Handler::closed`], after which no
-//!   callback names it, but that of what was sent to it too late ([`Handler::undelivered`]). A
-//!   [`ConnId`] is never reused.
-//! - A reply that was accepted goes out in order, each byte once, or is counted as unsent. A last
-//!   reply survives input that nobody will read.
-//! - A deadline never fires early. Reads go before deadlines: a peer that spoke in time is heard.
-//! - A warm request costs no allocation, one read, one write and its share of one wait. Unix
-//!   sockets, boxed transports and systems other than Linux need a second read, which finds nothing.
-//! - Errors and panics of a callback end its connection and nothing else.
+//! # Guarantees
+//! - The loop runs on one thread and takes no lock on the fast path. Callbacks are not re-entrant:
+//!   a callback has access to its own connection ([`Conn`]), and queues [`Commands`] for everything
+//!   else.
+//! - [`Handler::closed`] is called exactly once for each connection that gets a worker, unless the
+//!   connection ends before its PROXY header is complete. Afterwards only [`Handler::undelivered`]
+//!   may name the connection. A [`ConnId`] is never reused.
+//! - A socket that [`Handle::put`] or [`Commands::put`] has queued gets no worker if it cannot be
+//!   registered, or if a stop begins first. It is then closed without a callback.
+//! - Reply bytes are sent in order, and each byte is sent once or counted as unsent. The output of
+//!   a callback that panics is dropped and not counted.
+//! - Unread input does not destroy the last reply. A connection that closes after a reply lingers:
+//!   its input is read and discarded, for at most 5 s and 16 MiB. At most 256 sockets linger at a
+//!   time.
+//! - A deadline never fires early. Before a connection expires, it is read once more, so a peer
+//!   that sent in time is served.
+//! - In steady state, a request costs one read, one write and no allocation. All requests of a turn
+//!   share one wait. Unix sockets, boxed transports and systems other than Linux need a second
+//!   read, which returns `WouldBlock`.
+//! - An error or a panic of a callback ends only its connection.
 //!
-//! What this is worth against peers that mean harm, with each limit and the test that shows it, is
-//! in `docs/threat-model.md`.
+//! `docs/threat-model.md` names each limit against hostile peers and the test that shows it.
 //!
-//! # What is not
-//! UDP, `async`, HTTP, DNS, Windows, more than one thread inside a manager. For more cores run
-//! one manager on each, with `SO_REUSEPORT`. Safe Rust's standard library cannot set
-//! `SO_LINGER`, look at the descriptor limit or choose a backlog: hand over a socket that
-//! `socket2` has configured. With `panic = "abort"` a panic ends the process.
+//! # Not in scope
+//! UDP, `async`, HTTP, DNS, Windows, more than one thread inside a manager. To use more cores, run
+//! one manager per core, with `SO_REUSEPORT`. The standard library has no safe way to set
+//! `SO_LINGER` or to choose a backlog: pass a socket that `socket2` has configured. It has no safe
+//! way to read the descriptor limit either. With `panic = "abort"` a panic ends the process.
 //!
-//! # What is logged
-//! Through `log`: the life cycle at `info`; at `warn` what an operator must act on, at most once a
-//! second of a kind; at `error` an end that nobody asked for. Single connections are the business
-//! of `debug` and of [`Config::debug`], their bytes of nobody. A logger that waits, for a full
-//! pipe behind stderr, makes the loop wait; at the default level nothing that peers do every day
-//! gets so far.
+//! # Logging
+//! The crate logs through `log`. The life cycle is logged at `info`. Problems that an operator must
+//! act on are logged at `warn`; those that peers can cause are logged at most once a second per
+//! kind. A failure that ends the loop is logged at `error`. Per-connection events are logged at
+//! `debug` if [`Config::debug`] is set. Received bytes are never logged.
 //!
-//! # The rooms
-//! In reading order, each beginning with what it is and what it does not know:
+//! A logger that blocks, for example because stderr is a full pipe, blocks the loop. If
+//! [`Config::debug`] is off, nothing that peers do in normal operation is logged.
 //!
-//! | room | what it is |
-//! |---|---|
-//! | `manager` | the life cycle, and the turn: start here |
-//! | `worker` | one connection: flush, frame, read, call back, flush |
-//! | `pool` | the slab of workers, the ready list, the wheel |
-//! | `framing`, `buffer`, `output` | bytes in, frames out, replies |
-//! | `wheel`, `links`, `time` | deadlines |
-//! | `state`, `handler`, `command` | what a callback sees, and what it can ask for |
-//! | `proxy`, `trust`, `peers` | whom a balancer passes on, who is believed, how many of each |
-//! | `outgoing` | what is asked for with a connection that begins here |
-//! | `listener`, `unix`, `lingering` | how connections begin and how they end |
-//! | `handle`, `mailbox`, `permits` | where other threads meet the loop |
-//! | [`backend`] | where sockets, readiness and time come from |
-//! | `network`, `rng` | a simulated world (feature `sim`) |
-//! | `panics` | where a panic of user code ends |
-//! | `buffers`, `stats`, `report`, `config`, `error`, `socket`, `id` | the values they pass around |
+//! # Source
+//! `docs/ARCHITECTURE.md` lists the modules and describes the path of the data through them. Start
+//! with `src/manager/turn.rs`.
 
 #[cfg(not(unix))]
 compile_error!("pool-manager needs epoll or kqueue: it runs on Unix systems only");
@@ -134,7 +130,7 @@ pub use sys::sim;
 #[doc = include_str!("../docs/cookbook.md")]
 pub mod cookbook {}
 
-/// The README's code blocks are tests, too.
+/// Runs the code blocks of the README as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,10 +1,11 @@
-//! Lingering: closed connections that are read a moment longer, so that their last reply arrives.
+//! Lingering sockets. After a connection has closed, its socket is still read for a while, so that
+//! the last reply arrives at the peer.
 //!
-//! TCP answers input that comes to a closed socket, or is unread when it closes, with a reset,
-//! and a reset destroys what the peer has not read yet. So the sending side is shut down and
-//! what still comes is discarded, bounded in bytes, in time and in how many may linger
-//! (as nginx does; RFC 9112, 9.6). A lingering socket has given its worker back; this room knows
-//! nothing of workers.
+//! TCP sends a reset if a socket is closed with unread input, or if input arrives after the close.
+//! The reset may destroy data that the peer has not read yet. A socket therefore lingers before it
+//! is closed: its sending side is shut down, and its input is read and discarded. nginx does the
+//! same (RFC 9112, section 9.6). The discarded bytes per socket, the time and the number of
+//! lingering sockets are limited. A lingering socket has no worker any more.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -19,13 +20,14 @@ use crate::stats::Stats;
 use crate::sys::{Backend, Event};
 use crate::time::{Now, Tick};
 
-/// How long it is read at most.
+/// Maximum time that a socket lingers.
 pub(crate) const TIME: Duration = Duration::from_secs(5);
-/// As many as the largest buffer holds.
+/// Maximum number of bytes that are discarded per socket. It equals the maximum of `buffer_size`.
 const BYTES: usize = 16 << 20;
-/// Each costs a descriptor: the oldest goes when one more would linger.
-const MOST: usize = 256;
-/// Reads of one socket a turn.
+/// Maximum number of lingering sockets. It is limited because each uses a descriptor. Adding one
+/// more closes the oldest.
+const MAX_LINGERING: usize = 256;
+/// Maximum number of reads per socket and turn.
 const READS: u32 = 16;
 
 #[derive(Debug)]
@@ -39,21 +41,22 @@ struct Lingerer {
 #[derive(Debug)]
 pub(crate) struct Lingering {
     sockets: Slab<Lingerer>,
-    /// Those with more to read, whether or not the kernel says so again.
+    /// The sockets that may have more to read. The kernel need not report an event for them again.
     ready: VecDeque<usize>,
-    /// All of them, the one that has lingered longest in front.
+    /// The links of `oldest`, the list of all sockets. The socket that has lingered longest is at
+    /// its front.
     links: Links,
     oldest: List,
 }
 
-/// What reading and discarding came to.
+/// The result of reading and discarding.
 #[derive(Debug, PartialEq, Eq)]
 enum Rest {
-    /// The peer has closed, or the connection is broken.
+    /// The peer has closed, the connection is broken, or the byte limit is reached.
     Over,
-    /// Nothing more for now.
+    /// There is nothing more to read for now.
     Wait,
-    /// There is more.
+    /// There may be more to read.
     Again,
 }
 
@@ -71,17 +74,18 @@ impl Lingering {
         self.sockets.len()
     }
 
-    /// Whether some have more to read now.
+    /// Returns whether a socket may have more to read.
     pub(crate) fn has_work(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// When the one that has lingered longest has to go; `NEVER` if none lingers.
+    /// Returns when the oldest socket has to be closed, or `NEVER` if no socket lingers.
     pub(crate) fn next_due(&self) -> Tick {
         self.oldest.front().map_or(Tick::NEVER, |key| self.sockets[key].until)
     }
 
-    /// Says goodbye on a socket that is not registered, and keeps it until the peer has, too.
+    /// Shuts down the sending side of an unregistered socket, and keeps the socket until the peer
+    /// closes or a limit is reached.
     pub(crate) fn add<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -95,7 +99,7 @@ impl Lingering {
         if over {
             return socket.close();
         }
-        if self.sockets.len() == MOST {
+        if self.sockets.len() == MAX_LINGERING {
             if let Some(oldest) = self.oldest.front() {
                 self.drop(backend, oldest);
             }
@@ -104,13 +108,14 @@ impl Lingering {
         if backend.register(&socket, Token::Lingerer(key).pack()).is_err() {
             return socket.close();
         }
-        // Registering reports what is there to read, so it need not be listed.
+        // Registering reports input that has already arrived, so the socket is not added to `ready`
+        // here.
         let until = now.ceil.after(TIME);
         self.sockets.insert(Lingerer { socket, until, bytes_left, listed: false });
         self.links.push_back(&mut self.oldest, key);
     }
 
-    /// Notes an edge of readiness. False if it is for one that is gone.
+    /// Notes a readiness edge. Returns false if the socket no longer exists.
     pub(crate) fn mark_ready(&mut self, key: usize, event: Event) -> bool {
         let Some(lingerer) = self.sockets.get_mut(key) else { return false };
         let readable = event.readable || event.closed || lingerer.socket.is_boxed();
@@ -120,7 +125,8 @@ impl Lingering {
         true
     }
 
-    /// Reads and discards, and closes those whose peer has closed or whose time is up.
+    /// Reads and discards input. Closes the sockets whose peer has closed, and those that have
+    /// reached the byte limit or the time limit.
     #[inline(never)]
     pub(crate) fn serve<B: Backend>(&mut self, backend: &mut B, stats: &mut Stats, now: Now) {
         for _ in 0..self.ready.len() {
@@ -145,7 +151,7 @@ impl Lingering {
         }
     }
 
-    /// Closes all of them.
+    /// Closes all sockets.
     pub(crate) fn clear<B: Backend>(&mut self, backend: &mut B) {
         while let Some(key) = self.oldest.front() {
             self.drop(backend, key);
@@ -168,7 +174,7 @@ fn discard<B: Backend>(
     stats: &mut Stats,
 ) -> Rest {
     let mut waste = [0; 8 << 10];
-    // What a transport could not send yet, such as its own goodbye.
+    // Send what a transport could not send before, such as the end of its session.
     let _ = backend.flush(socket);
     for _ in 0..READS {
         stats.reads += 1;
@@ -194,7 +200,8 @@ mod tests {
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
 
-    /// What discarding comes to, with how many bytes left to discard and how many reads.
+    /// Returns the result of discarding, the bytes that may still be discarded, and the number of
+    /// reads.
     fn rest(socket: &mut Socket, bytes_left: usize) -> (Rest, usize, u64) {
         let (mut left, mut stats) = (bytes_left, Stats::default());
         let rest = discard(&mut Os::new().unwrap(), socket, &mut left, &mut stats);
@@ -202,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn it_discards_as_many_bytes_as_it_may_and_not_one_more() {
+    fn discarding_stops_at_the_byte_limit() {
         let (mut peer, ours) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut ours = Socket::from(ours);
@@ -216,7 +223,7 @@ mod tests {
         assert_eq!(rest(&mut ours, 6), (Rest::Over, 1, 2));
     }
 
-    /// A peer that sends without end, or reads from which fail.
+    /// A transport whose reads always return input, or always fail.
     struct Flood(UnixStream, Option<ErrorKind>);
 
     impl Read for Flood {
@@ -251,25 +258,25 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_floods_is_read_a_share_a_turn_and_16_mib_in_all() {
+    fn a_flooding_peer_is_read_16_times_a_turn_and_16_mib_in_all() {
         let (mut os, mut lingering, mut stats) =
             (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (_peer, ours) = UnixStream::pair().unwrap();
         lingering.add(&mut os, Socket::boxed(Flood(ours, None)), &mut stats, now(0));
         assert_eq!((lingering.len(), stats.reads), (1, 16));
-        assert!(!lingering.has_work(), "its first event is to come");
+        assert!(!lingering.has_work(), "its first event has not arrived");
         assert!(lingering.mark_ready(0, readable()) && lingering.mark_ready(0, readable()));
         for turn in 1..=127 {
-            assert!(lingering.has_work(), "though no further event came by turn {turn}");
+            assert!(lingering.has_work(), "reading must go on in turn {turn} without an event");
             lingering.serve(&mut os, &mut stats, now(0));
             assert_eq!(stats.reads, 16 * (turn + 1));
         }
         assert_eq!((lingering.len(), lingering.has_work()), (0, false));
-        assert!(!lingering.mark_ready(0, readable()), "it is gone");
+        assert!(!lingering.mark_ready(0, readable()), "the socket no longer exists");
     }
 
     #[test]
-    fn an_interrupted_read_is_made_again_and_a_failed_one_is_the_last() {
+    fn an_interrupted_read_is_repeated_and_a_failed_one_is_the_last() {
         for (kind, expected) in [
             (ErrorKind::Interrupted, (Rest::Again, 9, 16)),
             (ErrorKind::ConnectionReset, (Rest::Over, 9, 1)),
@@ -280,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_something_to_read_and_so_is_any_readiness_of_a_transport() {
+    fn a_closed_event_and_any_event_of_a_transport_cause_a_read() {
         let (mut os, mut lingering, mut stats) =
             (Os::new().unwrap(), Lingering::new(), Stats::default());
         let ends = [(); 2].map(|()| UnixStream::pair().unwrap());
@@ -299,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_lingers_whose_peer_is_gone_or_cannot_be_told() {
+    fn a_socket_whose_peer_is_gone_does_not_linger() {
         let (mut os, mut lingering, mut stats) =
             (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (peer, ours) = UnixStream::pair().unwrap();
@@ -309,11 +316,11 @@ mod tests {
         let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let unconnected = TcpStream::from(unconnected.unwrap());
         lingering.add(&mut os, Socket::from(unconnected), &mut stats, now(0));
-        assert_eq!((lingering.len(), stats.reads), (0, 1), "nothing is read after no goodbye");
+        assert_eq!((lingering.len(), stats.reads), (0, 1), "nothing is read if the shutdown fails");
     }
 
     #[test]
-    fn who_has_to_go_with_more_to_read_is_not_read_again() {
+    fn an_expired_socket_is_not_read_again() {
         let (mut os, mut lingering, mut stats) =
             (Os::new().unwrap(), Lingering::new(), Stats::default());
         let (_peer, ours) = UnixStream::pair().unwrap();
@@ -327,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn each_goes_when_its_time_is_up_and_not_before() {
+    fn each_socket_closes_at_its_deadline_and_not_before() {
         let (mut os, mut lingering, mut stats) =
             (Os::new().unwrap(), Lingering::new(), Stats::default());
         let peers = [0, 10].map(|at| {

@@ -1,12 +1,10 @@
-//! Trust: how a listener takes what it accepts, and whom it believes who their clients are.
-//!
-//! Values alone: it knows neither listeners nor connections.
+//! Options of a listener: which connections begin with a PROXY protocol header.
 
 use std::net::IpAddr;
 
 use crate::ip_net::IpNet;
 
-/// How a listener takes what it accepts; for [`Manager::listen_with`](crate::Manager::listen_with).
+/// Options of a listener, for [`Manager::listen_with`](crate::Manager::listen_with).
 ///
 /// ```
 /// use pool_manager::{Config, ListenOptions, Manager};
@@ -19,31 +17,37 @@ use crate::ip_net::IpNet;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// Whose headers are read; `None`: nobody's.
+    /// The networks whose connections begin with a PROXY header. `None` if no connection does.
     trusted: Option<Vec<IpNet>>,
 }
 
 impl ListenOptions {
-    /// The defaults: whoever connects is the client.
+    /// Creates the default options: no connection begins with a PROXY header.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Connections from these networks begin with a header of the PROXY protocol, version 1 or 2,
-    /// which says who the client is: [`Conn::peer_addr`](crate::Conn::peer_addr). So do all
-    /// connections to a Unix socket, whose permissions say who is trusted. Connections from elsewhere
-    /// have none, and are served as they are: what looks like a header is their request.
+    /// Expects a PROXY protocol header, version 1 or 2, from connections of the `trusted` networks.
     ///
-    /// The header is read before anything else: no hook but
-    /// [`Handler::wrap`](crate::Handler::wrap) runs and no framing begins until it is there,
-    /// in time for the deadlines. It is read through what `wrap` made of the socket: a transport
-    /// for TLS behind a balancer that sends the header before the handshake has to read it itself. A
-    /// connection that ends before is unknown to the handler, as health checks that only connect are;
-    /// one with something else in its place is closed ([`CloseReason::BadHeader`](crate::CloseReason::BadHeader)). With `LOCAL` and
-    /// `UNKNOWN` the address stays the socket's. A header may have 2048 bytes (107 in version 1),
-    /// and must fit into [`buffer_size`](crate::Config::buffer_size); its checksum, if any, is
-    /// not looked at.
+    /// The header contains the client's address, which [`Conn::peer_addr`](crate::Conn::peer_addr)
+    /// then returns. On a Unix socket, a header is expected from every connection, because the
+    /// permissions of the path decide which processes may connect. Connections from other networks
+    /// are served without a header: bytes that look like a header are part of their request.
+    ///
+    /// The header is read first. Until it is complete, no hook except
+    /// [`Handler::wrap`](crate::Handler::wrap) is called, and no request is delivered. The
+    /// deadlines apply meanwhile. The header is read through the socket that `wrap` returned: if a
+    /// balancer sends it before the TLS handshake, a TLS transport has to read the header itself.
+    ///
+    /// A connection that ends before its header is complete is not reported to the handler, so
+    /// health checks that only connect cause no callbacks. A connection that begins with other
+    /// bytes is closed with [`CloseReason::BadHeader`](crate::CloseReason::BadHeader), and is not
+    /// reported to the handler either.
+    ///
+    /// If the type of the header is `LOCAL` or `UNKNOWN`, the address of the socket is used. A
+    /// header may be at most 2048 bytes long (107 in version 1) and must fit in
+    /// [`buffer_size`](crate::Config::buffer_size). Its checksum, if it has one, is not verified.
     #[must_use]
     pub fn proxy_protocol(mut self, trusted: impl IntoIterator<Item = IpNet>) -> Self {
         self.trusted = Some(trusted.into_iter().collect());
@@ -54,7 +58,7 @@ impl ListenOptions {
         self.trusted.is_some()
     }
 
-    /// Whether a connection from there begins with a header.
+    /// Returns whether a connection from this address begins with a header.
     pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         let Some(trusted) = &self.trusted else { return false };
         peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer)))
@@ -66,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_no_address_is_trusted_where_anybody_is() {
+    fn peers_without_an_address_are_trusted_if_headers_are_expected() {
         assert!(!ListenOptions::new().trusts(None));
         assert!(ListenOptions::new().proxy_protocol([]).trusts(None));
         assert!(!ListenOptions::new().proxy_protocol([]).trusts("1.2.3.4".parse().ok()));

@@ -1,8 +1,8 @@
-//! Listeners: when to accept, how much at a time, and why not now.
+//! The listeners. This module decides when to accept connections, and how many at a time.
 //!
-//! Readiness of a listener is edge-triggered as well, so it is remembered until `accept` says
-//! `WouldBlock`. A listener that may not run now is not forgotten either: it runs as soon as the
-//! reason is gone. What is done with an accepted connection is the manager's affair.
+//! The readiness of a listener is edge-triggered, so it is remembered until `accept` returns
+//! `WouldBlock`. If a ready listener must not accept now, it accepts as soon as the reason is gone.
+//! The manager decides what happens to accepted connections.
 
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
@@ -18,38 +18,41 @@ use crate::sys::unix_path::Claim;
 use crate::sys::{Backend, ListenSocket};
 use crate::time::{Now, Tick};
 
-/// Connections accepted from one listener a turn.
+/// Maximum number of connections accepted from one listener per turn.
 pub(crate) const ACCEPTS: u32 = 64;
 
-/// Connections accepted from one listener once a stop has begun: as many as Linux lets a queue
-/// hold unless told otherwise (`net.core.somaxconn`).
+/// Maximum number of connections accepted from one listener once a stop has begun. It equals the
+/// default of `net.core.somaxconn`, which limits the backlog on Linux.
 const LAST_ACCEPTS: u32 = 4096;
 
-/// How long to pause when descriptors have run out: at most 20 attempts a second, and never
-/// more than 100 ms behind a descriptor that was freed.
+/// Pause after descriptors have run out. With this value there are at most 20 attempts per second,
+/// and accepting continues less than 100 ms after a descriptor is freed.
 const STARVED_PAUSE: Duration = Duration::from_millis(60);
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Listener<L> {
-    /// `None` once it has closed, before the others have.
+    /// `None` after this listener has closed during a stop. Other listeners may still be open.
     socket: Option<L>,
-    /// The kernel said that there is something to accept, and no `WouldBlock` came since.
+    /// The kernel reported a connection to accept, and `accept` has not returned `WouldBlock`
+    /// since.
     ready: bool,
-    /// Errors since it last accepted something, or had nothing to accept.
+    /// The number of errors since the last accepted connection, `WouldBlock` or pause.
     errors: u32,
-    /// It accepts nothing before this, because it had nothing but errors.
+    /// The listener accepts nothing before this tick, because too many errors came in a row.
     paused_until: Tick,
     options: ListenOptions,
-    /// How often it accepts before it closes, once a stop has begun.
+    /// `None` before a stop. During a stop, the number of calls of `accept` that are left before
+    /// the listener closes.
     last: Option<u32>,
-    /// The path to remove at the end, for one in the file system.
+    /// The path of a Unix socket, which is removed when the listener closes.
     claim: Option<Claim>,
 }
 
 impl<L> Listener<L> {
-    /// Notes an error that seems to concern one connection. If there is nothing else for as long
-    /// as a turn accepts, it does not, and asking at once again would only burn time.
+    /// Counts an error that concerns one connection. After [`ACCEPTS`] errors in a row, a single
+    /// connection is unlikely to be the cause. The listener then pauses, because trying again at
+    /// once would only waste time.
     fn fail(&mut self, now: Now) {
         self.errors += 1;
         if self.errors == ACCEPTS {
@@ -59,26 +62,27 @@ impl<L> Listener<L> {
     }
 }
 
-/// All listeners of a manager. What starves one starves all, so they pause together.
+/// All listeners of a manager. A lack of descriptors affects all of them, so they pause together.
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
-    /// How many of them are ready: asked three times a turn, so kept at hand.
+    /// The number of ready listeners. It is stored because every turn reads it more than once.
     ready: usize,
-    /// Nothing is accepted before this, because descriptors or kernel memory ran out.
+    /// Nothing is accepted before this tick, because descriptors or kernel memory ran out.
     starved_until: Tick,
     warned: Option<Tick>,
 }
 
-/// What one attempt to accept gave.
+/// The result of one attempt to accept.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection, its peer's address if it is the client's, whether it has a place, and whether it
-    /// begins with a header that says who the client is.
-    Connection { socket: Socket, addr: Option<IpAddr>, promised: bool, proxied: bool },
-    /// An error of this one connection: the next may be well.
+    /// A connection. `addr` is the peer's IP address. It is `None` if the peer has none, or if
+    /// `proxied` is true, which means that a PROXY header follows. `has_permit` says whether a
+    /// permit was taken for the connection.
+    Connection { socket: Socket, addr: Option<IpAddr>, has_permit: bool, proxied: bool },
+    /// Accepting one connection failed. Accepting the next one may succeed.
     Skip,
-    /// Nothing more now.
+    /// Nothing more can be accepted now.
     Nothing,
 }
 
@@ -112,7 +116,8 @@ impl<L> Listeners<L> {
         Ok(())
     }
 
-    /// Notes that there is something to accept. False if there is no such listener.
+    /// Notes that a listener has connections to accept. Returns false if no listener with this
+    /// index is open.
     pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
         let open = |listener: &&mut Listener<L>| listener.socket.is_some();
         let Some(listener) = self.all.get_mut(index).filter(open) else { return false };
@@ -120,17 +125,18 @@ impl<L> Listeners<L> {
         true
     }
 
-    /// Whether one of them has not closed.
+    /// Returns whether a listener is still open.
     pub(crate) fn any_open(&self) -> bool {
         self.all.iter().any(|listener| listener.socket.is_some())
     }
 
-    /// Whether one of them has something to accept, now or later.
+    /// Returns whether a listener has connections to accept, now or after a pause.
     pub(crate) fn any_ready(&self) -> bool {
         self.ready > 0
     }
 
-    /// From when on there is something to accept; `NEVER` if there is nothing, or no place for it.
+    /// Returns when a connection can be accepted. Returns `NEVER` if no listener is ready, or if
+    /// accepting is paused until a worker is free.
     pub(crate) fn next_due(&self, permits: &Permits, overload: &Overload) -> Tick {
         if self.ready == 0 {
             return Tick::NEVER;
@@ -142,8 +148,8 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Takes one connection from a listener's queue. Its place is taken before it is accepted,
-    /// so that one left in the queue was never promised anything.
+    /// Accepts one connection. A permit is taken first. If none is free and the configuration is
+    /// [`Overload::Pause`], the connection stays in the backlog.
     #[inline(never)]
     pub(crate) fn accept<B: Backend<Listener = L>>(
         &mut self,
@@ -159,14 +165,14 @@ impl<L> Listeners<L> {
         if !listener.ready || listener.paused_until.max(self.starved_until) > now.floor {
             return Accepted::Nothing;
         }
-        let promised = permits.try_acquire();
-        if !promised && is_paused(permits, overload) {
+        let has_permit = permits.try_acquire();
+        if !has_permit && is_paused(permits, overload) {
             return Accepted::Nothing;
         }
         stats.accepts += 1;
         listener.last = listener.last.map(|last| last.saturating_sub(1));
         let outcome = backend.accept(socket);
-        if outcome.is_err() && promised {
+        if outcome.is_err() && has_permit {
             permits.release();
         }
         match outcome {
@@ -174,14 +180,15 @@ impl<L> Listeners<L> {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
                 let options = &self.all[index].options;
-                // A socket that was reset meanwhile no longer says whose it was.
+                // Use the address that `accept` returned: a socket that was reset since then has
+                // none.
                 let proxied = options.has_proxies() && options.trusts(addr);
                 let addr = addr.filter(|_| !proxied);
-                Accepted::Connection { socket, addr, promised, proxied }
+                Accepted::Connection { socket, addr, has_permit, proxied }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.all[index].errors = 0;
-                self.rest(index)
+                self.drained(index)
             }
             Err(error) if concerns_one(&error) => {
                 stats.accept_errors += 1;
@@ -189,9 +196,10 @@ impl<L> Listeners<L> {
                 Accepted::Skip
             }
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                // Somebody who shares it has shut it down: it will never accept again.
+                // The listener was shut down through a shared descriptor. It will never accept
+                // again.
                 log::warn!("a listener no longer listens: {error}");
-                self.rest(index)
+                self.drained(index)
             }
             Err(error) => {
                 stats.fd_exhausted += 1;
@@ -201,13 +209,14 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// A listener has nothing more to accept.
-    fn rest(&mut self, index: usize) -> Accepted {
+    /// Notes that a listener has nothing more to accept.
+    fn drained(&mut self, index: usize) -> Accepted {
         self.ready -= usize::from(std::mem::take(&mut self.all[index].ready));
         Accepted::Nothing
     }
 
-    /// Gives all of them back, with who waits in their queues; paths stay where they are.
+    /// Removes and returns all open listeners. The connections in their backlogs are kept. The
+    /// paths of Unix sockets are not removed.
     pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<ListenSocket> {
         self.ready = 0;
         let all = self.all.drain(..);
@@ -218,7 +227,8 @@ impl<L> Listeners<L> {
         .collect()
     }
 
-    /// From now on each closes once it has accepted who waits: closing now would reset them.
+    /// Makes each listener close when its backlog is empty. Closing at once would reset the
+    /// connections in the backlog.
     pub(crate) fn finish(&mut self) {
         for listener in &mut self.all {
             listener.ready = true;
@@ -227,7 +237,8 @@ impl<L> Listeners<L> {
         self.ready = self.all.len();
     }
 
-    /// Closes a listener that is to, if nobody waits any more or it has accepted enough.
+    /// Closes a listener if [`Listeners::finish`] was called and the listener's backlog is empty or
+    /// its limit of accepts is reached.
     pub(crate) fn close_finished<B: Backend<Listener = L>>(
         &mut self,
         index: usize,
@@ -239,11 +250,11 @@ impl<L> Listeners<L> {
                 backend.close_listener(socket);
             }
             listener.claim = None;
-            self.rest(index);
+            self.drained(index);
         }
     }
 
-    /// Stops listening.
+    /// Closes all listeners.
     pub(crate) fn clear<B: Backend<Listener = L>>(&mut self, backend: &mut B) {
         for socket in self.all.drain(..).filter_map(|listener| listener.socket) {
             backend.close_listener(socket);
@@ -257,7 +268,8 @@ impl<L> Listeners<L> {
         if self.warned.is_none_or(|warned| warned.after(WARN_INTERVAL) <= now.floor) {
             self.warned = Some(now.ceil);
             log::warn!(
-                "can't accept, will try again: {error}; raise the descriptor limit or lower max_workers"
+                "can't accept, will try again: {error}; raise the descriptor limit or lower \
+                 max_workers"
             );
         }
     }
@@ -267,8 +279,9 @@ fn is_paused(permits: &Permits, overload: &Overload) -> bool {
     matches!(overload, Overload::Pause) && !permits.any_free()
 }
 
-/// `accept(2)` also reports errors of the connection that it would have returned. What is none of
-/// these and not `WouldBlock` is taken for a shortage (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`).
+/// Returns whether an error concerns only the connection that `accept(2)` would have returned. All
+/// other errors except `WouldBlock` and `InvalidInput` are treated as a shortage of resources
+/// (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`).
 fn concerns_one(error: &io::Error) -> bool {
     matches!(
         error.kind(),

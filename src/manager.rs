@@ -1,7 +1,8 @@
-//! Manager: the life cycle. The loop is in `manager/turn.rs`: read [`Manager::turn`] first.
+//! The manager and its life cycle. The loop is in `manager/turn.rs`: read [`Manager::turn`] first.
 //!
-//! The manager owns everything and delegates every decision: the pool decides which connections are
-//! served, the worker what is done with one, and the backend is the outside world.
+//! The manager owns all other parts and delegates to them. The pool knows which connections have
+//! work. A worker decides what is done with its connection. The backend provides sockets, readiness
+//! and time.
 
 mod connect;
 mod connections;
@@ -43,13 +44,13 @@ use warnings::Warnings;
 /// 1. **Make** it: [`new`](Manager::new) with a closure, or
 ///    [`with_handler`](Manager::with_handler).
 /// 2. **Start** it: [`start`](Manager::start), then [`listen`](Manager::listen),
-///    [`listen_on`](Manager::listen_on), [`listen_unix`](Manager::listen_unix) or
-///    [`put`](Manager::put) connections that come from elsewhere.
-/// 3. **Turn** it: [`run`](Manager::run) until it is stopped, or call [`turn`](Manager::turn) from
-///    a loop of your own when the descriptor ([`AsFd`](std::os::fd::AsFd)) is readable or
-///    [`next_timeout`](Manager::next_timeout) has passed.
-/// 4. **Control** it between turns, or from other threads through a [`handle`](Manager::handle):
-///    [`set_config`](Manager::set_config), [`stats`](Manager::stats).
+///    [`listen_on`](Manager::listen_on) or [`listen_unix`](Manager::listen_unix). Connected sockets
+///    from elsewhere are passed to [`put`](Manager::put).
+/// 3. **Turn** it: [`run`](Manager::run) returns when the manager is stopped. Alternatively, call
+///    [`turn`](Manager::turn) from your own loop when the descriptor ([`AsFd`](std::os::fd::AsFd))
+///    is readable or [`next_timeout`](Manager::next_timeout) has passed.
+/// 4. **Control** it: call [`set_config`](Manager::set_config) and [`stats`](Manager::stats)
+///    between turns, or use a [`handle`](Manager::handle) from other threads.
 /// 5. **Stop** it: [`stop`](Manager::stop), after which it can be started again. Dropping it
 ///    closes everything at once.
 ///
@@ -81,9 +82,10 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     lingering: Lingering,
     peer_counts: PeerCounts,
     mailbox: Arc<Mailbox>,
-    /// The stop in progress, iff the life cycle is `Stopping`.
+    /// The stop in progress. It is `Some` iff the life cycle is `Stopping`.
     drain: Option<Drain>,
-    /// The connections visited since the clock was last read, in case that took long.
+    /// The connections visited since the clock was last read. If the visits took long, the next
+    /// reading credits these connections with that time.
     visited: Vec<ConnId>,
     /// When unneeded warm buffers are freed next.
     reap_at: Tick,
@@ -92,7 +94,7 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     warnings: Warnings,
 }
 
-/// A manager whose handler is a closure: no session, no hooks.
+/// A manager whose handler is a closure. It has no session and no hooks.
 impl<F> Manager<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -119,7 +121,7 @@ impl<H: Handler> Manager<H> {
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Creates a manager over another backend than the operating system.
+    /// Creates a manager with a backend other than the operating system.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is invalid.
@@ -142,7 +144,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         })
     }
 
-    /// Starts the manager and allocates `min_workers` warm buffers. From now on sockets can be put.
+    /// Starts the manager and allocates `min_workers` warm buffers. From now on, [`Manager::put`],
+    /// [`Manager::connect`] and the listen methods can be called.
     ///
     /// # Errors
     /// [`Error::AlreadyRunning`]; [`Error::Start`] if the backend cannot start.
@@ -160,7 +163,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(())
     }
 
-    /// Runs turns until a callback or a [`Handle`] has asked for a stop and the stop is complete.
+    /// Runs turns until a stop is complete. A callback or a [`Handle`] requests the stop.
     ///
     /// # Errors
     /// As [`Manager::turn`].
@@ -172,9 +175,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Returns how long from now until [`Manager::turn`] has something to do even if the descriptor
-    /// does not become readable: zero if it has work now, `None` if nothing is planned. Rounded up
-    /// to a millisecond. For a loop of your own. It reads the clock.
+    /// Returns the time after which [`Manager::turn`] has something to do even if the descriptor
+    /// does not become readable. It is zero if there is work now, and `None` if nothing is planned.
+    /// It is rounded up to a millisecond. This method is for your own loop, and reads the clock.
     #[must_use]
     pub fn next_timeout(&mut self) -> Option<Duration> {
         if self.is_stopped() {
@@ -185,13 +188,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         (due != Tick::NEVER).then(|| self.cx.now.floor.until(due))
     }
 
-    /// Returns a remote control for other threads.
+    /// Returns a handle, with which other threads control the manager.
     #[must_use]
     pub fn handle(&self) -> Handle {
         Handle::new(self.mailbox.clone())
     }
 
-    /// Returns the configuration in effect. Zeros are replaced by the defaults they stand for.
+    /// Returns the configuration in effect. A zero that stands for a default is replaced by the
+    /// default.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.cx.config
@@ -233,9 +237,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
 #[cfg(not(mio_unsupported_force_poll_poll))]
 impl<H: Handler> std::os::fd::AsFd for Manager<H> {
-    /// Returns the descriptor of the event loop. It is readable when a turn has something to do, so
-    /// that another loop can wait for it, along with [`Manager::next_timeout`]. It stays the same
-    /// for the manager's whole life, whether it is running or not.
+    /// Returns the descriptor of the event loop. It is readable when there are events for a turn.
+    /// Another loop can wait until it is readable, for at most [`Manager::next_timeout`]. The
+    /// descriptor stays the same for the manager's whole life, whether the manager is running or
+    /// not.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.cx.backend.descriptor()
     }
@@ -247,7 +252,7 @@ impl<H: Handler, B: Backend> Drop for Manager<H, B> {
         if !self.is_stopped() {
             self.abort_all();
         }
-        self.mailbox.abandon();
+        self.mailbox.mark_dropped();
     }
 }
 

@@ -1,22 +1,24 @@
-//! Guard: where a panic of user code ends. One place, for every kind of it.
+//! Catches panics of user code. No other module does.
 
 use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs user code; `None` if it panicked. What it was in the middle of changing is its own, and
-/// ends with its connection.
+/// Runs user code and returns its result, or `None` if it panicked. If the code panics, it may
+/// leave the session or the handler half changed. Both belong to the user, and the session is
+/// dropped with its connection.
 #[inline(always)]
 pub(crate) fn catch<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()
 }
 
-/// Drops what is the user's, and may panic when it is dropped.
+/// Drops a user's value, and catches the panic if it panics.
 pub(crate) fn drop_catching<T>(of: T) {
     catch(|| drop(of));
 }
 
-/// The payload of a panic is the user's as well, and may panic when it is dropped.
+/// Drops the payload of a panic. The payload is a user's value too, and may panic when it is
+/// dropped.
 #[cold]
 fn discard(payload: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
@@ -33,14 +35,14 @@ mod tests {
 
     impl Drop for Bomb {
         fn drop(&mut self) {
-            panic!("and again");
+            panic!("second panic");
         }
     }
 
     #[test]
-    fn a_panic_ends_here_even_if_its_payload_panics_again() {
+    fn a_panic_is_caught_even_if_dropping_its_payload_panics() {
         assert_eq!(catch(|| 7), Some(7));
-        assert_eq!(catch(|| panic!("once")), None::<()>);
+        assert_eq!(catch(|| panic!("first panic")), None::<()>);
         assert_eq!(catch(|| panic_any(Bomb)), None::<()>);
     }
 }

@@ -1,19 +1,19 @@
-//! Peers: how many connections each address has that a listener accepted.
+//! Counts the accepted connections of each peer address.
 //!
-//! An IPv6 address counts by its first 64 bits, which one subscriber has to choose from at will
-//! (RFC 4291, 2.5.4); one that maps an IPv4 address counts as that. The counts are as many as there
-//! are addresses connected. It knows neither sockets nor what is done with who comes too often.
+//! An IPv6 address is counted by its first 64 bits, because a subscriber can choose the other bits
+//! freely (RFC 4291, 2.5.4). An IPv4-mapped address counts as the IPv4 address. There is one count
+//! for each peer that has a counted connection.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Who is counted together. IPv4 addresses stand where no IPv6 one does: in `ffff:ffff::/32`,
-/// which is multicast.
+/// A peer: an IPv4 address, or the first 64 bits of an IPv6 address. IPv4 addresses use the keys of
+/// the network `ffff:ffff::/32`. No IPv6 peer has these keys, because the network is multicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PeerKey(u64);
 
 impl PeerKey {
-    /// Who is not counted.
+    /// A peer that is not counted.
     pub(crate) const UNKNOWN: Self = Self(u64::MAX);
 
     pub(crate) fn of(addr: IpAddr) -> Self {
@@ -24,22 +24,25 @@ impl PeerKey {
     }
 }
 
-/// Invariant: the count of each peer is how often it stands in `slots`, and is not 0.
+/// Invariant: the count of each peer is the number of its entries in `slots`, and is not 0.
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounts {
-    /// A tree: no choice of addresses makes it slow, and it shrinks.
+    /// A tree, because peers cannot make it slow by their choice of addresses, and because it frees
+    /// memory when entries are removed.
     counts: BTreeMap<PeerKey, usize>,
-    /// Who is behind each worker, by index; as far as there was one to count.
+    /// The peer of each worker, by the index of the worker. It is only as long as the highest index
+    /// of a counted connection requires.
     slots: Vec<PeerKey>,
 }
 
 impl PeerCounts {
-    /// Whether one more connection of this peer is no more than `max`.
+    /// Returns whether the peer has fewer than `max` connections. A peer that is not counted is
+    /// always admitted.
     pub(crate) fn admits(&self, peer: PeerKey, max: usize) -> bool {
         peer == PeerKey::UNKNOWN || self.counts.get(&peer).is_none_or(|&count| count < max)
     }
 
-    /// Counts a connection whose worker has this index.
+    /// Counts a connection. `index` is the index of its worker.
     pub(crate) fn add(&mut self, index: usize, peer: PeerKey) {
         if peer == PeerKey::UNKNOWN {
             return;
@@ -51,7 +54,8 @@ impl PeerCounts {
         *self.counts.entry(peer).or_default() += 1;
     }
 
-    /// The worker with this index has ended. Nothing, if it was not counted.
+    /// Removes the connection of the worker with this index from the count of its peer. Does
+    /// nothing if the connection was not counted.
     pub(crate) fn remove(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let peer = std::mem::replace(slot, PeerKey::UNKNOWN);
@@ -72,29 +76,33 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_s_addresses_are_one_peer_and_others_are_not() {
+    fn addresses_of_one_ipv6_subscriber_are_one_peer() {
         assert_eq!(peer("2001:db8::1"), peer("2001:db8::ffff:ffff:ffff:ffff"));
         assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"), "the next /64");
-        assert_eq!(peer("10.0.0.1"), peer("::ffff:10.0.0.1"), "on a socket for both");
+        assert_eq!(
+            peer("10.0.0.1"),
+            peer("::ffff:10.0.0.1"),
+            "a dual-stack socket reports the mapped address"
+        );
         let addrs = ["10.0.0.1", "10.0.0.2", "::1", "::10.0.0.1", "0.0.0.0", "fe80::1"];
         let peers: std::collections::BTreeSet<PeerKey> = addrs.into_iter().map(peer).collect();
-        // `::1` and `::10.0.0.1` are of the same /64.
+        // `::1` and `::10.0.0.1` are in the same /64.
         assert_eq!(peers.len(), addrs.len() - 1);
         assert!(!peers.contains(&PeerKey::UNKNOWN));
     }
 
     #[test]
-    fn counts_are_of_who_is_there_and_take_no_room_afterwards() {
+    fn counts_of_ended_connections_are_removed() {
         let (mut peers, one, other) = (PeerCounts::default(), peer("10.0.0.1"), peer("10.0.0.2"));
         peers.add(3, one);
         peers.add(0, other);
         peers.add(1, one);
         peers.add(2, PeerKey::UNKNOWN);
         assert!(!peers.admits(one, 2) && peers.admits(one, 3) && peers.admits(other, 2));
-        assert!(peers.admits(PeerKey::UNKNOWN, 0), "not counted, not refused");
+        assert!(peers.admits(PeerKey::UNKNOWN, 0), "an unknown peer is never refused");
         peers.remove(3);
         peers.remove(3);
-        assert!(peers.admits(one, 2) && !peers.admits(one, 1), "once is once");
+        assert!(peers.admits(one, 2) && !peers.admits(one, 1), "the second removal has no effect");
         for index in 0..9 {
             peers.remove(index);
         }

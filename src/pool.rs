@@ -1,7 +1,7 @@
-//! Pool: the slab of workers with its wheel and its ready list; who is served, and when.
+//! The pool: the slab of workers, the ready list and the timer wheel.
 //!
-//! All policy and no I/O: it hands out workers by `ConnId`, refuses stale ones, and remembers
-//! which have work left and whose time is up. What is done with them is the manager's affair.
+//! It does no I/O. It finds workers by `ConnId` and rejects stale ids. It knows which workers have
+//! work left, and which workers' deadlines have passed. The manager decides what to do with them.
 
 use std::mem;
 
@@ -15,32 +15,33 @@ use crate::sys::Event;
 use crate::time::{Now, Tick};
 use crate::worker::Worker;
 
-/// Invariant: a worker is on the ready list iff its `listed` is set, and armed in the wheel iff
-/// its `filed` is not `NEVER`. The ready list may hold ids of workers that are gone; they name
-/// nobody.
+/// Invariant: a worker is on the ready list iff its `queued` is set. Its timer is armed iff its
+/// `armed_at` is not `NEVER`. The ready list may contain ids of workers that no longer exist.
 pub(crate) struct Pool<H: Handler> {
-    /// By index; `None` marks an index that is retired because its generations are used up.
+    /// The workers by index. `None` marks an index that is retired because its generations are used
+    /// up.
     workers: Slab<Option<Worker<H>>>,
-    /// By index, the generation used last.
+    /// The generation that was used last, by index.
     generations: Vec<u32>,
     ready: Vec<ConnId>,
     wheel: Wheel,
     live: usize,
     /// The slot at which the last search for an idle worker ended.
-    hand: usize,
+    clock_hand: usize,
 }
 
-/// Slots that a search for an idle worker looks at: some ten kilobytes that lie together.
+/// Maximum number of slots that one search for an idle worker reads. They take tens of kilobytes of
+/// contiguous memory.
 const EVICTION_SCAN: usize = 256;
 
-/// What a timer turn_ended out to be.
+/// The meaning of a timer that fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// Its deadline had moved; it is armed again.
+    /// The worker is not due yet. Its timer is armed again.
     Early,
-    /// The time of the request that it holds has come; it is no longer armed.
+    /// The rate limit allows the held request now. The timer is no longer armed.
     Held(ConnId),
-    /// Its deadline has passed, and it is no longer armed.
+    /// The deadline has passed. The timer is no longer armed.
     Expired(ConnId),
 }
 
@@ -52,11 +53,12 @@ impl<H: Handler> Pool<H> {
             ready: Vec::new(),
             wheel: Wheel::new(Tick(0)),
             live: 0,
-            hand: 0,
+            clock_hand: 0,
         }
     }
 
-    /// Makes room for `workers` at a time, so that serving that many allocates nothing.
+    /// Reserves memory for `workers` workers, so that the pool allocates nothing for this number of
+    /// workers.
     pub(crate) fn reserve(&mut self, workers: usize) {
         self.workers.reserve(workers.saturating_sub(self.workers.len()));
         self.generations.reserve(workers.saturating_sub(self.generations.len()));
@@ -64,24 +66,25 @@ impl<H: Handler> Pool<H> {
         self.wheel.reserve(workers);
     }
 
-    /// Forgets who was ready, when nobody is left.
+    /// Empties the ready list. The caller has removed all workers.
     pub(crate) fn clear_ready(&mut self) {
         self.ready.clear();
     }
 
-    /// How many workers are busy.
+    /// Returns the number of workers.
     pub(crate) fn live(&self) -> usize {
         self.live
     }
 
-    /// The id that the next worker inserted will have.
+    /// Returns the id of the next worker to insert.
     pub(crate) fn next_id(&self) -> ConnId {
         let index = self.workers.vacant_key();
         let used = self.generations.get(index).copied().unwrap_or(0);
         ConnId::new(index as u32, used + 1)
     }
 
-    /// The id that the next worker would have had, and which no worker will.
+    /// Returns the id that the next worker would have had, and makes sure that no worker gets this
+    /// id.
     pub(crate) fn use_up_id(&mut self) -> ConnId {
         let id = self.next_id();
         let index = self.workers.insert(None);
@@ -95,11 +98,11 @@ impl<H: Handler> Pool<H> {
         id
     }
 
-    /// Inserts a worker that was made for [`Pool::next_id`] and arms its deadline.
+    /// Inserts a worker with the id from [`Pool::next_id`], and arms its timer.
     pub(crate) fn insert(&mut self, worker: Worker<H>, deadlines: Deadlines) {
         let id = worker.state.id;
         let index = self.workers.insert(Some(worker));
-        assert_eq!(index, id.index(), "a worker goes where its id says");
+        assert_eq!(index, id.index(), "a worker is inserted at the index of its id");
         if index == self.generations.len() {
             self.generations.push(0);
         }
@@ -108,7 +111,7 @@ impl<H: Handler> Pool<H> {
         self.arm_timer(id, deadlines);
     }
 
-    /// Takes a worker out, with its timer; its id names nobody from now on.
+    /// Removes a worker and its timer. Its id is stale from now on.
     pub(crate) fn remove(&mut self, id: ConnId) -> Option<Worker<H>> {
         let slot = self.workers.get_mut(id.index())?;
         let worker = slot.take_if(|worker| worker.state.id == id)?;
@@ -120,24 +123,25 @@ impl<H: Handler> Pool<H> {
         Some(worker)
     }
 
-    /// The worker with this id, and no other that has its index now.
+    /// Returns the worker with this id, or `None` if the id is stale.
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Worker<H>> {
         self.workers.get_mut(id.index())?.as_mut().filter(|worker| worker.state.id == id)
     }
 
-    /// The ids of all workers.
+    /// Returns the ids of all workers.
     pub(crate) fn ids(&self) -> Vec<ConnId> {
         self.workers.iter().filter_map(|(_, worker)| Some(worker.as_ref()?.state.id)).collect()
     }
 
-    /// The worker that has been idle longest, since before `ceil`, of those in the next 256 slots,
-    /// going round: so it costs the requests nothing, and a newcomer no more among many.
+    /// Returns the longest-idle worker among the next 256 slots, in round-robin order. Only workers
+    /// whose last activity is before `ceil` are considered. The cost of a search does not depend on
+    /// the number of workers, and there is no extra cost per request.
     pub(crate) fn longest_idle(&mut self, ceil: Tick) -> Option<ConnId> {
         let slots = self.generations.len();
         let (mut longest, mut since) = (None, ceil);
         for _ in 0..slots.min(EVICTION_SCAN) {
-            self.hand = (self.hand + 1) % slots;
-            let Some(Some(worker)) = self.workers.get(self.hand) else { continue };
+            self.clock_hand = (self.clock_hand + 1) % slots;
+            let Some(Some(worker)) = self.workers.get(self.clock_hand) else { continue };
             if worker.is_idle() && worker.state.last_activity < since {
                 (longest, since) = (Some(worker.state.id), worker.state.last_activity);
             }
@@ -145,13 +149,14 @@ impl<H: Handler> Pool<H> {
         longest
     }
 
-    /// How many bytes the buffers have that workers keep.
+    /// Returns the capacity in bytes of the buffers that workers keep.
     pub(crate) fn kept(&self) -> usize {
         let kept = |worker: &Option<Worker<H>>| worker.as_ref().map_or(0, |w| w.input.capacity());
         self.workers.iter().map(|(_, worker)| kept(worker)).sum()
     }
 
-    /// Notes an edge of readiness. False if it is for a worker that is gone.
+    /// Notes a readiness edge, and appends the worker to the ready list if the edge gives it work.
+    /// Returns false if the worker no longer exists.
     #[inline(always)]
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
@@ -161,7 +166,7 @@ impl<H: Handler> Pool<H> {
         true
     }
 
-    /// Puts a worker at the end of the ready list, unless it is there already.
+    /// Appends a worker to the ready list, unless the worker is already there.
     pub(crate) fn enqueue(&mut self, id: ConnId) {
         let Some(worker) = self.get_mut(id) else { return };
         if !mem::replace(&mut worker.state.queued, true) {
@@ -169,13 +174,13 @@ impl<H: Handler> Pool<H> {
         }
     }
 
-    /// Whether somebody is on the ready list.
+    /// Returns whether the ready list is not empty.
     pub(crate) fn any_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Moves the ready list to the end of `into`. A worker on it stays listed until it is
-    /// unlisted; the ids may be stale.
+    /// Moves the ready list to the end of `into`. Its workers stay marked as queued until they are
+    /// dequeued. The ids may be stale.
     pub(crate) fn take_ready(&mut self, into: &mut Vec<ConnId>) {
         if into.is_empty() {
             mem::swap(into, &mut self.ready);
@@ -184,15 +189,15 @@ impl<H: Handler> Pool<H> {
         }
     }
 
-    /// The worker with this id, whose entry of the ready list is used up now.
+    /// Returns the worker with this id, and marks it as no longer on the ready list.
     pub(crate) fn dequeue(&mut self, id: ConnId) -> Option<&mut Worker<H>> {
         let worker = self.get_mut(id)?;
         worker.state.queued = false;
         Some(worker)
     }
 
-    /// Makes sure that a worker is armed not later than its deadline. Traffic moves deadlines
-    /// away, which costs nothing here: the timer comes early and is armed again then.
+    /// Ensures that the timer of a worker fires at its due time or earlier. A timer that is armed
+    /// for an earlier tick is not changed: it fires early, and is armed again then.
     pub(crate) fn arm_timer(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
         worker.state.flags.remove(Flags::TIMER_STALE);
@@ -203,13 +208,13 @@ impl<H: Handler> Pool<H> {
         }
     }
 
-    /// The tick at which [`Pool::pop_due`] has something to do; `NEVER` if there is none.
+    /// Returns the tick at which [`Pool::pop_due`] has something to do, or `NEVER`.
     pub(crate) fn next_due(&self) -> Tick {
         self.wheel.next().unwrap_or(Tick::NEVER)
     }
 
-    /// Takes one timer that has come, if there is one. Mostly there is none, so that nothing is
-    /// copied to ask.
+    /// Disarms one timer that has fired, and returns its meaning. Returns `None` if no timer has
+    /// fired. `deadlines` is a reference because most calls return `None` and need not copy it.
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.floor)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;
@@ -252,7 +257,7 @@ mod tests {
         id
     }
 
-    /// Who was on the ready list.
+    /// Takes and returns the ready list.
     fn serve(pool: &mut Pool<Ignore>) -> Vec<ConnId> {
         let mut ready = Vec::new();
         pool.take_ready(&mut ready);
@@ -266,8 +271,8 @@ mod tests {
         Event { token: 0, readable, writable, closed: false, priority: false }
     }
 
-    /// What the pool keeps for one: its slot, its generation, its place on the ready list, its
-    /// links in the wheel and where it is filed. A buffer is none of it.
+    /// Adds up what the pool stores per connection: its slot, its generation, its entry on the
+    /// ready list, and its links and its position in the wheel. An idle connection has no buffer.
     #[test]
     fn an_idle_connection_costs_less_than_200_bytes() {
         let worker = size_of::<Option<Worker<Ignore>>>() + size_of::<usize>();
@@ -277,12 +282,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_a_dead_worker_does_not_reach_its_successor() {
+    fn an_event_of_a_removed_worker_does_not_reach_its_successor() {
         let mut pool = Pool::new();
         let first = insert(&mut pool);
         assert!(pool.remove(first).is_some());
         let second = insert(&mut pool);
-        assert_eq!(first.index(), second.index(), "slab hands out the index again");
+        assert_eq!(first.index(), second.index(), "the slab reuses the index");
         assert!(!pool.mark_ready(first, event(true, true)));
         assert_eq!(pool.ready.len(), 0);
         assert!(pool.remove(first).is_none());
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_used_up_is_no_worker_s_before_or_after() {
+    fn a_used_up_id_belongs_to_no_worker() {
         let mut pool = Pool::new();
         let before = insert(&mut pool);
         let ids = [(); 2].map(|()| pool.use_up_id());
@@ -321,36 +326,36 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_listed_once_however_many_events_come() {
+    fn a_worker_is_on_the_ready_list_at_most_once() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         assert!(pool.mark_ready(id, event(true, false)) && pool.mark_ready(id, event(true, true)));
         assert_eq!(pool.ready.len(), 1);
         assert_eq!(serve(&mut pool), [id]);
         pool.enqueue(id);
-        assert_eq!(pool.ready.len(), 1, "served, it can be listed again");
+        assert_eq!(pool.ready.len(), 1, "a served worker can be enqueued again");
     }
 
     #[test]
-    fn a_writable_event_lists_only_who_owes() {
+    fn a_writable_event_enqueues_only_workers_with_unsent_output() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 0);
-        assert!(pool.get_mut(id).unwrap().queue_output(b"owed", 9));
+        assert!(pool.get_mut(id).unwrap().queue_output(b"late", 9));
         pool.mark_ready(id, event(true, false));
-        assert_eq!(pool.ready.len(), 0, "one that owes is not read");
+        assert_eq!(pool.ready.len(), 0, "a worker with unsent output is not read");
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 1);
-        assert!(pool.get_mut(id).unwrap().state.readable, "what is there to read is remembered");
+        assert!(pool.get_mut(id).unwrap().state.readable, "the readable event is remembered");
         serve(&mut pool);
         pool.mark_ready(id, Event { closed: true, ..event(false, false) });
-        assert_eq!(pool.ready.len(), 1, "a reset is found by the next write");
+        assert_eq!(pool.ready.len(), 1, "the next write detects a reset");
     }
 
-    /// Linux says that a reset socket is readable as well; kqueue and poll need not.
+    /// Linux reports a reset socket as readable too. kqueue and poll(2) do not always do so.
     #[test]
-    fn an_end_or_urgent_data_alone_is_something_to_read() {
+    fn a_closed_or_priority_event_alone_enqueues_the_worker() {
         let mut pool = Pool::new();
         for (closed, priority) in [(true, false), (false, true)] {
             let id = insert(&mut pool);
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_worker_is_remembered_as_readable_but_not_served() {
+    fn a_paused_worker_is_marked_readable_but_not_enqueued() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);
@@ -372,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_is_found_among_a_bounded_number_going_round() {
+    fn the_idle_search_scans_a_limited_number_of_slots_in_turn() {
         let mut pool = Pool::new();
         assert_eq!(pool.longest_idle(Tick::NEVER), None);
         let ids: Vec<ConnId> = (0..2 * EVICTION_SCAN).map(|_| insert(&mut pool)).collect();
@@ -383,20 +388,20 @@ mod tests {
         assert_eq!(
             found,
             [EVICTION_SCAN, 2 * EVICTION_SCAN - 1, EVICTION_SCAN],
-            "half of them at a time"
+            "each search scans half of the workers"
         );
         for &id in &ids[2..] {
             pool.remove(id);
         }
         pool.get_mut(ids[1]).unwrap().state.flags.insert(Flags::PAUSED);
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_001)));
-        assert!(found.contains(&Some(ids[0])), "a paused one is not idle");
+        assert!(found.contains(&Some(ids[0])), "a paused worker is not idle");
         let found = [(); 2].map(|()| pool.longest_idle(Tick(1_000)));
-        assert_eq!(found, [None; 2], "it has just moved");
+        assert_eq!(found, [None; 2], "the worker has just moved a byte");
     }
 
     #[test]
-    fn a_clock_that_stands_still_arms_no_timer() {
+    fn a_suspended_deadline_arms_no_timer() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
         pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);

@@ -1,34 +1,36 @@
-//! Proxy: the header by which a balancer says whose connection it passes on.
+//! A parser for the PROXY protocol header, in which a proxy passes on the client's address.
 //!
-//! The PROXY protocol, versions 1 and 2 (haproxy.org/download/2.6/doc/proxy-protocol.txt). Bytes
-//! in, an address out; it knows neither sockets nor who may be believed.
+//! It supports versions 1 and 2 (haproxy.org/download/2.6/doc/proxy-protocol.txt). The input is a
+//! slice of bytes. The output is an address. The parser does no I/O, and does not decide which
+//! proxies are trusted.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// How long a header of version 2 may be, with all that is attached to its addresses.
+/// Maximum length in bytes of a version 2 header, including everything after its addresses.
 pub(crate) const LONGEST: usize = 2048;
 
-/// How long one of version 1 may be, its line end included.
+/// Maximum length in bytes of a version 1 header, including its line end.
 const LONGEST_LINE: usize = 107;
 
 const LINE: &[u8] = b"PROXY ";
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The signature, version and command, family and transport, and the length of what follows.
+/// Length in bytes of the fixed part of a version 2 header: the signature (12), the version and the
+/// command (1), the family and the transport (1), and the length of the rest (2).
 const FIXED: usize = 16;
 
-/// What the first bytes of a connection are.
+/// The result of parsing the first bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     /// The beginning of a header.
     Partial,
-    /// No header.
+    /// Not a header.
     Invalid,
-    /// A header of so many bytes. No peer: the connection is the balancer's own, or its peer has
-    /// no address that we could know.
+    /// A header of `length` bytes. `peer` is `None` if the connection belongs to the proxy itself,
+    /// or if the header contains no TCP address.
     Complete { length: usize, peer: Option<SocketAddr> },
 }
 
-/// Reads a header from the first bytes of a connection.
+/// Parses a header at the front of `bytes`.
 pub(crate) fn parse(bytes: &[u8]) -> Parsed {
     if agree(bytes, SIGNATURE) {
         binary(bytes)
@@ -39,13 +41,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// Whether one of them begins with the other.
+/// Returns whether one of the two slices begins with the other.
 fn agree(bytes: &[u8], start: &[u8]) -> bool {
     let both = bytes.len().min(start.len());
     bytes[..both] == start[..both]
 }
 
-/// Version 1, a line of text.
+/// Parses a version 1 header, which is a line of text.
 fn line(bytes: &[u8]) -> Parsed {
     let max = bytes.len().min(LONGEST_LINE);
     let Some(end) = bytes[..max].windows(2).position(|pair| pair == b"\r\n") else {
@@ -58,7 +60,8 @@ fn line(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// The source in `TCP4 SOURCE DESTINATION PORT PORT` or its like for version 6; none in `UNKNOWN`.
+/// Parses the source address from `TCP4 SOURCE DESTINATION PORT PORT`, or from the same line with
+/// `TCP6`. Returns `None` for `UNKNOWN`.
 fn source(text: &str) -> Result<Option<SocketAddr>, ()> {
     let mut fields = text.split(' ');
     let parse: fn(&str) -> Option<IpAddr> = match fields.next() {
@@ -76,14 +79,14 @@ fn source(text: &str) -> Result<Option<SocketAddr>, ()> {
     }
 }
 
-/// A decimal number without sign or leading zeros.
+/// Parses a decimal number without sign or leading zeros.
 fn port(text: &str) -> Option<u16> {
     let plain = text.bytes().all(|digit| digit.is_ascii_digit());
     let short = text == "0" || !text.starts_with('0');
     text.parse().ok().filter(|_| plain && short)
 }
 
-/// Version 2, binary.
+/// Parses a version 2 header, which is binary.
 fn binary(bytes: &[u8]) -> Parsed {
     let known = |at: usize, allowed: &[u8]| bytes.get(at).is_none_or(|byte| allowed.contains(byte));
     let (local, proxied) = (0x20, 0x21);
@@ -105,7 +108,8 @@ fn binary(bytes: &[u8]) -> Parsed {
         return Parsed::Invalid;
     }
     let Some(addresses) = bytes.get(FIXED..length) else { return Parsed::Partial };
-    // A stream has no datagrams' address, and a Unix socket none that we could give.
+    // Only TCP addresses are returned. A datagram address cannot belong to a stream, and the path
+    // of a Unix socket is not a `SocketAddr`.
     let peer = match (command, family) {
         (0x21, 0x11) => address::<4, 8>(addresses, |ip| Ipv4Addr::from(ip).into()),
         (0x21, 0x21) => address::<16, 32>(addresses, |ip| Ipv6Addr::from(ip).into()),
@@ -114,7 +118,8 @@ fn binary(bytes: &[u8]) -> Parsed {
     Parsed::Complete { length, peer }
 }
 
-/// The source: an address of `N` bytes in front, and a port at `PORT`, behind both addresses.
+/// Returns the source address. Its IP address is the first `N` bytes. Its port is at offset `PORT`,
+/// after both IP addresses.
 fn address<const N: usize, const PORT: usize>(
     bytes: &[u8],
     ip: impl FnOnce([u8; N]) -> IpAddr,
@@ -128,7 +133,7 @@ mod tests {
     use super::*;
     use ppp::{HeaderResult, v1, v2};
 
-    /// What the crate `ppp` makes of it.
+    /// Parses the header with the crate `ppp`.
     fn theirs(bytes: &[u8]) -> Parsed {
         let of = |ip: IpAddr, port| Some(SocketAddr::new(ip, port));
         match HeaderResult::parse(bytes) {
@@ -165,7 +170,7 @@ mod tests {
     type Choice<'a> = arbtest::arbitrary::Unstructured<'a>;
     type Arbitrary<T> = arbtest::arbitrary::Result<T>;
 
-    /// A header as senders make them, of either version.
+    /// Returns a valid header of either version.
     fn header(choice: &mut Choice<'_>) -> Arbitrary<Vec<u8>> {
         let ports = [choice.arbitrary::<u16>()?, choice.arbitrary()?];
         let (v4, v6): ([Ipv4Addr; 2], [Ipv6Addr; 2]) = (choice.arbitrary()?, choice.arbitrary()?);
@@ -195,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_another_crate_reads_them_also_byte_by_byte() {
+    fn valid_headers_are_parsed_as_by_the_ppp_crate() {
         arbtest::arbtest(|choice| {
             let header = header(choice)?;
             let mut stream = header.clone();
@@ -210,9 +215,11 @@ mod tests {
         });
     }
 
-    /// `ppp` takes some liberties in version 1, and has no limit in version 2: what we take it takes as well.
+    /// Corrupts a header. If it still parses, the crate `ppp` must return the same result. The
+    /// reverse does not hold: `ppp` is less strict in version 1, and has no maximum length in
+    /// version 2.
     #[test]
-    fn what_we_take_of_a_spoilt_header_the_other_crate_takes_too() {
+    fn corrupted_headers_that_parse_also_parse_in_the_ppp_crate() {
         arbtest::arbtest(|choice| {
             let mut spoilt = header(choice)?;
             for _ in 0..choice.int_in_range(1..=3)? {
@@ -220,7 +227,7 @@ mod tests {
                 spoilt[at] = choice.arbitrary()?;
             }
             if let taken @ Parsed::Complete { length, .. } = parse(&spoilt) {
-                // Where nobody is named the rest is to be ignored, whatever it is.
+                // If a header has no address, `parse` ignores the rest of it.
                 let nameless: [&[u8]; 2] = [b"PROXY UNKNOWN ", b"\r\n\r\n\0\r\nQUIT\n\x20"];
                 let names = !nameless.iter().any(|start| spoilt.starts_with(start));
                 let none = Parsed::Complete { length, peer: None };
@@ -232,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_invalid_as_soon_as_it_shows() {
+    fn bytes_that_cannot_become_a_header_are_invalid_at_once() {
         let invalid: [&[u8]; 18] = [
             b"G",
             b"PROXZ",
@@ -262,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_balancer_s_own_connection_needs_no_addresses_whatever_their_family() {
+    fn a_local_header_needs_no_addresses_in_any_family() {
         for family in [0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32] {
             let header = [SIGNATURE, &[0x20, family, 0, 3], b"abc"].concat();
             assert_eq!(parse(&header), Parsed::Complete { length: FIXED + 3, peer: None });
@@ -270,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_may_have_107_bytes() {
+    fn a_version_1_header_may_be_107_bytes_long() {
         let line =
             |filling: usize| format!("PROXY UNKNOWN {}\r\n", "x".repeat(filling)).into_bytes();
         let length = LONGEST_LINE;

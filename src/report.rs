@@ -1,10 +1,10 @@
-//! Reports: what a turn did, and what a stop came to. Plain values.
+//! The results of a turn and of a stop. They are plain values.
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
 
-/// What one [`Manager::turn`](crate::Manager::turn) did.
+/// The result of one [`Manager::turn`](crate::Manager::turn).
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -19,19 +19,20 @@ use std::ops::Add;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Turn {
-    /// Readiness events taken.
+    /// Readiness events that the turn handled.
     pub events: usize,
-    /// Entries of the ready list served; of those whose connection was gone by then, too.
+    /// Entries of the ready list that the turn served, including those of connections that had
+    /// ended by then.
     pub served: usize,
     /// Deadlines that passed.
     pub expired: usize,
-    /// Connections accepted, also those that were then refused as busy.
+    /// Connections accepted, including those that were then refused as busy.
     pub accepted: usize,
-    /// Set by the turn that completed a stop; the manager is now stopped.
+    /// Set if this turn completed a stop. The manager is now stopped.
     pub stopped: Option<StopReport>,
 }
 
-/// What a graceful stop came to. Reports of several managers add up.
+/// The result of a graceful stop. The reports of several managers can be added.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -43,16 +44,16 @@ pub struct Turn {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
-    /// Connections that were idle, or connecting, and closed at once.
+    /// Connections that were idle or still connecting, and were closed at once.
     pub idle: usize,
-    /// Connections that ended by themselves: finished what they were at, were closed by the peer
-    /// or ran into a deadline. Those that were accepted in the stop are among them.
+    /// Connections that ended by themselves: they finished their requests, were closed by the peer,
+    /// or reached a deadline. They include connections that were accepted during the stop.
     pub finished: usize,
-    /// Connections that were cut off at the drain deadline.
+    /// Connections that were aborted at the stop deadline.
     pub aborted: usize,
-    /// Bytes of reply that were never sent.
+    /// Bytes of replies that were not sent.
     pub unsent_bytes: u64,
-    /// Bytes read that no callback saw.
+    /// Bytes that were read but not delivered to a callback.
     pub dropped_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Shared: the modules that other threads touch. The loop owns everything else.
+//! The modules whose data other threads use. All other data belongs to the loop.
 
 pub(crate) mod mailbox;
 pub(crate) mod permits;

@@ -1,9 +1,9 @@
-//! Network: simulated stream sockets, with the kernel's habits and none of its haste.
+//! The simulated network: stream sockets that behave like kernel sockets, in virtual time.
 //!
-//! A connection has two ends, each with a bounded inbox. Readiness is kept as edges, which arise
-//! on new bytes, on an end of file, on a reset, when a full peer has room again, and at
-//! registration; they are lost once taken. Everything random comes from one seed. This room
-//! knows neither the loop nor its backend.
+//! A connection has two ends. Each end has a bounded inbox for bytes that it has not read yet.
+//! Readiness is stored as edges. An end gets an edge when bytes arrive, at an end of file, at a
+//! reset, when the full inbox of its peer has space again, and when it is registered. A wait that
+//! reports the edge clears it. All random decisions come from one seed.
 
 mod calls;
 mod counters;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use slab::Slab;
 
 pub use calls::Answer;
-use calls::{Call, Called};
+use calls::{ConnectAttempt, HostState};
 pub use counters::{ConnSnapshot, Counters};
 pub use faults::Faults;
 use queue::Queue;
@@ -30,11 +30,11 @@ pub(crate) use readiness::Edge;
 use rng::Rng;
 pub use stream::Stream;
 
-/// Reads, writes and waits without time passing, far above what any loop may do: one that comes here
-/// goes in circles.
+/// Maximum number of calls of the pool while the virtual time stands still. A correct loop needs
+/// far fewer, so a loop that reaches this number makes no progress.
 const ENDLESS: u32 = 1_000_000;
 
-/// What goes wrong with a read or a write, once the connection itself is broken.
+/// The errors of a read or a write that breaks its connection.
 const BROKEN: [ErrorKind; 6] = [
     ErrorKind::ConnectionReset,
     ErrorKind::TimedOut,
@@ -48,32 +48,33 @@ const BROKEN: [ErrorKind; 6] = [
 #[derive(Debug)]
 struct End {
     peer: usize,
-    /// Which connection it is an end of, counted from 0.
+    /// The number of the connection, counted from 0.
     connection: usize,
-    /// Whether it is the pool's end, which takes a descriptor of the pool's.
+    /// This is the pool's end, and it uses a descriptor of the pool. False while the connection
+    /// waits at a listener.
     ours: bool,
     inbox: VecDeque<u8>,
     capacity: usize,
     /// The other end will send no more.
     fin: bool,
-    /// A reset that no read has reported yet.
+    /// The connection was reset, and no call has reported this yet.
     reset: bool,
-    /// Nothing written gets through any more.
+    /// Writes fail from now on.
     broken: bool,
     open: bool,
-    /// This end has said that it will send no more.
+    /// This end has shut down its sending side.
     shut: bool,
-    /// A write of this end found no room.
+    /// A write of this end found too little space, and the peer has read nothing since.
     starved: bool,
-    /// It was begun by the pool and has not come about; and why it never will, until that is told.
-    calling: bool,
+    /// This is the pool's end of an outgoing connection that is not established.
+    connecting: bool,
+    /// The error of a failed connect attempt, until it is reported.
     failure: Option<ErrorKind>,
     token: Option<u64>,
     edge: Edge,
     received: u64,
     sent: u64,
-    /// When a byte last moved through this end's reads and writes, or found no room, or when it
-    /// was registered.
+    /// When this end last read or wrote a byte, found no space to write, or was registered.
     moved: Duration,
 }
 
@@ -83,15 +84,16 @@ pub(crate) struct Network {
     pub(crate) faults: Faults,
     pub(crate) now: Duration,
     ends: Slab<End>,
-    /// Registered ends by token.
+    /// The registered ends by token.
     registered: HashMap<u64, usize>,
     listeners: Vec<Queue>,
-    hosts: HashMap<SocketAddr, Called>,
-    /// Connections that the pool has begun and that will be answered.
-    calls_out: Vec<Call>,
+    hosts: HashMap<SocketAddr, HostState>,
+    /// The connect attempts of the pool that wait for an answer. Attempts that are never answered
+    /// are not in the list.
+    attempts: Vec<ConnectAttempt>,
     retired: VecDeque<(u64, ConnSnapshot)>,
     connections: usize,
-    /// Reads, writes and waits since time last passed.
+    /// The number of calls of the pool since the virtual time last advanced.
     calls: u32,
     counted_at: Duration,
     pub(crate) counters: Counters,
@@ -116,7 +118,7 @@ impl Network {
             registered: HashMap::new(),
             listeners: Vec::new(),
             hosts: HashMap::new(),
-            calls_out: Vec::new(),
+            attempts: Vec::new(),
             retired: VecDeque::new(),
             connections: 0,
             calls: 0,
@@ -128,7 +130,8 @@ impl Network {
         }
     }
 
-    /// A connection: the peer's end and the pool's, of the given capacities.
+    /// Creates a connection. `capacities` are the capacities of the two inboxes. They and the
+    /// returned ends are in the same order: first the peer's end, then the pool's end.
     pub(crate) fn pair(&mut self, capacities: [usize; 2]) -> [usize; 2] {
         let connection = self.connections;
         self.connections += 1;
@@ -145,7 +148,7 @@ impl Network {
                 open: true,
                 shut: false,
                 starved: false,
-                calling: false,
+                connecting: false,
                 failure: None,
                 token: None,
                 edge: Edge::default(),
@@ -165,21 +168,25 @@ impl Network {
         self.ends[end].connection
     }
 
-    /// Folds what happened into the digest (FNV-1a over words).
+    /// Adds an event to the digest (FNV-1a over words).
     pub(crate) fn note(&mut self, what: u64) {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
-    /// One more call while time stands still.
+    /// Counts a call of the pool, and panics if too many come while time stands still.
     pub(crate) fn count_call(&mut self) {
         if self.now > self.counted_at {
             (self.counted_at, self.calls) = (self.now, 0);
         }
         self.calls += 1;
-        assert!(self.calls < ENDLESS, "a loop that goes in circles");
+        assert!(
+            self.calls < ENDLESS,
+            "the loop makes no progress: too many calls while time stands still"
+        );
     }
 
-    /// What can go wrong in any call: a signal, or the connection breaks.
+    /// Makes calls of the pool fail at random: a signal interrupts the call, or the connection
+    /// breaks.
     fn fail(&mut self, end: usize, broken: u16) -> io::Result<()> {
         if !self.ends[end].ours {
             return Ok(());
@@ -197,7 +204,8 @@ impl Network {
         Ok(())
     }
 
-    /// A part of `count`, of any order of magnitude.
+    /// Returns a random number from 1 to `count`. The number is also at most a random power of two
+    /// up to 2048, so that its order of magnitude varies.
     fn short(&mut self, count: usize) -> usize {
         let max = 1 << self.rng.below(12);
         1 + self.rng.below(count.min(max))
@@ -205,9 +213,9 @@ impl Network {
 
     pub(crate) fn read(&mut self, end: usize, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {
-            self.violations.push(format!("read into nothing (end {end})"));
+            self.violations.push(format!("read into an empty slice (end {end})"));
         }
-        self.check_called(end);
+        self.check_connected(end);
         self.fail(end, self.faults.failed_reads)?;
         let there = self.ends[end].inbox.len();
         if there == 0 {
@@ -236,7 +244,7 @@ impl Network {
         let me = &mut self.ends[end];
         if std::mem::take(&mut me.reset) {
             me.broken = true;
-            // After an end of file it is for writes to tell.
+            // After an end of file, only a write reports the reset.
             if !std::mem::replace(&mut me.fin, true) {
                 return Err(ErrorKind::ConnectionReset.into());
             }
@@ -245,11 +253,11 @@ impl Network {
     }
 
     pub(crate) fn write(&mut self, end: usize, bytes: &[u8]) -> io::Result<usize> {
-        self.check_called(end);
+        self.check_connected(end);
         self.fail(end, self.faults.failed_writes)?;
         let me = &mut self.ends[end];
         if std::mem::take(&mut me.reset) {
-            // Who is told of a reset first is told alone.
+            // The reset is reported once. Later reads return the end of file.
             (me.fin, me.broken) = (true, true);
             return Err(ErrorKind::ConnectionReset.into());
         }
@@ -261,7 +269,7 @@ impl Network {
         let (gone, room) = (!peer.open, peer.capacity - peer.inbox.len());
         let me = &mut self.ends[end];
         if gone {
-            // The first write to who has gone succeeds, and is answered with a reset.
+            // The first write to a closed peer succeeds, and causes a reset.
             (me.broken, me.edge) = (true, Edge::ALL);
             me.sent += bytes.len() as u64;
             me.moved = self.now;
@@ -291,7 +299,7 @@ impl Network {
     }
 
     pub(crate) fn shutdown_write(&mut self, end: usize) -> io::Result<()> {
-        self.check_called(end);
+        self.check_connected(end);
         if self.ends[end].reset || self.ends[end].broken {
             return Err(ErrorKind::NotConnected.into());
         }
@@ -309,7 +317,7 @@ impl Network {
         }
     }
 
-    /// Resets the peer of `end`: what it has not read may be lost.
+    /// Resets the peer of `end`. The bytes that the peer has not read may be lost.
     pub(crate) fn reset_peer_of(&mut self, end: usize) {
         let lossy = self.rng.permille(self.faults.destructive_resets);
         let peer = self.ends[end].peer;
@@ -323,13 +331,14 @@ impl Network {
         }
     }
 
-    /// Closing with unread input resets the peer; without, it is an end of file.
+    /// Closes an end. If this end has unread input, the peer sees a reset. If not, the peer sees an
+    /// end of file.
     pub(crate) fn close(&mut self, end: usize) {
         if self.ends[end].token.is_some() {
             self.violations.push(format!("closed while registered (end {end})"));
             self.deregister(end);
         }
-        self.hang_up(end);
+        self.cancel_attempt(end);
         let unread = !self.ends[end].inbox.is_empty();
         self.ends[end].open = false;
         self.counters.open -= usize::from(self.ends[end].ours);

@@ -1,8 +1,7 @@
-//! Socket: what can be put into the pool.
+//! Sockets that can be put into the pool.
 //!
-//! TCP and Unix streams are dispatched statically; anything else that has a descriptor, such as
-//! a TLS session, comes boxed behind [`Transport`]. This room knows neither readiness nor the
-//! loop; `backend` does.
+//! TCP and Unix streams are dispatched statically. Any other stream with a descriptor, such as a
+//! TLS session, is boxed behind [`Transport`]. Readiness is handled in `sys`.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -14,19 +13,21 @@ use crate::panics::{catch, drop_catching};
 #[cfg(feature = "sim")]
 use crate::simnet::Stream;
 
-/// A stream of bytes over a descriptor, other than plain TCP or Unix: TLS, a pty, a test double.
+/// A byte stream that has a descriptor but is not a plain TCP or Unix stream, such as a TLS session
+/// or a pty.
 ///
-/// The loop registers the descriptor for edge-triggered readiness and treats any readiness of it
-/// alike: it calls `flush`, then `read` until [`WouldBlock`](io::ErrorKind::WouldBlock), then
-/// `write` and `flush`. So:
+/// The loop registers the descriptor for edge-triggered readiness. A readable and a writable event
+/// are treated alike: the loop calls `flush`, then `read` until
+/// [`WouldBlock`](io::ErrorKind::WouldBlock), then `write` and `flush`. This requires:
 ///
-/// - `read`, `write` and `flush` must not block. The descriptor is made non-blocking by
-///   [`Manager::put`](crate::Manager::put).
-/// - `read` returns `WouldBlock` only when the descriptor did, and 0 only at end of stream.
-/// - `flush` returns `WouldBlock` while bytes taken by `write` (or made by a handshake) are still
-///   to go out; it is called again when the descriptor is ready.
+/// - `read`, `write` and `flush` must not block. [`Manager::put`](crate::Manager::put) makes the
+///   descriptor non-blocking.
+/// - `read` returns `WouldBlock` only if the descriptor returned it, and 0 only at end of stream.
+/// - `flush` returns `WouldBlock` while bytes from `write` or from a handshake are still unsent. It
+///   is called again when the descriptor is ready.
 ///
-/// A transport that panics or miscounts ends its own connection, as one whose socket failed.
+/// If a method panics, or returns a count larger than the slice that it was given, only this
+/// connection is closed, as after a socket error.
 ///
 /// ```
 /// use pool_manager::{Socket, Transport};
@@ -57,24 +58,26 @@ use crate::simnet::Stream;
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Transport: Read + Write + AsFd + Send {
-    /// Says to the peer that nothing more will be written; may be called twice. Called when the
-    /// connection ends with everything sent, and not when it is cut off: so a peer that hears no
-    /// goodbye knows that something is missing. The default shuts down the descriptor's sending
-    /// side.
+    /// Tells the peer that nothing more will be written. The default shuts down the sending side of
+    /// the descriptor.
+    ///
+    /// It is called when the connection ends and all output was sent. It is not called when the
+    /// connection is aborted. A peer that sees the end of the stream without this signal therefore
+    /// knows that data may be missing. The method may be called twice.
     ///
     /// # Errors
-    /// What `shutdown(2)` says; the loop then closes without lingering.
+    /// The error of `shutdown(2)`. The loop then closes the connection at once.
     fn shutdown_write(&mut self) -> io::Result<()> {
         as_stream(self.as_fd())?.shutdown(Shutdown::Write)
     }
 
-    /// The peer's address, if it has one. The default knows none.
+    /// Returns the peer's address, if it has one. The default returns `None`.
     fn peer_addr(&self) -> Option<SocketAddr> {
         None
     }
 }
 
-/// A connected stream socket, as [`Manager::put`](crate::Manager::put) takes it.
+/// A connected stream socket, for [`Manager::put`](crate::Manager::put).
 ///
 /// ```
 /// use pool_manager::Socket;
@@ -85,20 +88,21 @@ pub trait Transport: Read + Write + AsFd + Send {
 /// ```
 #[non_exhaustive]
 pub enum Socket {
-    /// A TCP connection.
+    /// A TCP stream.
     Tcp(TcpStream),
     /// A Unix domain stream.
     Unix(UnixStream),
-    /// Anything else with a descriptor.
+    /// Any other stream with a descriptor.
     Boxed(Box<dyn Transport>),
-    /// A simulated connection.
+    /// A simulated stream.
     #[cfg(feature = "sim")]
     Sim(Stream),
 }
 
 impl Socket {
-    /// The peer's address: of TCP from `getpeername(2)`, one system call; of a Unix socket
-    /// `None`. `None` also once the peer has reset the connection.
+    /// Returns the peer's address. For TCP it is read from the kernel with one system call
+    /// (`getpeername(2)`). Returns `None` for a Unix socket, and after the peer has reset the
+    /// connection.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
@@ -110,12 +114,12 @@ impl Socket {
         }
     }
 
-    /// Anything else with a descriptor.
+    /// Boxes a transport into a socket.
     pub fn boxed(transport: impl Transport + 'static) -> Self {
         Self::Boxed(Box::new(transport))
     }
 
-    /// The descriptor, to look at its options; a simulated connection has none.
+    /// Returns the descriptor, for example to read socket options. A simulated stream has none.
     #[must_use]
     #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -132,13 +136,13 @@ impl Socket {
         matches!(self, Self::Boxed(_))
     }
 
-    /// Closes it. A transport may panic when it is dropped.
+    /// Closes the socket. Catches the panic of a transport that panics when it is dropped.
     pub(crate) fn close(self) {
         drop_catching(self);
     }
 
-    /// `O_NONBLOCK` is a property of the open file, so setting it on a duplicate sets it on a
-    /// boxed transport's descriptor too.
+    /// Makes the socket non-blocking. `O_NONBLOCK` belongs to the open file description, so for a
+    /// transport it is set on a duplicate of the descriptor.
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_nonblocking(true),
@@ -163,17 +167,18 @@ impl Socket {
     }
 }
 
-/// A duplicate of any descriptor dressed as a stream, for the operations that std offers only
-/// there and that act on the open file rather than on the descriptor.
+/// Duplicates a descriptor of any type and returns the duplicate as a `TcpStream`. It is used for
+/// operations that the standard library offers only on streams. They act on the open file
+/// description, and so on the original as well.
 pub(crate) fn as_stream(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
     Ok(TcpStream::from(fd.try_clone_to_owned()?))
 }
 
-/// What a transport answered, if it kept to its contract: a panic in it, or a count beyond what
-/// it was given, is an error of this connection alone.
+/// Returns the result of a transport's method. A panic, or a count above `max`, becomes an error of
+/// this connection.
 fn checked(answer: Option<io::Result<usize>>, max: usize) -> io::Result<usize> {
     match answer {
-        Some(Ok(count)) if count > max => Err(io::Error::other("the transport miscounted")),
+        Some(Ok(count)) if count > max => Err(io::Error::other("the transport's count is wrong")),
         Some(answer) => answer,
         None => Err(io::Error::other("the transport panicked")),
     }
@@ -218,10 +223,10 @@ impl Write for Socket {
     }
 }
 
-/// Signals that one call may be interrupted by before it counts as failed.
+/// Maximum number of times that a call is repeated because a signal interrupted it.
 const SIGNALS: u32 = 16;
 
-/// Calls again while signals interrupt.
+/// Calls `call`, and repeats it while it is interrupted by signals.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..SIGNALS {
         match call() {

@@ -1,6 +1,6 @@
-//! Stats: what the loop did, as plain counters that its own thread bumps.
+//! The counters of a manager. The loop increments them on its own thread.
 //!
-//! No atomics and no clock: a snapshot is a copy. It knows only the words for causes and reasons.
+//! They use no atomics and no clock. A snapshot is a copy.
 
 mod prometheus;
 
@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use crate::conn_state::{Cause, CloseReason};
 
-/// A snapshot of a manager's counters, from its creation on; they survive a stop and a restart.
+/// A snapshot of a manager's counters. They start when the manager is created, and continue across
+/// a stop and a restart.
 ///
-/// `Display` is one line for people, [`Stats::prometheus`] is for machines. Snapshots of several
-/// managers add up.
+/// `Display` writes one line for people. [`Stats::prometheus`] writes a format for monitoring.
+/// Snapshots of several managers can be added.
 ///
 /// ```
 /// use pool_manager::{CloseReason, Stats};
@@ -26,109 +27,112 @@ use crate::conn_state::{Cause, CloseReason};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections now: busy workers.
+    /// Current number of connections.
     pub live: u64,
-    /// Warm, empty buffers_allocated now: spare workers.
+    /// Current number of warm, empty buffers.
     pub spare: u64,
-    /// Closed connections now kept a moment longer so that their last reply arrives.
+    /// Current number of closed connections that are still read, so that their last reply arrives.
     pub lingering: u64,
-    /// The most connections at a time.
+    /// Maximum number of connections at a time.
     pub peak: u64,
-    /// Connections that listeners accepted, also those that were then refused as busy.
+    /// Connections that listeners accepted, including those that were then refused as busy.
     pub accepted: u64,
-    /// Connections that a balancer's header (PROXY protocol) has introduced.
+    /// Connections that began with a PROXY protocol header.
     pub proxied: u64,
-    /// Connections that were to begin here ([`Manager::connect`](crate::Manager::connect)).
+    /// Outgoing connections ([`Manager::connect`](crate::Manager::connect)).
     pub connects: u64,
-    /// Those of them that came about; the others are still to, or [ended](Stats::closed) before:
-    /// [`CloseReason::Unreachable`] for one.
+    /// Outgoing connections that were established. The others are still connecting, or have
+    /// [ended](Stats::closed), for example with [`CloseReason::Unreachable`].
     pub connected: u64,
-    /// Connections given to a worker, by `put`, by a listener or to connect.
+    /// Connections that got a worker, whether they were put, accepted or outgoing.
     pub put: u64,
     /// Connections refused because all workers were taken.
     pub busy: u64,
-    /// Connections refused because their peer had [`max_per_peer`](crate::Config::max_per_peer).
+    /// Connections refused because their peer already had
+    /// [`max_per_peer`](crate::Config::max_per_peer) connections.
     pub refused_per_peer: u64,
-    /// Bytes read.
+    /// Bytes read from connections.
     pub bytes_in: u64,
-    /// Bytes written.
+    /// Bytes written to connections.
     pub bytes_out: u64,
-    /// Bytes of the buffers_allocated now that connections keep for requests of which a part has come: what
-    /// [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    /// Current capacity in bytes of the buffers that connections keep for incomplete requests.
+    /// [`Config::memory_limit`](crate::Config::memory_limit) limits it.
     pub bytes_held: u64,
-    /// Bytes read that no callback saw, because the connection ended.
+    /// Bytes that were read but not delivered to a callback before their connection ended.
     pub bytes_dropped: u64,
-    /// Bytes of reply that were never sent, because the connection ended.
+    /// Bytes of replies that were not sent before their connection ended.
     pub bytes_unsent: u64,
     /// Waits for readiness (`epoll_wait`, `kevent`).
     pub waits: u64,
-    /// Nanoseconds spent polling before such a wait, by [`Config::spin`](crate::Config::spin).
+    /// Nanoseconds spent polling before a wait ([`Config::spin`](crate::Config::spin)).
     pub spun_ns: u64,
-    /// Reads from connections, of those that linger too.
+    /// Reads from connections, including lingering ones.
     pub reads: u64,
-    /// Writes to connections, last words to refused ones too.
+    /// Writes to connections, including replies to refused ones.
     pub writes: u64,
     /// Calls of `accept`, successful or not.
     pub accepts: u64,
-    /// Calls of `accept` that failed for one connection; the next was tried.
+    /// Calls of `accept` that failed because of one connection. The next connection was then tried.
     pub accept_errors: u64,
-    /// Times that accepting paused because descriptors or kernel memory had run out.
+    /// Number of times that accepting paused because descriptors or kernel memory had run out.
     pub fd_exhausted: u64,
     /// Turns of the loop.
     pub turns: u64,
     /// Readiness events.
     pub events: u64,
-    /// Events for connections that no longer exist; dropped.
+    /// Events for connections that no longer exist. They are dropped.
     pub stale_events: u64,
     /// Commands from callbacks and handles.
     pub commands: u64,
-    /// Commands for connections that no longer exist; dropped.
+    /// Commands for connections that no longer exist. The bytes of a `send` are passed to
+    /// [`Handler::undelivered`](crate::Handler::undelivered). The other commands have no effect.
     pub stale_commands: u64,
-    /// Times that a request had to wait for its connection's
-    /// [`rate_limit`](crate::Config::rate_limit).
+    /// Requests that were delayed by their connection's [`rate_limit`](crate::Config::rate_limit).
     pub throttled: u64,
     /// Deadlines that passed.
     pub expired: u64,
     /// Calls of [`Handler::tick`](crate::Handler::tick).
     pub ticks: u64,
-    /// Buffers allocated.
+    /// Input buffers that were allocated.
     pub buffers_allocated: u64,
-    /// The longest callback; measured only with
-    /// [`Config::slow_callback`](crate::Config::slow_callback), else zero.
+    /// Duration of the longest callback that was measured. Callbacks are measured only if
+    /// [`Config::slow_callback`](crate::Config::slow_callback) is set.
     pub longest_callback: Duration,
-    /// Callbacks slower than that.
+    /// Callbacks that took longer than [`Config::slow_callback`](crate::Config::slow_callback).
     pub slow_callbacks: u64,
     /// Panics of callbacks, in any hook.
     pub panics: u64,
-    /// Connections closed at once because they could not be registered, or were not
-    /// [wrapped](crate::Handler::wrap), with nobody to give them back to.
+    /// Connections that were closed at once because they could not be registered, or because
+    /// [`wrap`](crate::Handler::wrap) failed.
     pub admit_failures: u64,
     requests: [u64; Cause::REQUESTS.len()],
     closed: [u64; CloseReason::CLASSES],
 }
 
 impl Stats {
-    /// Callbacks of this cause; 0 for the causes that deliver no body.
+    /// Returns the number of requests delivered with this cause. It is 0 for causes of other
+    /// callbacks.
     #[must_use]
     pub fn requests(&self, cause: Cause) -> u64 {
         self.requests.get(cause as usize).copied().unwrap_or(0)
     }
 
-    /// Callbacks of all causes.
+    /// Returns the number of requests delivered, for all causes together.
     #[must_use]
     pub fn requests_total(&self) -> u64 {
         self.requests.iter().sum()
     }
 
-    /// Connections that ended for this reason; the kinds of [`CloseReason::Io`] count as one, and
-    /// those of [`CloseReason::Unreachable`].
+    /// Returns the number of connections that ended for this reason. All kinds of
+    /// [`CloseReason::Io`] count as one reason, and so do all kinds of
+    /// [`CloseReason::Unreachable`].
     #[must_use]
     #[inline]
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason.class()]
     }
 
-    /// Connections that ended.
+    /// Returns the number of connections that ended.
     #[must_use]
     pub fn closed_total(&self) -> u64 {
         self.closed.iter().sum()
@@ -181,7 +185,8 @@ impl fmt::Display for Stats {
     }
 }
 
-/// Counters add up; the longest callback is the longer; the sum of peaks is an upper bound.
+/// Adds two snapshots. `longest_callback` is the maximum of the two. `peak` is the sum of the two,
+/// which is an upper bound of the real peak.
 impl Add for Stats {
     type Output = Self;
 
@@ -247,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_of_a_request_has_a_counter_of_its_own() {
+    fn each_request_cause_has_its_own_counter() {
         let mut stats = Stats::default();
         for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
             assert_eq!(stats.requests(cause), 0);
@@ -276,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reads_as_one_line() {
+    fn display_is_one_line() {
         assert_eq!(Stats::default().to_string().lines().count(), 1);
     }
 }

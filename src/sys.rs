@@ -1,4 +1,4 @@
-//! Sys: the [`Backend`] trait and its two implementations, the operating system and the simulated
+//! The [`Backend`] trait and its two implementations: the operating system and the simulated
 //! network.
 
 mod backend;

@@ -1,7 +1,7 @@
-//! Time as the loop sees it: whole milliseconds since the backend's epoch.
+//! Time as the loop uses it: whole milliseconds since the backend's epoch.
 //!
-//! The present is rounded down and every deadline is rounded up, so that nothing fires early.
-//! This room reads no clock; it is told the time.
+//! The current time is rounded down and every deadline is rounded up, so that no deadline passes
+//! early. This module does not read the clock.
 
 use std::time::Duration;
 
@@ -10,32 +10,32 @@ use std::time::Duration;
 pub(crate) struct Tick(pub(crate) u64);
 
 impl Tick {
-    /// Later than every deadline: what a clock that does not run shows.
+    /// Later than every deadline. The value of a deadline that does not run.
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
-    /// This tick moved by `by`, rounded up; saturates at [`Tick::NEVER`].
+    /// Returns this tick plus `by`, rounded up. Saturates at [`Tick::NEVER`].
     pub(crate) fn after(self, by: Duration) -> Self {
         let (whole, partial) = millis(by);
         Self(self.0.saturating_add(whole).saturating_add(partial.into()))
     }
 
-    /// How long from this tick until `later`; zero if that has begun.
+    /// Returns the time from this tick until `later`, or zero if `later` has passed.
     #[inline]
     pub(crate) fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 }
 
-/// The one clock reading of a turn, in the two forms that its phases need.
+/// The clock reading of a turn, rounded down and up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
-    /// Rounded down: what deadlines are compared with.
+    /// Rounded down. Deadlines are compared with it.
     pub(crate) floor: Tick,
-    /// Rounded up: what deadlines are counted from.
+    /// Rounded up. Deadlines are counted from it.
     pub(crate) ceil: Tick,
 }
 
-/// When a turn read the clock, and when it had done its work.
+/// The time from one clock reading to the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) began: Tick,
@@ -43,14 +43,15 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The tick just before its end, from which counts what happened in it. From before its end,
-    /// because the next turn may begin at that very tick, and slow turns must not add up.
+    /// Returns the tick just before the end of the span. Activity during the span is dated to this
+    /// tick, but not to the end itself. The next span may begin at the end. It would then credit
+    /// the same activity again, and the durations of several slow turns would add up.
     #[inline]
     pub(crate) fn last(self) -> Tick {
         Tick(self.ended.0.saturating_sub(1)).max(self.began)
     }
 
-    /// Whether it matters where in it something happened.
+    /// Returns whether the span is so long that activity in it must be dated to its end.
     #[inline]
     pub(crate) fn is_long(self) -> bool {
         self.ended.0 > self.began.0 + 1
@@ -58,14 +59,15 @@ impl Span {
 }
 
 impl Now {
-    /// So many whole milliseconds since the epoch, and perhaps a part of one more.
+    /// Creates a reading from the time since the epoch: the whole milliseconds, and whether a part
+    /// of the next millisecond has passed.
     #[inline]
     pub(crate) fn new((whole, partial): (u64, bool)) -> Self {
         Self { floor: Tick(whole), ceil: Tick(whole + u64::from(partial)) }
     }
 }
 
-/// The whole milliseconds in a span, and whether there is a part of one more.
+/// Returns the whole milliseconds of a duration, and whether a part of a millisecond is left over.
 pub(crate) fn millis(span: Duration) -> (u64, bool) {
     let whole = span.subsec_millis();
     let partial = span.subsec_nanos() != whole * 1_000_000;
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_present_rounds_down_and_deadlines_round_up() {
+    fn now_is_rounded_down_and_deadlines_are_rounded_up() {
         assert_eq!(Tick(5).after(Duration::from_nanos(1)), Tick(6));
         let now = Now::new(millis(Duration::from_nanos(1_000_001)));
         assert_eq!((now.floor, now.ceil), (Tick(1), Tick(2)));
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tick_that_has_begun_is_zero_away() {
+    fn the_time_until_a_past_tick_is_zero() {
         assert_eq!(Tick(3).until(Tick(5)), Duration::from_millis(2));
         assert_eq!(Tick(4).until(Tick(3)), Duration::ZERO);
     }

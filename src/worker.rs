@@ -1,8 +1,8 @@
-//! Worker: one connection. A visit flushes what is unsent, frames what is held, reads, calls back
-//! and flushes again.
+//! A worker serves one connection. A visit sends unsent output, frames held bytes, reads, calls the
+//! handler, and sends the replies.
 //!
-//! A worker is visited with a [`Context`], which holds everything around it, and answers with a
-//! [`Verdict`]. It knows neither the pool it lives in nor the other workers.
+//! Each visit gets a [`Context`], which contains the state that all workers share, and returns a
+//! [`Verdict`]. A worker has no access to the pool or to other workers.
 
 mod callback;
 mod connect;
@@ -32,10 +32,11 @@ use crate::time::Tick;
 pub(crate) use context::Context;
 use read::Filled;
 
-/// The budget of one visit in bytes, so that no connection keeps the others waiting. A read costs
-/// the bytes it took, at least [`READ_COST`]; a callback costs [`CALLBACK_COST`]. A visit therefore
-/// makes at most 16 reads and 256 callbacks. A first read that took all there was costs
-/// [`READ_COST`] whatever its size.
+/// The budget of one visit in bytes. It prevents one connection from delaying the others. A read
+/// costs the number of bytes that it returned, but at least [`READ_COST`]. A request callback costs
+/// [`CALLBACK_COST`]. A visit therefore makes at most 16 reads and 256 request callbacks. The reads
+/// of a PROXY header are limited separately. If the first read on the fast path empties the socket,
+/// it costs only [`READ_COST`], regardless of its size.
 const BUDGET: usize = 64 << 10;
 const READ_COST: usize = 4 << 10;
 const CALLBACK_COST: usize = 256;
@@ -43,16 +44,16 @@ const CALLBACK_COST: usize = 256;
 /// What happens to a worker after a visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Visit it again in the next turn: there is more to do, and the kernel will not report it
-    /// again.
+    /// Visit the worker again in the next turn. There is more to do, and the kernel may not report
+    /// it again.
     Again,
     /// Wait for an event, a deadline or a command.
     Wait,
-    /// Close it.
+    /// Close the connection.
     Close(CloseReason),
 }
 
-/// Breaks with a verdict when a visit has nothing more to do.
+/// The result of a step of a visit. It breaks with a verdict when the visit has nothing more to do.
 type Flow = ControlFlow<Verdict>;
 
 /// What to do next with the held bytes.
@@ -63,7 +64,7 @@ enum Step {
     Close(CloseReason),
 }
 
-/// Which readiness edge gives a worker something to do.
+/// The readiness edge that gives a worker something to do.
 enum Awaits {
     Readable,
     Writable,
@@ -71,8 +72,8 @@ enum Awaits {
     Nothing,
 }
 
-/// Invariant: between visits, `input` and `output` have storage only while they hold bytes, and
-/// then `HAS_BUFFER` is set. During a visit their bytes are in the hot buffers.
+/// Invariant: between visits, `input` and `output` have storage only if they hold bytes. If one of
+/// them has storage, `HAS_BUFFER` is set. During a visit, these bytes are in the hot buffers.
 pub(crate) struct Worker<H: Handler> {
     pub(crate) state: ConnState,
     pub(crate) socket: Socket,
@@ -88,25 +89,25 @@ impl<H: Handler> Worker<H> {
         Self { state, socket, input: Buffer::default(), output: Output::default(), session }
     }
 
-    /// Returns whether bytes of reply are unsent.
+    /// Returns whether the connection is blocked or has unsent output.
     pub(crate) fn has_unsent(&self) -> bool {
         self.state.flags.intersects(Flags::BLOCKED) || !self.output.is_empty()
     }
 
-    /// Queues bytes behind the unsent ones. Returns false, and queues nothing, if more than `limit`
-    /// would then be unsent.
+    /// Appends bytes to the unsent output. Returns false, and appends nothing, if more than `limit`
+    /// bytes would then be unsent.
     pub(crate) fn queue_output(&mut self, bytes: &[u8], limit: usize) -> bool {
         self.state.flags.insert(Flags::HAS_BUFFER);
         self.output.push(bytes, limit)
     }
 
-    /// Returns whether the connection is between two requests and no answer is pending.
+    /// Returns whether the connection holds no bytes and no answer is pending.
     pub(crate) fn is_idle(&self) -> bool {
         self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(Flags::PAUSED)
     }
 
     /// Notes a readiness edge and returns whether it gives the worker something to do. A worker
-    /// with queued output is on the ready list already.
+    /// whose output was queued by a command is already on the ready list.
     #[inline(always)]
     pub(crate) fn note_event(&mut self, event: Event) -> bool {
         let state = &mut self.state;
@@ -125,8 +126,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns which edge a worker with flags waits for. A transport may read and write on either
-    /// edge.
+    /// Returns the edge for which a worker waits. Called only if a flag is set. A transport may
+    /// need either edge, whether it reads or writes.
     #[cold]
     fn awaits(&mut self) -> Awaits {
         let boxed = self.state.flags.intersects(Flags::BOXED);
@@ -139,7 +140,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Calls [`Handler::opened`]. What it writes is sent by the first visit.
+    /// Calls [`Handler::opened`]. The first visit sends the output of this callback.
     pub(crate) fn open<B: Backend>(&mut self, cx: &mut Context<H, B>) {
         self.call_opened(cx);
         self.detach(&mut cx.buffers);
@@ -147,9 +148,9 @@ impl<H: Handler> Worker<H> {
 
     /// Serves the connection within the budget of one visit.
     ///
-    /// Most visits take the fast path: one read takes all there is, it is one request, and one
-    /// write takes the reply. As soon as one of these does not hold,
-    /// [`visit_rest`](Worker::visit_rest) continues with the general case.
+    /// Most visits take the fast path: one read empties the socket, its bytes are one request, and
+    /// one write sends the whole reply. If one of these conditions does not hold, the visit leaves
+    /// the fast path. [`visit_rest`](Worker::visit_rest) then continues with the general case.
     pub(crate) fn serve<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
         if !self.state.flags.is_empty() || !self.state.readable {
             return self.visit_rest(cx, 0);
@@ -174,7 +175,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Ends a connection whose deadline has passed, after delivering what it holds.
+    /// Ends a connection whose deadline has passed. If the connection is open and no output is
+    /// unsent, the held bytes are delivered first.
     pub(crate) fn expire<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
         if self.state.stage() == Stage::Connecting {
             return Verdict::Close(CloseReason::Unreachable(io::ErrorKind::TimedOut));
@@ -194,8 +196,8 @@ impl<H: Handler> Worker<H> {
         self.end_visit(cx, self.end(reason))
     }
 
-    /// Returns the verdict for an end. A natural end waits while the connection is paused, because
-    /// an answer is still pending.
+    /// Returns the verdict for a connection that ends for `reason`. A natural end waits while the
+    /// connection is paused, because an answer is still pending.
     fn end(&self, reason: CloseReason) -> Verdict {
         if self.state.flags.intersects(Flags::PAUSED) && reason.is_natural() {
             return Verdict::Wait;
@@ -203,7 +205,7 @@ impl<H: Handler> Worker<H> {
         Verdict::Close(reason)
     }
 
-    /// Makes the buffers that this worker kept the hot ones.
+    /// Swaps the buffers that this worker kept with the hot buffers.
     fn attach(&mut self, buffers: &mut Buffers) {
         if self.input.capacity() > 0 {
             mem::swap(&mut self.input, &mut buffers.input);
@@ -213,7 +215,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Undoes [`Worker::attach`]: keeps the buffers that hold bytes and gives back empty ones.
+    /// Undoes [`Worker::attach`]. The worker keeps the buffers that hold bytes, and returns the
+    /// empty ones.
     fn detach(&mut self, buffers: &mut Buffers) {
         self.detach_input(buffers);
         if self.output.capacity() > 0 || !buffers.output.is_empty() {
@@ -240,7 +243,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns what to do with the held bytes. It reads, writes and calls nothing but the framing.
+    /// Returns what to do with the held bytes. It does no I/O, and calls only the framing.
     #[inline(always)]
     fn step<B: Backend>(&self, cx: &mut Context<H, B>) -> Step {
         let (input, framing) = (&mut cx.buffers.input, &cx.config.framing);
@@ -269,7 +272,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns why held bytes that are not a frame are delivered now, or `None` if they are not.
+    /// Returns the cause for which held bytes are delivered although they contain no complete
+    /// frame. Returns `None` if they are not delivered now.
     #[inline(always)]
     fn completes(&self, input: &Buffer, framing: &Framing, max_request: usize) -> Option<Cause> {
         if input.is_full() && framing.is_stream() {
@@ -299,7 +303,8 @@ impl<H: Handler> Worker<H> {
             cx.buffers.shrink_input();
         }
         if all && self.input.capacity() > 0 {
-            // The next bytes go into a buffer of the size that is configured by then.
+            // Return the empty buffer. The next bytes then go into a buffer of the size that is
+            // configured at that time.
             self.detach_input(&mut cx.buffers);
         }
         if let Some(reason) = cause.ends() {

@@ -1,51 +1,51 @@
-//! Invalid: why a configuration is refused, with the numbers that do not fit.
+//! Configuration errors, with the numbers that do not fit together.
 
 use std::fmt;
 use std::io;
 
-/// Why a configuration was refused; nothing of it was applied.
+/// Returned when a configuration is invalid. None of it was applied.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
 /// let refused = Manager::new(Config::new().min_workers(9).max_workers(3), |_, _| Ok(()));
 /// assert_eq!(
 ///     refused.unwrap_err().to_string(),
-///     "min_workers is 9 but max_workers is 3: lower the one or raise the other",
+///     "min_workers is 9 but max_workers is 3: lower min_workers or raise max_workers",
 /// );
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// More workers are to be kept warm than there may be.
+    /// `min_workers` is larger than `max_workers`.
     MinAboveMax {
-        /// `min_workers` as given.
+        /// The given `min_workers`.
         min: usize,
-        /// `max_workers` as given.
+        /// The given `max_workers`.
         max: usize,
     },
-    /// A field of a limit is zero, so that nobody would ever be served.
+    /// A field of [`RateLimit`](crate::RateLimit) is zero. No request would ever be served.
     Zero {
-        /// The field's name.
+        /// Name of the field.
         field: &'static str,
     },
-    /// A field is less than another that it has to hold.
+    /// A field is smaller than its minimum, which is the value of another field.
     Below {
-        /// The field's name.
+        /// Name of the field.
         field: &'static str,
-        /// Its value as given.
+        /// The given value.
         value: usize,
-        /// The other field's name.
+        /// Name of the other field.
         other: &'static str,
-        /// The other's value, the least that this one may be.
+        /// Value of the other field.
         least: usize,
     },
-    /// A field is beyond what the pool can serve.
+    /// A field is larger than its maximum.
     TooLarge {
-        /// The field's name.
+        /// Name of the field.
         field: &'static str,
-        /// Its value as given.
+        /// The given value.
         value: usize,
-        /// The most it may be.
+        /// The maximum.
         max: usize,
     },
 }
@@ -55,15 +55,16 @@ impl fmt::Display for ConfigError {
         match self {
             Self::MinAboveMax { min, max } => write!(
                 f,
-                "min_workers is {min} but max_workers is {max}: lower the one or raise the other"
+                "min_workers is {min} but max_workers is {max}: lower min_workers or raise \
+                 max_workers"
             ),
             Self::Zero { field } => {
-                write!(f, "{field} is 0 but must be at least 1; without rate_limit there is none")
+                write!(f, "{field} is 0 but must be at least 1; for no limit, set no rate_limit")
             }
             Self::Below { field, value, other, least } => {
                 write!(
                     f,
-                    "{field} is {value} but {other} is {least}: raise the one or lower the other"
+                    "{field} is {value} but {other} is {least}: raise {field} or lower {other}"
                 )
             }
             Self::TooLarge { field, value, max } => {

@@ -1,44 +1,49 @@
-//! Overload: what becomes of newcomers when there is no place.
+//! Overload: what a listener does with a new connection when all workers are taken.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::ERROR_SERVER_BUSY;
 
-/// What a listener does with new connections when all workers are taken.
+/// Defines what a listener does with a new connection when all workers are taken.
 ///
 /// ```
 /// use pool_manager::{Config, Overload};
 /// let http = Config::new().overload(Overload::Reject(b"HTTP/1.1 503 Busy\r\n\r\n".into()));
-/// let patient = Config::new().overload(Overload::Pause);
+/// let waiting = Config::new().overload(Overload::Pause);
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {
-    /// Accept, write this as a last word, and close (lingering, so that it arrives).
+    /// Accepts the connection, writes these bytes and closes it. Before the close, the input of the
+    /// peer is read and discarded for up to 5 s, because unread input would cause a reset, which
+    /// can destroy the bytes.
     Reject(Cow<'static, [u8]>),
-    /// Leave it in the kernel's backlog until a worker is free.
+    /// Leaves the connection in the kernel's backlog until a worker is free.
     Pause,
-    /// Close the connection that has been idle longest ([`CloseReason::Evicted`]) and give its place
-    /// to the new one. Idle is who is between two requests, or has sent none: nothing is held, owed
-    /// or paused, and nothing has moved for a millisecond or two, so that newcomers have a moment to
-    /// speak. Who turns out to have spoken, at a last read, is served and stays. No callback but
-    /// [`closed`](crate::Handler::closed) runs for who goes.
+    /// Closes the connection that has been idle longest ([`CloseReason::Evicted`]) and gives its
+    /// worker to the new one.
     ///
-    /// Nothing is kept in order for it: 256 slots are looked at for each newcomer, going round, and
-    /// the one of these that is idle longest goes. So it is the longest of all with up to 256
-    /// workers, and with more one of the longest. If none of these is idle, the newcomer is
-    /// told [`ERROR_SERVER_BUSY`] and closed.
+    /// A connection is idle if it is between two requests or has not sent a request: it holds no
+    /// input, has no unsent output, is not paused, and has moved no byte for one to two
+    /// milliseconds. The connection is read once more before it is closed. If data has arrived, the
+    /// connection is served instead, and the search is repeated. At most four connections are
+    /// tried. The only callback for the closed connection is [`closed`](crate::Handler::closed).
+    ///
+    /// The cost of the search does not depend on the number of connections. The search looks at the
+    /// next 256 slots in round-robin order, and takes the longest-idle connection in them. With at
+    /// most 256 workers, this is the longest-idle connection of all. If the search finds no idle
+    /// connection, the new connection is sent [`ERROR_SERVER_BUSY`] and closed.
     ///
     /// [`CloseReason::Evicted`]: crate::CloseReason::Evicted
     EvictIdle,
 }
 
 impl Overload {
-    /// What is said to who is refused.
-    pub(crate) fn last_word(&self) -> &[u8] {
+    /// Returns the reply to a refused connection.
+    pub(crate) fn refusal(&self) -> &[u8] {
         match self {
-            Self::Reject(last_word) => last_word,
+            Self::Reject(refusal) => refusal,
             Self::Pause | Self::EvictIdle => ERROR_SERVER_BUSY.as_bytes(),
         }
     }
@@ -47,7 +52,7 @@ impl Overload {
 impl fmt::Debug for Overload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Reject(last_word) => write!(f, "Reject(\"{}\")", last_word.escape_ascii()),
+            Self::Reject(refusal) => write!(f, "Reject(\"{}\")", refusal.escape_ascii()),
             Self::Pause => f.write_str("Pause"),
             Self::EvictIdle => f.write_str("EvictIdle"),
         }

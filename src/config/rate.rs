@@ -1,8 +1,8 @@
-//! Rate: how many requests a connection may make, and in what bursts.
+//! The rate limit: requests per second of one connection, and the size of a burst.
 
 use super::ConfigError;
 
-/// How many requests a second a connection may make, and how many at once
+/// Maximum number of requests per second of a connection, and the size of a burst
 /// ([`Config::rate_limit`](super::Config::rate_limit)).
 ///
 /// ```
@@ -13,15 +13,19 @@ use super::ConfigError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RateLimit {
-    /// Requests a second in the long run; at least 1, at most 1,000,000.
+    /// Maximum average number of requests per second. Minimum: 1. Maximum: 1,000,000.
     pub per_second: u32,
-    /// Requests that may come at once after a silence; at least 1. Default: 1. Time is counted in
-    /// milliseconds, so what comes in one of them may come at once as well.
+    /// Maximum number of requests that are delivered together, without a delay between them.
+    /// Minimum: 1. Default: 1. A connection may make another full burst if it has made no request
+    /// for `burst / per_second` seconds.
+    ///
+    /// Time is counted in milliseconds. Requests that are due in the same millisecond are therefore
+    /// also delivered together.
     pub burst: u32,
 }
 
 impl RateLimit {
-    /// So many requests a second, one at a time.
+    /// Creates a limit of this many requests per second, with a burst of 1.
     #[must_use]
     pub fn per_second(requests: u32) -> Self {
         Self { per_second: requests, burst: 1 }

@@ -1,13 +1,13 @@
-//! Cause: why a callback runs.
+//! The causes of a callback.
 
 use super::CloseReason;
 
-/// Why the callback runs now.
+/// Why a callback runs.
 ///
 /// ```
 /// use pool_manager::{Cause, Config, Manager};
 /// use std::io::Write;
-/// // The Go package's own program: silence until the deadline is an error.
+/// // As in the original Go package: a peer that sends nothing until its deadline gets an error.
 /// let manager = Manager::new(Config::new(), |conn, body| match conn.cause() {
 ///     Cause::Expired if body.is_empty() => conn.write_all(b"ERROR"),
 ///     _ => conn.write_all(b"OK"),
@@ -18,32 +18,38 @@ use super::CloseReason;
 pub enum Cause {
     /// The socket has no more to read ([`Framing::Drained`](crate::Framing::Drained)).
     Drained,
-    /// The framing says that this is a complete frame.
+    /// The framing found a complete frame.
     Framed,
     /// `buffer_size` bytes are held.
     Full,
-    /// The peer will send no more; this is what it left. The connection closes after the reply.
+    /// The peer will send no more. The body is the rest of its bytes. The connection closes after
+    /// the reply.
     Eof,
-    /// A deadline passed; this is what was there, nothing if the peer never sent a byte (or not
-    /// all of a length prefix: [`Conn::bytes_in`](crate::Conn::bytes_in) tells). The connection
-    /// closes after the reply.
+    /// A deadline passed. The body is the held bytes. It is empty if the peer never sent a byte, or
+    /// sent only a part of a length prefix. [`Conn::bytes_in`](crate::Conn::bytes_in) distinguishes
+    /// the two cases. The connection closes after the reply.
+    ///
+    /// A connection that has received bytes before and holds none now is closed without this
+    /// callback.
     Expired,
-    /// The frame is longer than `max_request`, or than the framing's limit; this is as much as was
-    /// there. The connection closes after the reply.
+    /// The frame is longer than `max_request`, or than the framing's limit. The body is the bytes
+    /// held so far. The connection closes after the reply.
     Overlong,
-    /// Keeping what is there of the request would take more than `memory_limit` leaves; this is
-    /// all that is there. The connection closes after the reply; the peer may try again later.
+    /// The bytes of an incomplete request cannot be kept, because `memory_limit` is reached. The
+    /// body is the bytes held so far. The connection closes after the reply. The peer may try again
+    /// later.
     MemoryLimit,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
-    /// In [`Handler::blocked`](crate::Handler::blocked): a reply has to wait for the peer.
+    /// In [`Handler::blocked`](crate::Handler::blocked): the socket did not take all of the output.
     Blocked,
-    /// In [`Handler::flushed`](crate::Handler::flushed): a reply that had to wait has gone out.
+    /// In [`Handler::flushed`](crate::Handler::flushed): the connection was blocked, and all of its
+    /// output is sent now.
     Flushed,
 }
 
 impl Cause {
-    /// The causes a request can have.
+    /// The causes of [`Handler::request`](crate::Handler::request).
     pub(crate) const REQUESTS: [Self; 7] = [
         Self::Drained,
         Self::Framed,
@@ -54,7 +60,8 @@ impl Cause {
         Self::MemoryLimit,
     ];
 
-    /// Why the connection closes after a callback of this cause, if it does.
+    /// Returns the reason for which the connection closes after a callback with this cause. Returns
+    /// `None` if the connection stays open.
     pub(crate) fn ends(self) -> Option<CloseReason> {
         match self {
             Self::Eof => Some(CloseReason::Eof),

@@ -1,9 +1,9 @@
-//! Reason: why connections end, and what is worth doing first.
+//! The reasons for which connections end.
 
 use std::fmt;
 use std::io;
 
-/// Why a connection was closed: the last thing said about it.
+/// Why a connection was closed.
 ///
 /// ```
 /// use pool_manager::CloseReason;
@@ -12,30 +12,31 @@ use std::io;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The peer closed its side, and was answered.
+    /// The peer closed its side, and every request was answered.
     Eof,
-    /// A deadline passed with no reply owed.
+    /// A deadline passed, and no output was unsent.
     Expired,
-    /// A deadline passed with a reply still unsent.
+    /// A deadline passed while output was unsent.
     WriteStalled,
-    /// More reply than `write_limit` would have been unsent.
+    /// The unsent output would have exceeded `write_limit`.
     WriteLimit,
-    /// A frame was longer than `max_request` or the framing's limit.
+    /// A frame was longer than `max_request` or than the framing's limit.
     Overlong,
-    /// A part of a request could not be kept within `memory_limit`.
+    /// An incomplete request could not be kept within `memory_limit`.
     MemoryLimit,
-    /// A custom framing found the bytes invalid.
+    /// A custom framing reported that the bytes are invalid.
     Invalid,
-    /// It was to begin with a header of the PROXY protocol
-    /// ([`ListenOptions`](crate::ListenOptions)), and did not. The handler never knew of it.
+    /// The connection did not begin with the expected PROXY protocol header
+    /// ([`ListenOptions`](crate::ListenOptions)). The handler gets no callback for it.
     BadHeader,
-    /// It was to begin here ([`Manager::connect`](crate::Manager::connect)) and could not: refused,
-    /// unreachable, out of descriptors; [`TimedOut`](io::ErrorKind::TimedOut) past its deadline.
-    /// [`Handler::opened`](crate::Handler::opened) never ran.
+    /// An outgoing connection ([`Manager::connect`](crate::Manager::connect)) failed, for example
+    /// because it was refused, the address is unreachable, or no descriptor was left. The kind is
+    /// [`TimedOut`](io::ErrorKind::TimedOut) if its deadline passed.
+    /// [`Handler::opened`](crate::Handler::opened) was not called.
     Unreachable(io::ErrorKind),
-    /// A callback or a handle asked for it.
+    /// A callback or a handle closed the connection.
     Requested,
-    /// A callback asked for it, without flushing.
+    /// A callback aborted the connection, without sending its output.
     Aborted,
     /// A callback returned an error.
     Failed,
@@ -47,16 +48,17 @@ pub enum CloseReason {
     Io(io::ErrorKind),
     /// The manager was stopped or dropped.
     Stopped,
-    /// It was idle, and made a place for another ([`Overload::EvictIdle`](crate::Overload)).
+    /// The connection was idle, and its worker was needed for a new one
+    /// ([`Overload::EvictIdle`](crate::Overload)).
     Evicted,
 }
 
 impl CloseReason {
-    /// How many classes [`CloseReason::class`] tells apart.
+    /// The number of classes that [`CloseReason::class`] returns.
     pub(crate) const CLASSES: usize = 17;
 
-    /// An index for counters; all kinds of [`CloseReason::Io`] are one class, and all of
-    /// [`CloseReason::Unreachable`].
+    /// Returns the class of the reason, which is its index in arrays of counters. All kinds of
+    /// [`CloseReason::Io`] are one class. All kinds of [`CloseReason::Unreachable`] are another.
     pub(crate) fn class(self) -> usize {
         match self {
             Self::Eof => 0,
@@ -88,12 +90,14 @@ impl CloseReason {
         }
     }
 
-    /// Whether it is the way of things, rather than anybody's wish or fault.
+    /// Returns whether this is a natural end: the peer closed, a deadline passed, a frame was too
+    /// long, or `memory_limit` was reached. A natural close waits while the connection is paused,
+    /// and another reason may replace it.
     pub(crate) fn is_natural(self) -> bool {
         matches!(self, Self::Eof | Self::Expired | Self::Overlong | Self::MemoryLimit)
     }
 
-    /// Whether what is owed is worth sending first, and worth lingering for.
+    /// Returns whether unsent output is sent before the close. Only then may the socket linger.
     pub(crate) fn is_polite(self) -> bool {
         !matches!(
             self,
@@ -118,16 +122,16 @@ impl fmt::Display for CloseReason {
             Self::Overlong => "a frame was too long",
             Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
-            Self::BadHeader => "it began with no header of the PROXY protocol",
+            Self::BadHeader => "it did not begin with a PROXY header",
             Self::Unreachable(kind) => return write!(f, "it could not be reached: {kind}"),
-            Self::Requested => "it was asked for",
+            Self::Requested => "a callback or a handle closed it",
             Self::Aborted => "it was aborted",
             Self::Failed => "its callback failed",
             Self::Panicked => "its callback panicked",
             Self::Reset => "the peer reset it",
             Self::Io(kind) => return write!(f, "its socket failed: {kind}"),
             Self::Stopped => "the manager stopped",
-            Self::Evicted => "it was idle and others came",
+            Self::Evicted => "it was idle and its worker was needed",
         })
     }
 }
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_class_of_reason_is_distinct_and_so_are_its_words() {
+    fn each_close_reason_has_its_own_class_and_text() {
         let reasons = [
             CloseReason::Eof,
             CloseReason::Expired,
@@ -161,7 +165,7 @@ mod tests {
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();
         words.sort_unstable();
         words.dedup();
-        assert_eq!(words.len(), reasons.len(), "each says something else: {words:?}");
+        assert_eq!(words.len(), reasons.len(), "each text is unique: {words:?}");
         classes.sort_unstable();
         classes.dedup();
         assert_eq!(classes.len(), CloseReason::CLASSES);

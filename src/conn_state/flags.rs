@@ -1,4 +1,4 @@
-//! Flags: everything that keeps a connection off the fast path, in one word.
+//! Connection flags in one byte. A flag that is set keeps the connection off the fast path.
 
 use std::ops::BitOr;
 
@@ -8,22 +8,22 @@ use std::ops::BitOr;
 pub(crate) struct Flags(u8);
 
 impl Flags {
-    /// A write found the socket full, and no writable event was served since.
+    /// The socket did not take all of the output, and the rest is not sent yet. Also set until an
+    /// outgoing connection is established.
     pub(crate) const BLOCKED: Self = Self(1);
     /// Nothing is read or delivered until the connection is resumed.
     pub(crate) const PAUSED: Self = Self(1 << 1);
-    /// The rate limit holds a request back.
+    /// The rate limit delays a held request.
     pub(crate) const THROTTLED: Self = Self(1 << 2);
     /// The stage is not `Open`.
     pub(crate) const NOT_OPEN: Self = Self(1 << 3);
-    /// The socket is a [`Transport`](crate::Transport), which may hold bytes of which the kernel
-    /// knows nothing.
+    /// The socket is a [`Transport`](crate::Transport), which may hold bytes in its own buffers.
     pub(crate) const BOXED: Self = Self(1 << 4);
-    /// The worker may keep a buffer of its own.
+    /// The worker may keep an input or output buffer between visits.
     pub(crate) const HAS_BUFFER: Self = Self(1 << 5);
     /// Nothing more is read or delivered. The connection closes when its output is sent.
     pub(crate) const CLOSING: Self = Self(1 << 6);
-    /// The deadline may be sooner than the timer wheel knows.
+    /// The due time may be sooner than the tick for which the timer is armed.
     pub(crate) const TIMER_STALE: Self = Self(1 << 7);
 
     #[inline]

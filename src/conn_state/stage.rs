@@ -1,16 +1,18 @@
-//! Stage: how far a connection has come.
+//! The stage of a connection: connecting, awaiting its PROXY header, or open.
 
-/// A connection's stage. It only moves to `Open`.
+/// The stage of a connection. It can begin in any stage, and can change only to `Open`.
 ///
-/// Closing is not a stage: a connection may be asked to close in each of them, and which one it was
-/// in decides whether the handler is told.
+/// Closing is not a stage, because a connection can close in every stage. The stage then decides
+/// whether [`Handler::closed`](crate::Handler::closed) is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It begins here and is not established. [`Handler::opened`](crate::Handler::opened) has not
-    /// run; [`Handler::closed`](crate::Handler::closed) will.
+    /// An outgoing connection that is not established yet.
+    /// [`Handler::opened`](crate::Handler::opened) was not called. If the connection ends now,
+    /// [`Handler::closed`](crate::Handler::closed) is called.
     Connecting,
-    /// Its PROXY header has not arrived. The handler does not know it and is not told of its end.
+    /// The PROXY header has not arrived completely. The handler gets no callback, not even
+    /// [`Handler::closed`](crate::Handler::closed).
     AwaitingHeader,
-    /// The handler knows it.
+    /// The handler gets all callbacks.
     Open,
 }

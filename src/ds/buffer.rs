@@ -1,13 +1,14 @@
-//! Buffer: the bytes of one connection that no callback has seen yet.
+//! The input buffer of one connection: bytes that were read but not yet delivered.
 //!
-//! A storage with a window of held bytes in it. Bytes are committed at the back and
-//! consumed at the front; the window slides to the front only when there is no room behind it.
-//! It knows neither sockets nor framing, beyond remembering how far a delimiter was sought.
+//! The held bytes are a window in a storage of fixed size. Reading adds bytes at the end of the
+//! window, and delivery removes bytes from its start. The held bytes are moved to the start of the
+//! storage only when there is no space after them. The buffer also stores how many of its bytes
+//! were already searched for a delimiter.
 
 use std::fmt;
 
-/// Invariant: `start <= end <= storage.len()`, `scanned <= end - start`, and
-/// `start == end` implies `start == 0`.
+/// Invariant: `start <= end <= storage.len()`, `scanned <= end - start`, and `start == end` implies
+/// `start == 0`.
 #[derive(Default)]
 pub(crate) struct Buffer {
     storage: Box<[u8]>,
@@ -17,12 +18,12 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer that can hold `capacity` bytes, zeroed; at most `u32::MAX`.
+    /// Creates a buffer of `capacity` zeroed bytes. The maximum capacity is `u32::MAX`.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self { storage: vec![0; capacity].into_boxed_slice(), start: 0, end: 0, scanned: 0 }
     }
 
-    /// How many bytes it can hold; zero for one without storage.
+    /// Returns the number of bytes that the buffer can hold, or 0 if it has no storage.
     #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.storage.len()
@@ -48,17 +49,19 @@ impl Buffer {
         &self.storage[self.start as usize..self.end as usize]
     }
 
-    /// Room to read into, at most `max` bytes; empty only if the buffer is full.
+    /// Returns a slice to read into, of at most `max` bytes. The slice is empty only if the buffer
+    /// is full or `max` is 0.
     #[inline]
     pub(crate) fn spare(&mut self, max: usize) -> &mut [u8] {
-        // It is never beyond: asked like this, what comes behind needs no check of its own.
+        // `end` is never greater than the length of the storage, so `==` would be correct too. With
+        // `>=` the compiler omits the bounds check in `behind`.
         if self.end as usize >= self.storage.len() {
             return self.slide(max);
         }
         self.behind(max)
     }
 
-    /// Moves what is held to the front, and gives the room behind it.
+    /// Moves the held bytes to the start of the storage and returns the space after them.
     #[cold]
     fn slide(&mut self, max: usize) -> &mut [u8] {
         self.storage.copy_within(self.start as usize..self.end as usize, 0);
@@ -74,37 +77,40 @@ impl Buffer {
         &mut room[..max]
     }
 
-    /// Holds the first `count` bytes of what [`Buffer::spare`] gave; who read them has seen that they
-    /// are no more.
+    /// Appends the first `count` bytes of the slice that [`Buffer::spare`] returned. The caller
+    /// must have checked that the slice has at least `count` bytes.
     #[inline]
     pub(crate) fn commit(&mut self, count: usize) {
-        debug_assert!(count <= self.storage.len() - self.end as usize, "more than was spare");
+        debug_assert!(
+            count <= self.storage.len() - self.end as usize,
+            "committed more than the spare space"
+        );
         self.end += count as u32;
     }
 
-    /// Lets go of the first `count` held bytes, and says whether these were all.
+    /// Drops the first `count` held bytes. Returns whether no bytes are left.
     #[inline]
     pub(crate) fn consume(&mut self, count: usize) -> bool {
         let all = count == self.len();
         if all {
             (self.start, self.end, self.scanned) = (0, 0, 0);
         } else {
-            assert!(count < self.len(), "consumed more than was held");
+            assert!(count < self.len(), "consumed more than the held bytes");
             self.start += count as u32;
             self.scanned = self.scanned.saturating_sub(count as u32);
         }
         all
     }
 
-    /// Moves what is held, with how far it was scanned, to the front of `other`, which is empty
-    /// and has room for it; this one is empty then.
+    /// Moves the held bytes and the scanned count to `other`, which must be empty and large enough.
+    /// This buffer is empty afterwards.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
         other.storage[..self.len()].copy_from_slice(self.held());
         (other.start, other.end, other.scanned) = (0, self.len() as u32, self.scanned);
         (self.start, self.end, self.scanned) = (0, 0, 0);
     }
 
-    /// How many of the held bytes are known to contain no delimiter.
+    /// Returns the number of held bytes at the start that are known to contain no delimiter.
     #[inline]
     pub(crate) fn scanned(&self) -> usize {
         self.scanned as usize
@@ -127,9 +133,9 @@ impl fmt::Debug for Buffer {
 mod tests {
     use super::*;
 
-    /// Every way to fill and consume a buffer of up to four bytes, seven steps long.
+    /// Runs all sequences of seven fills and consumes on buffers of up to four bytes.
     #[test]
-    fn every_small_history_is_a_queue_of_bytes() {
+    fn all_short_sequences_of_operations_behave_as_a_queue() {
         fn explore(buffer: &Buffer, model: &[u8], next: u8, depth: u8) {
             assert_eq!(buffer.held(), model);
             assert_eq!(buffer.len(), model.len());
@@ -140,9 +146,12 @@ mod tests {
             for count in 0..=buffer.capacity() - model.len() {
                 let (mut buffer, mut model) = (copy(buffer), model.to_vec());
                 let spare = buffer.spare(count);
-                assert!(spare.len() <= count, "more than was asked for");
+                assert!(spare.len() <= count, "longer than the maximum");
                 if count > 0 {
-                    assert!(!spare.is_empty(), "room left, but an empty slice to read into");
+                    assert!(
+                        !spare.is_empty(),
+                        "the slice is empty although the buffer is not full"
+                    );
                 }
                 let count = spare.len();
                 for (offset, byte) in spare.iter_mut().enumerate() {
@@ -167,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn scanned_bytes_shrink_as_bytes_are_consumed() {
+    fn consuming_bytes_reduces_the_scanned_count() {
         let mut buffer = Buffer::with_capacity(8);
         buffer.spare(8).copy_from_slice(b"abcdefgh");
         buffer.commit(8);
@@ -179,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_keeps_what_is_held_and_leaves_nothing() {
+    fn move_to_keeps_the_held_bytes_and_empties_the_buffer() {
         for capacity in [3, 8] {
             let mut buffer = Buffer::with_capacity(4);
             buffer.spare(4).copy_from_slice(b"abcd");
@@ -195,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_slides_to_the_front_only_when_there_is_no_room_behind_it() {
+    fn held_bytes_move_to_the_front_only_when_space_runs_out() {
         let mut buffer = Buffer::with_capacity(4);
         buffer.commit(3);
         buffer.consume(2);
-        assert_eq!(buffer.spare(9).len(), 1, "as long as there is room, nothing is moved");
+        assert_eq!(buffer.spare(9).len(), 1, "nothing moves while there is space");
         buffer.commit(1);
         assert_eq!(buffer.spare(9).len(), 2);
     }

@@ -1,13 +1,14 @@
-//! Intrusive doubly linked lists over slot indices: O(1) append and removal, no allocation
-//! once an index has been seen.
+//! Intrusive doubly linked lists over slot indices. Appending and removing are O(1). Appending
+//! allocates only if the index is larger than all indices that were appended before.
 //!
-//! An index is in at most one list at a time. This room knows neither time nor what an index
-//! stands for; the wheel and the lingering set build on it.
+//! An index is in at most one list at a time. The timer wheel and the lingering sockets use these
+//! lists.
 
-/// No index: the end of a list, or not in one.
+/// Stands for no index. A `front` of `NONE` means that the list is empty. A `next` of `NONE` means
+/// that the index is in no list.
 const NONE: u32 = u32::MAX;
 
-/// The front of one list.
+/// One list, stored as the index at its front.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
     front: u32,
@@ -33,8 +34,8 @@ struct Link {
 
 /// The links of all lists, by index.
 ///
-/// Invariant: an index is in no list iff its `next` is `NONE`; the links of one list are a ring,
-/// so that the front's `prev` is the back.
+/// Invariant: an index is in no list iff its `next` is `NONE`. The links of a list form a ring, so
+/// the front's `prev` is the back.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     links: Vec<Link>,
@@ -45,14 +46,14 @@ impl Links {
         self.links.reserve(indices.saturating_sub(self.links.len()));
     }
 
-    /// Whether `index` is in a list.
+    /// Returns whether `index` is in a list.
     pub(crate) fn contains(&self, index: usize) -> bool {
         self.links.get(index).is_some_and(|link| link.next != NONE)
     }
 
-    /// Appends `index`, which must be in no list.
+    /// Appends `index`, which must not be in a list.
     pub(crate) fn push_back(&mut self, list: &mut List, index: usize) {
-        debug_assert!(!self.contains(index), "{index} is in a list already");
+        debug_assert!(!self.contains(index), "{index} is already in a list");
         if index >= self.links.len() {
             self.links.resize(index + 1, Link { next: NONE, prev: NONE });
         }
@@ -68,7 +69,7 @@ impl Links {
         self.links[list.front as usize].prev = me;
     }
 
-    /// Takes `index` out of `list`, where it must be.
+    /// Removes `index`, which must be in `list`.
     pub(crate) fn remove(&mut self, list: &mut List, index: usize) {
         debug_assert!(self.contains(index), "{index} is in no list");
         let me = index as u32;
@@ -91,9 +92,9 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// All strings of six operations over three indices, against a deque.
+    /// Runs all sequences of six operations on three indices, and compares the list with a deque.
     #[test]
-    fn every_short_string_of_operations_agrees_with_a_deque() {
+    fn all_short_sequences_of_operations_agree_with_a_deque() {
         const OPERATIONS: usize = 6;
         for string in 0..OPERATIONS.pow(6) {
             let (mut links, mut list, mut model) = (Links::default(), List::EMPTY, VecDeque::new());

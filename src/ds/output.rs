@@ -1,11 +1,12 @@
-//! Output: the bytes of reply that the kernel has not taken yet.
+//! The output buffer of one connection: reply bytes that the socket has not taken yet.
 //!
-//! Replies are appended at the back and sent from the front; a mark taken before a callback lets
-//! what a panicking one wrote be taken back. It knows no socket.
+//! Bytes are appended at the end and sent from the start. Before each callback, the worker stores
+//! the position of the end, called a mark. If the callback panics, the bytes after the mark are
+//! dropped.
 
 use std::fmt;
 
-/// Invariant: `sent <= bytes.len()`, and `sent == bytes.len()` implies both are 0.
+/// Invariant: `sent <= bytes.len()`, and `sent == bytes.len()` implies that both are 0.
 #[derive(Default)]
 pub(crate) struct Output {
     bytes: Vec<u8>,
@@ -13,7 +14,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Bytes still to be sent.
+    /// Returns the number of unsent bytes.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
@@ -34,7 +35,8 @@ impl Output {
         &self.bytes[self.sent..]
     }
 
-    /// Appends all of `bytes`, or none of them if more than `limit` would then be unsent.
+    /// Appends `bytes` and returns true. Returns false, and appends nothing, if more than `limit`
+    /// bytes would be unsent.
     #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
@@ -45,7 +47,8 @@ impl Output {
         fits
     }
 
-    /// Forgets what is sent, if it is time; no push does then, until more is sent.
+    /// Drops the sent prefix if it is longer than the unsent rest. After this call, no push drops a
+    /// sent prefix until more bytes are sent.
     #[inline(always)]
     pub(crate) fn drop_sent(&mut self) {
         if self.sent > self.len() {
@@ -53,15 +56,16 @@ impl Output {
         }
     }
 
-    /// What is sent goes once it is most of it, or a peer that always stays a little behind would
-    /// let it grow without end. Each byte is moved at most once a byte sent.
+    /// Drops the sent prefix. Without this, a peer that is always a little too slow would make the
+    /// buffer grow without bound. Moving the unsent bytes is cheap: they are fewer than the bytes
+    /// that were sent since the last call.
     #[cold]
     fn forget_sent(&mut self) {
         self.bytes.drain(..self.sent);
         self.sent = 0;
     }
 
-    /// Lets go of the first `count` unsent bytes, and says whether these were all.
+    /// Marks the first `count` unsent bytes as sent. Returns whether no unsent bytes are left.
     #[inline]
     pub(crate) fn advance(&mut self, count: usize) -> bool {
         let all = count == self.len();
@@ -69,26 +73,26 @@ impl Output {
             self.bytes.clear();
             self.sent = 0;
         } else {
-            assert!(count < self.len(), "sent more than there was");
+            assert!(count < self.len(), "sent more than the unsent bytes");
             self.sent += count;
         }
         all
     }
 
-    /// Where the next byte will go, for [`Output::rewind`], unless what is sent is forgotten before
-    /// that: [`Output::settle`] sees to it that it is not.
+    /// Returns the position of the end, for [`Output::rewind`]. A push that drops the sent prefix
+    /// makes the position invalid. To prevent this, call [`Output::drop_sent`] first.
     #[inline]
     pub(crate) fn mark(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Has the first `count` unsent bytes wait behind the others.
+    /// Moves the first `count` unsent bytes to the end.
     #[cold]
     pub(crate) fn move_behind(&mut self, count: usize) {
         self.bytes[self.sent..].rotate_left(count);
     }
 
-    /// Takes back what was appended since `mark`.
+    /// Drops the bytes that were appended since `mark`.
     pub(crate) fn rewind(&mut self, mark: usize) {
         self.bytes.truncate(mark);
     }
@@ -110,15 +114,15 @@ mod tests {
         assert!(output.push(b"abc", 5));
         assert!(!output.push(b"def", 5));
         assert_eq!(output.unsent(), b"abc");
-        assert_eq!(format!("{output:?}"), "Output(3 unsent)", "and no contents");
+        assert_eq!(format!("{output:?}"), "Output(3 unsent)", "the contents are not shown");
         output.advance(2);
         assert!(output.push(b"def", 5), "only unsent bytes count");
         assert_eq!(output.unsent(), b"cdef");
-        assert!(!output.push(b"xy", 1), "a lowered limit");
+        assert!(!output.push(b"xy", 1), "the limit is lower than the unsent bytes");
     }
 
     #[test]
-    fn a_peer_that_is_always_behind_does_not_make_it_grow() {
+    fn a_peer_that_is_always_behind_does_not_grow_the_output() {
         let mut output = Output::default();
         for _ in 0..10_000 {
             assert!(output.push(&[7; 100], 150));
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_wait_goes_behind_the_others() {
+    fn move_behind_moves_the_first_bytes_to_the_end() {
         let mut output = Output::default();
         assert!(output.push(b"-late", 99));
         output.advance(1);
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn rewinding_takes_back_what_came_after_the_mark() {
+    fn rewind_drops_the_bytes_after_the_mark() {
         let mut output = Output::default();
         assert!(output.push(b"kept", 99));
         let mark = output.mark();
@@ -151,11 +155,11 @@ mod tests {
         assert_eq!(output.unsent(), b"kept");
         output.advance(4);
         assert!(output.is_empty());
-        assert_eq!(output.mark(), 0, "sent bytes are let go of");
+        assert_eq!(output.mark(), 0, "the sent bytes are dropped");
     }
 
     #[test]
-    fn of_what_is_mostly_sent_a_mark_holds_once_it_is_settled() {
+    fn a_mark_taken_after_drop_sent_stays_valid() {
         let mut output = Output::default();
         assert!(output.push(b"sent kept", 99));
         output.advance(5);

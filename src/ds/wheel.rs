@@ -1,10 +1,10 @@
-//! Wheel: a hierarchical timer wheel over slot indices (Varghese and Lauck, SOSP 1987).
+//! A hierarchical timer wheel over slot indices (Varghese and Lauck, SOSP 1987).
 //!
-//! Eleven levels of 64 slots cover every 64-bit tick, so no deadline is too far and nothing
-//! wraps. An entry of an upper level is handed out when its slot *begins*, which may be before
-//! its deadline: the owner, who knows the true deadline, arms it again. That one rule is both
-//! the cascade of the classic wheel and the lazy refresh of a deadline that traffic moved.
-//! The wheel knows no I/O, no clock, and not what an index stands for.
+//! Eleven levels of 64 slots cover every 64-bit tick, so no deadline is too far away, and the wheel
+//! never wraps around. An entry of an upper level is handed out when its slot *begins*, which may
+//! be before its deadline. The owner of the entry knows the deadline, and then arms the entry
+//! again. Because entries are armed again, the wheel needs no cascade between levels, and a timer
+//! need not be moved each time activity extends its deadline.
 
 use crate::ds::index_list::{Links, List};
 use crate::time::Tick;
@@ -13,33 +13,37 @@ const BITS: u32 = 6;
 const SLOTS: usize = 1 << BITS;
 const LEVELS: usize = 64_usize.div_ceil(BITS as usize);
 
-/// Invariant: an entry at level `k` agrees with `elapsed` in all digits above `k` and, unless its
-/// slot is the one being drained, has a digit `k` not below that of `elapsed` (above it for
-/// `k > 0`); so the lowest occupied level holds the earliest entries.
+/// Invariant: the deadline of an entry at level `k` agrees with `elapsed` in all base-64 digits
+/// above digit `k`. For `k = 0`, its digit `k` is not less than that of `elapsed`. For `k > 0`, it
+/// is greater, except in the slot that is being drained. The lowest level that is not empty
+/// therefore holds the earliest entries. A deadline that had passed when it was armed counts as the
+/// `elapsed` of that moment.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     elapsed: u64,
     links: Links,
-    /// Where an armed index is filed: `level * SLOTS + slot`.
-    filed: Vec<u16>,
+    /// The position in `slots` of each armed index: `level * SLOTS + slot`.
+    place_of: Vec<u16>,
     slots: [List; LEVELS * SLOTS],
-    /// The slot that began last, until it is empty: its entries go before all others.
+    /// The position of the slot that is being drained, if any: it began last and is not empty yet.
+    /// Its entries are handed out before all others.
     draining: Option<usize>,
-    /// Per level, a bit for each slot that is not empty.
+    /// For each level, one bit per slot that is not empty.
     occupied: [u64; LEVELS],
-    /// A bit for each level that is not empty.
+    /// One bit per level that is not empty.
     levels: u16,
-    /// When [`Wheel::pop`] has something to hand out: asked each turn, so kept at hand.
+    /// The tick from which [`Wheel::pop`] hands out an index. It is stored because every turn reads
+    /// it.
     next: Option<Tick>,
 }
 
 impl Wheel {
-    /// An empty wheel whose time stands at `start`.
+    /// Creates an empty wheel whose current time is `start`.
     pub(crate) fn new(start: Tick) -> Self {
         Self {
             elapsed: start.0,
             links: Links::default(),
-            filed: Vec::new(),
+            place_of: Vec::new(),
             slots: [List::EMPTY; LEVELS * SLOTS],
             draining: None,
             occupied: [0; LEVELS],
@@ -50,19 +54,19 @@ impl Wheel {
 
     pub(crate) fn reserve(&mut self, indices: usize) {
         self.links.reserve(indices);
-        self.filed.reserve(indices.saturating_sub(self.filed.len()));
+        self.place_of.reserve(indices.saturating_sub(self.place_of.len()));
     }
 
-    /// Arms `index` to be handed out at or before `deadline`, in place of what it was armed to.
+    /// Arms `index` to be handed out at or before `deadline`. This replaces its previous deadline.
     /// O(1).
     pub(crate) fn arm(&mut self, index: usize, deadline: Tick) {
         self.cancel(index);
-        if index >= self.filed.len() {
-            self.filed.resize(index + 1, 0);
+        if index >= self.place_of.len() {
+            self.place_of.resize(index + 1, 0);
         }
         let (level, slot) = self.place(deadline.0);
         let place = level * SLOTS + slot;
-        self.filed[index] = place as u16;
+        self.place_of[index] = place as u16;
         self.links.push_back(&mut self.slots[place], index);
         self.occupied[level] |= 1 << slot;
         self.levels |= 1 << level;
@@ -70,12 +74,12 @@ impl Wheel {
         self.next = Some(self.next.map_or(begins, |next| next.min(begins)));
     }
 
-    /// Disarms `index`; nothing happens if it is not armed. O(1).
+    /// Disarms `index`. Does nothing if it is not armed. O(1).
     pub(crate) fn cancel(&mut self, index: usize) {
         if !self.links.contains(index) {
             return;
         }
-        let place = usize::from(self.filed[index]);
+        let place = usize::from(self.place_of[index]);
         self.links.remove(&mut self.slots[place], index);
         if self.slots[place].is_empty() {
             self.draining = self.draining.filter(|&draining| draining != place);
@@ -91,15 +95,19 @@ impl Wheel {
         }
     }
 
-    /// The next tick at which [`Wheel::pop`] has something to hand out; not later than the
-    /// earliest deadline. O(1).
+    /// Returns the next tick at which [`Wheel::pop`] hands out an index, or `None` if no index is
+    /// armed. It is not later than the earliest deadline, unless that deadline had passed when it
+    /// was armed. O(1).
     pub(crate) fn next(&self) -> Option<Tick> {
         self.next
     }
 
-    /// Hands out one index whose slot has begun by `now`, with the tick it was handed out for;
-    /// it is no longer armed. If its true deadline is after that tick, its owner arms it again
-    /// and it comes back in time. Indices come in the order of their deadlines. O(1).
+    /// Disarms one index whose slot has begun by `now`. Returns the index and the tick at which its
+    /// slot began, or `None` if there is no such index.
+    ///
+    /// If the deadline of the index is after that tick, the owner arms the index again, and a later
+    /// call returns it in time. The returned ticks never decrease, so indices reach their deadlines
+    /// in the order of these deadlines. O(1).
     #[inline]
     pub(crate) fn pop(&mut self, now: Tick) -> Option<(usize, Tick)> {
         if self.next.is_none_or(|next| next > now) {
@@ -122,7 +130,7 @@ impl Wheel {
         Some((index, Tick(self.elapsed)))
     }
 
-    /// The earliest slot that is not empty, and the tick at which it begins.
+    /// Returns the earliest slot that is not empty, and the tick at which it begins.
     fn first(&self) -> Option<(usize, Tick)> {
         if self.levels == 0 {
             return None;
@@ -133,15 +141,16 @@ impl Wheel {
         Some((level * SLOTS + slot, self.begin(level, slot)))
     }
 
-    /// The tick at which a slot begins.
+    /// Returns the tick at which a slot begins.
     fn begin(&self, level: usize, slot: usize) -> Tick {
         let shift = level as u32 * BITS;
         let above = self.elapsed.checked_shr(shift + BITS).unwrap_or(0);
         Tick(above.checked_shl(shift + BITS).unwrap_or(0) | (slot as u64) << shift)
     }
 
-    /// The level of the highest digit in which `deadline` differs from `elapsed`, and that
-    /// digit. What is overdue goes to the slot of `elapsed` itself.
+    /// Returns the level and the slot for a deadline. The level is the highest base-64 digit in
+    /// which the deadline differs from `elapsed`, and the slot is the value of that digit. A
+    /// deadline that has passed is treated as `elapsed`.
     fn place(&self, deadline: u64) -> (usize, usize) {
         let deadline = deadline.max(self.elapsed);
         let level = (deadline ^ self.elapsed).checked_ilog2().unwrap_or(0) / BITS;
@@ -160,12 +169,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_use_agrees_with_an_ordered_map() {
+    fn random_operations_agree_with_an_ordered_map() {
         arbtest::arbtest(drive).budget_ms(2_000);
     }
 
     #[test]
-    fn every_distance_fires_on_its_tick_from_every_epoch() {
+    fn deadlines_at_any_distance_fire_on_their_tick() {
         for epoch in epochs() {
             let shifts = (0..64).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]);
             for deadline in shifts.filter_map(|span| epoch.checked_add(span)) {
@@ -177,7 +186,7 @@ mod tests {
                     assert_eq!(owner.advance(next).is_empty(), next < deadline);
                     polls += 1;
                 }
-                assert!(polls <= LEVELS + 1, "{polls} wakes for one deadline");
+                assert!(polls <= LEVELS + 1, "one deadline took {polls} wakes");
             }
         }
     }
@@ -193,13 +202,17 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_of_now_comes_back_at_once_and_starves_nobody() {
+    fn a_deadline_armed_again_for_now_goes_behind_the_others() {
         let mut wheel = Wheel::new(Tick(100));
         wheel.arm(0, Tick(100));
         wheel.arm(1, Tick(3));
         assert_eq!(wheel.next(), Some(Tick(100)));
         assert_eq!(wheel.pop(Tick(100)), Some((0, Tick(100))));
         wheel.arm(0, Tick(100));
-        assert_eq!(wheel.pop(Tick(100)), Some((1, Tick(100))), "the one armed again goes last");
+        assert_eq!(
+            wheel.pop(Tick(100)),
+            Some((1, Tick(100))),
+            "the index that was armed again comes last"
+        );
     }
 }

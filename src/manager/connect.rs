@@ -1,5 +1,5 @@
-//! Connecting: connections that begin here. Until one is there it has a worker and a deadline, and
-//! the handler does not know of it.
+//! Outgoing connections. An outgoing connection has a worker and a deadline from the start.
+//! [`Handler::opened`] is called when it is established.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,20 +16,22 @@ use crate::socket::uninterrupted;
 use crate::sys::Backend;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Begins a TCP connection to `addr`, and waits for nothing: it takes a worker's place from now
-    /// on. Once it is there, in a turn to come, [`Handler::opened`] runs, and it is a connection like
-    /// any other, with `TCP_NODELAY` set. If that takes longer than
-    /// [`connect_deadline`](crate::Config::connect_deadline), or fails, [`Handler::closed`] is told
-    /// ([`CloseReason::Unreachable`]). [`max_per_peer`](crate::Config::max_per_peer) does not count
-    /// it.
+    /// Starts a TCP connection to `addr` and returns at once. The connection uses a worker from now
+    /// on. When it is established, in a later turn, [`Handler::opened`] is called. From then on it
+    /// is a connection like any other, with `TCP_NODELAY` set. If it fails, or is not established
+    /// within [`connect_deadline`](crate::Config::connect_deadline), [`Handler::closed`] is called
+    /// with [`CloseReason::Unreachable`]. [`max_per_peer`](crate::Config::max_per_peer) does not
+    /// count outgoing connections.
     ///
-    /// What it is [sent](crate::Handle::send) until then goes out once it is there, behind what
-    /// `opened` writes. [`Handle::close`](crate::Handle::close) and a stop end it at once; a pause
-    /// begins when it is there.
+    /// Bytes that are [queued](crate::Handle::send) for the connection before it is established are
+    /// sent after the bytes that `opened` writes. A connection that is not established yet is
+    /// closed at once by [`Handle::close`](crate::Handle::close) and by a stop. A pause takes
+    /// effect when the connection is established.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Busy`]; [`Error::Connect`] if it fails at once, for want of a
-    /// route or of descriptors. `closed` is not called then.
+    /// [`Error::NotRunning`]; [`Error::Busy`]; [`Error::Connect`] if the attempt fails at once, for
+    /// example because there is no route or no free descriptor. In this case `closed` is not
+    /// called.
     ///
     /// ```
     /// use pool_manager::{Config, Conn, Handler, Manager};
@@ -64,7 +66,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Manager::connect`], with a deadline of its own, or a key.
+    /// As [`Manager::connect`], with a deadline or a key for this connection.
     ///
     /// # Errors
     /// As [`Manager::connect`].
@@ -77,13 +79,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.mailbox.take_permit()?;
         self.read_clock();
         let outcome = self.start_connect(ConnectRequest::new(addr, options));
-        // What follows is not what took us long.
+        // Read the clock again, so that the time until the next turn does not count as a slow turn.
         self.read_clock();
         outcome.map_err(|source| Error::Connect { addr, source })
     }
 
-    /// Begins a connection that a callback or a handle asked for, which has a place. If it cannot
-    /// begin, that is told as it is of one that ends later.
+    /// Starts a connection that a callback or a handle has requested. The permit was acquired with
+    /// the request. If the connection cannot be started, [`Handler::closed`] is called as for a
+    /// connection that fails later.
     pub(super) fn execute_connect(&mut self, request: ConnectRequest) {
         if !self.is_running() {
             if let Some(drain) = &mut self.drain {
@@ -96,14 +99,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// A connection that was asked for comes too late: all has stopped.
+    /// Releases the permit of a queued connection and reports it as stopped, because the manager
+    /// stops.
     pub(super) fn abandon_connect(&mut self, request: ConnectRequest) {
         self.mailbox.permits.release();
         self.report_not_started(request, CloseReason::Stopped);
     }
 
-    /// Makes a worker of a connection that begins, whose place is taken; on failure the place is
-    /// free again.
+    /// Starts a connection that has a permit, and creates its worker. On failure the permit is
+    /// released.
     fn start_connect(&mut self, request: ConnectRequest) -> io::Result<ConnId> {
         let socket = match uninterrupted(|| self.cx.backend.connect(request.addr)) {
             Ok(socket) => socket,
@@ -125,7 +129,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Tells of the end of a connection that did not begin, under an id of its own.
+    /// Calls [`Handler::closed`] for a connection that was not started, with an id that no other
+    /// connection has.
     fn report_not_started(&mut self, request: ConnectRequest, reason: CloseReason) {
         let id = self.pool.use_up_id();
         self.cx.stats.put += 1;
@@ -146,7 +151,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         };
         match catch(H::Session::default) {
             Some(session) => {
-                self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands))
+                self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
             }
             None => self.cx.stats.panics += 1,
         }

@@ -1,4 +1,5 @@
-//! One connection at a time: admitted, served, settled, closed. Each has exactly one place here.
+//! Admits, serves, expires and closes connections. Only this module adds workers to the pool and
+//! removes them.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,17 +17,18 @@ use crate::socket::{Socket, uninterrupted};
 use crate::sys::Backend;
 use crate::worker::{Verdict, Worker};
 
-/// How many idle connections that turn out to have spoken are tried for one newcomer.
+/// The maximum number of idle connections that are read once more when one has to be evicted. If
+/// data has arrived on all of them, the new connection is refused.
 const EVICTIONS: u32 = 4;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Gives a connected socket to a worker; it is served from the next turn on. It is made
-    /// non-blocking; its other options are as they were, `TCP_NODELAY` for one. A socket with a
-    /// linger time set (`SO_LINGER`) may block when it is closed.
+    /// Gives a connected socket to a worker. The connection is served from the next turn on. The
+    /// socket is made non-blocking. Its other options, such as `TCP_NODELAY`, are not changed. A
+    /// socket with a linger time (`SO_LINGER`) may block when it is closed.
     ///
     /// # Errors
-    /// [`PutError`], with the socket inside: the pool is busy or not running, or the socket
-    /// cannot be waited for.
+    /// [`PutError`], which contains the socket and one of these errors: [`Error::NotRunning`];
+    /// [`Error::Busy`]; [`Error::Unsuitable`] if the socket cannot be registered.
     pub fn put(&mut self, socket: impl Into<Socket>) -> Result<ConnId, PutError> {
         let socket = socket.into();
         if let Err(error) = self.check_running().and_then(|()| self.mailbox.take_permit()) {
@@ -34,7 +36,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.read_clock();
         let outcome = self.admit_blocking(socket);
-        // Time that passes until the next turn does not count as a slow turn.
+        // Read the clock again, so that the time until the next turn does not count as a slow turn.
         self.read_clock();
         outcome.map_err(|(socket, error)| PutError::new(socket, Error::Unsuitable(error)))
     }
@@ -48,8 +50,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.admit(socket, false)
     }
 
-    /// Makes a worker of a non-blocking socket whose place is taken, and opens it; one that is
-    /// `proxied` opens when its header has come.
+    /// Registers a non-blocking socket that has a permit, and opens the connection. A `proxied`
+    /// connection is opened later, when its header has arrived.
     fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
         let mut state = ConnState::new(self.pool.next_id(), self.cx.now);
         state.accepted_in_stop = self.is_stopping();
@@ -69,8 +71,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Makes a worker of a non-blocking socket whose place is taken; on failure the place is
-    /// free again.
+    /// Creates a worker for a non-blocking socket that has a permit. On failure the permit is
+    /// released.
     pub(super) fn register(
         &mut self,
         state: ConnState,
@@ -99,26 +101,26 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Admits a connection that a listener accepted, with or without a place, or refuses it: nobody
-    /// is there to give it back to.
+    /// Admits or refuses an accepted connection. `has_permit` says whether a permit was taken for
+    /// it.
     #[inline(never)]
     pub(super) fn on_accepted(
         &mut self,
         socket: Socket,
         addr: Option<IpAddr>,
-        promised: bool,
+        has_permit: bool,
         proxied: bool,
     ) {
         let max = self.cx.config.max_per_peer;
         let peer = addr.filter(|_| max > 0).map_or(PeerKey::UNKNOWN, PeerKey::of);
         if !self.peer_counts.admits(peer, max) {
-            if promised {
+            if has_permit {
                 self.mailbox.permits.release();
             }
             self.cx.stats.refused_per_peer += 1;
             return self.refuse(socket);
         }
-        if !promised && !self.finds_place() {
+        if !has_permit && !self.acquire_by_eviction() {
             self.mailbox.permits.count_refused();
             return self.refuse(socket);
         }
@@ -127,7 +129,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Shows a connection that has a place to the handler, and admits what it makes of it.
+    /// Calls [`Handler::wrap`] with an accepted connection that has a permit, and admits the socket
+    /// that it returns.
     fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
         let handler = &mut self.cx.handler;
         match catch(|| handler.wrap(socket)) {
@@ -151,13 +154,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         None
     }
 
-    /// Closes a connection that has a place but came too late to be served.
+    /// Releases the permit of a queued socket and closes the socket, because the manager stops.
     pub(super) fn abandon_put(&mut self, socket: Socket) {
         self.mailbox.permits.release();
         socket.close();
     }
 
-    /// Closes a connection that could not be admitted, if so.
+    /// Closes and counts a socket that could not be admitted.
     pub(super) fn drop_failed(&mut self, outcome: Result<ConnId, (Socket, io::Error)>) {
         if let Err((socket, error)) = outcome {
             if self.cx.config.debug {
@@ -168,15 +171,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Takes the place of an idle connection, if that is what is wanted. Another thread may take it
-    /// in between.
-    fn finds_place(&mut self) -> bool {
+    /// Evicts an idle connection, if [`Overload::EvictIdle`] is configured, and acquires the permit
+    /// that this frees. Returns false if no connection was evicted, or if another thread acquired
+    /// the permit first.
+    fn acquire_by_eviction(&mut self) -> bool {
         let evicts = matches!(self.cx.config.overload, Overload::EvictIdle);
         evicts && self.is_running() && self.evict_idle() && self.mailbox.permits.try_acquire()
     }
 
-    /// Closes an idle connection, if there is one that has nothing to say at a last read; or finds
-    /// that one has gone meanwhile.
+    /// Closes the longest-idle connection to free its worker. The connection is read once more
+    /// first. If data has arrived, the connection is served instead, and the next one is tried.
+    /// Returns whether a connection was closed.
     fn evict_idle(&mut self) -> bool {
         for _ in 0..EVICTIONS {
             let Some(id) = self.pool.longest_idle(self.cx.now.ceil) else { return false };
@@ -193,23 +198,24 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         false
     }
 
-    /// Tells an accepted connection that there is no place for it, and closes it.
+    /// Sends the configured refusal to an accepted connection, and closes it.
     fn refuse(&mut self, mut socket: Socket) {
-        let last_word = self.cx.config.overload.last_word();
-        // Best effort: a socket just accepted has room, or has been reset.
+        let refusal = self.cx.config.overload.refusal();
+        // Best effort: a write to a new socket normally fails only if the connection was reset.
         let _ = uninterrupted(|| {
             self.cx.stats.writes += 1;
-            self.cx.backend.write(&mut socket, last_word)
+            self.cx.backend.write(&mut socket, refusal)
         });
         self.linger(socket);
     }
 
-    /// Keeps a socket that is not registered until its last reply has arrived, within bounds.
+    /// Lets an unregistered socket linger, within limits, so that its last reply can arrive.
     pub(super) fn linger(&mut self, socket: Socket) {
         self.lingering.add(&mut self.cx.backend, socket, &mut self.cx.stats, self.cx.now);
     }
 
-    /// Serves a worker with one more read: something may have come whose event has not.
+    /// Serves a worker and reads its socket once more. Data may have arrived whose event was not
+    /// reported yet.
     pub(super) fn read_once_more(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
             worker.state.readable |= !worker.state.eof;
@@ -217,7 +223,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.serve(id);
     }
 
-    /// Serves a worker, if it is still there.
+    /// Serves a worker, if it exists.
     pub(super) fn serve(&mut self, id: ConnId) {
         self.visited.push(id);
         if let Some(worker) = self.pool.get_mut(id) {
@@ -226,8 +232,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Ends a worker whose time is up, unless a last read shows that its peer did speak: a process
-    /// that was suspended or slow, or had more events than one wait returns, is itself late.
+    /// Reads a connection once more, and expires it if its deadline has still passed. The read is
+    /// needed because the peer may have sent in time and the event was not reported yet: the
+    /// process may have been suspended or slow, or there were more events than one wait returns.
     #[inline(never)]
     pub(super) fn expire(&mut self, id: ConnId) {
         self.read_once_more(id);
@@ -240,7 +247,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// The one place where a verdict is carried out.
+    /// Applies the verdict of a visit. Only this function does so.
     #[inline(never)]
     pub(super) fn apply_verdict(&mut self, id: ConnId, verdict: Verdict) {
         match verdict {
@@ -256,9 +263,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.pool.arm_timer(id, self.cx.deadlines);
     }
 
-    /// Whether a worker has nothing more to do in a stop. What is idle now is read once more
-    /// first: a request may have come whose event has not. Who waited to be accepted when the stop
-    /// began may make a first request.
+    /// Returns whether the stop in progress may close a connection now. An idle connection is first
+    /// read once more, because a request may have arrived whose event was not reported yet. A
+    /// connection that was accepted during the stop may make one request.
     fn is_done_for_stop(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
@@ -274,14 +281,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         false
     }
 
-    /// The one place where a connection is closed. What is owed was flushed before, or is not
-    /// worth it.
+    /// Closes a connection. Only this function does so. It sends no output. A caller that wants the
+    /// output to be sent does that before.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
         let Worker { state, mut socket, input, output, session } = worker;
         let opened = state.stage() == Stage::Open;
         if !opened {
-            // What came of its header is nobody's request, and is not counted as one.
+            // Bytes of an incomplete header are not counted as received.
             self.cx.stats.bytes_in -= state.bytes_in;
         }
         let dropped = if opened { input.len() as u64 } else { 0 };
@@ -305,7 +312,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.linger(socket);
         } else {
             if socket.is_boxed() && reason.is_polite() && output.is_empty() {
-                // Best effort: it is the transport's goodbye, and nobody waits for it.
+                // Best effort: a closing message of the transport, such as a TLS `close_notify`.
                 let _ = self.cx.backend.shutdown_write(&mut socket);
             }
             socket.close();
@@ -320,8 +327,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
     }
 
-    /// Whether a reply may be on its way that unread input would destroy. A connection that is
-    /// idle when a stop begins, or is cut off by one, is not waited for.
+    /// Returns whether the socket has to linger: a reply may still be on its way to the peer, and a
+    /// reset caused by unread input could destroy it. A connection that is idle when a stop begins
+    /// does not linger. A connection that is aborted by the stop does not linger either.
     fn lingers(&self, state: &ConnState, reason: CloseReason) -> bool {
         let wanted = match reason {
             CloseReason::Stopped => self.is_stopping(),

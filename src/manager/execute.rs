@@ -11,7 +11,7 @@ use crate::sys::Backend;
 use crate::worker::Worker;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Carries out one command.
+    /// Executes one command.
     #[inline(never)]
     pub(super) fn execute(&mut self, command: Command) {
         self.cx.stats.commands += 1;
@@ -21,10 +21,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.drop_failed(outcome);
             }
             Command::Put(socket) => self.abandon_put(socket),
-            Command::Connect(call) => self.execute_connect(*call),
+            Command::Connect(request) => self.execute_connect(*request),
             Command::Linger(socket) => self.linger(socket),
             Command::SetConfig(config) => self.apply(*config),
-            Command::PublishStats(question) => self.mailbox.publish(question, &self.stats()),
+            Command::PublishStats(request) => self.mailbox.publish(request, &self.stats()),
             Command::Stop => self.begin_stop(),
             Command::Send(id, bytes) => self.send(id, bytes),
             Command::Close(id) => {
@@ -34,14 +34,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.change(id, |worker| worker.state.flags.set(Flags::PAUSED, true));
             }
             Command::Resume(id) => {
-                let ceil = self.cx.now.ceil;
-                self.change(id, |worker| worker.state.resume(ceil));
+                let now = self.cx.now.ceil;
+                self.change(id, |worker| worker.state.resume(now));
             }
         }
     }
 
-    /// Queues bytes behind what a connection has been sent. Behind a close they have no place, and
-    /// come back as those for nobody do.
+    /// Appends bytes to the unsent output of a connection. If the connection is closing or unknown,
+    /// the bytes are returned through [`Handler::undelivered`]. If more than `write_limit` bytes
+    /// would be unsent, the bytes are returned and the connection is closed.
     fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.cx.config.write_limit;
         let (mut closing, mut taken) = (false, false);
@@ -50,20 +51,21 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             taken = !closing && worker.queue_output(&bytes, limit);
         });
         if !taken {
-            self.give_back(id, bytes);
+            self.return_undelivered(id, bytes);
         }
         if known && !closing && !taken {
             self.close(id, CloseReason::WriteLimit);
         }
     }
 
-    /// Tells the handler of bytes that found no connection.
+    /// Calls [`Handler::undelivered`] with bytes that cannot be sent.
     #[inline(never)]
-    pub(super) fn give_back(&mut self, id: ConnId, bytes: Vec<u8>) {
+    pub(super) fn return_undelivered(&mut self, id: ConnId, bytes: Vec<u8>) {
         self.cx.run_hook(|handler, commands| handler.undelivered(id, bytes, commands));
     }
 
-    /// Changes a worker and has it served. A stale id is counted; false then.
+    /// Changes a worker and adds it to the ready list. If the id is stale, counts a stale command
+    /// and returns false.
     fn change(&mut self, id: ConnId, change: impl FnOnce(&mut Worker<H>)) -> bool {
         let Some(worker) = self.pool.get_mut(id) else {
             self.cx.stats.stale_commands += 1;
@@ -74,18 +76,26 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         true
     }
 
-    /// Changes the configuration, as a whole or not at all, and returns the one now in effect.
+    /// Replaces the configuration and returns the one that is now in effect. An invalid
+    /// configuration changes nothing.
     ///
-    /// Nobody is cut off: lowering `max_workers` makes `put` say busy until there are fewer; a
-    /// smaller `buffer_size` holds for a connection once it has let go of what it holds, a larger
-    /// one at once if `memory_limit` allows; what is held beyond a lowered `max_request` or
-    /// `memory_limit` stays until it is let go of. Held bytes are framed anew. The idle deadline is
-    /// counted from when bytes last moved, the total one from the request's first byte; either may
-    /// have passed already. Who used a burst under another `rate_limit` has used one under this.
-    /// Takes time in proportion to the number of connections.
+    /// No connection is closed by the change itself:
+    ///
+    /// - With a lower `max_workers`, [`put`](Manager::put) fails with [`Error::Busy`] until fewer
+    ///   connections than that are open.
+    /// - A larger `buffer_size` applies at once, as far as `memory_limit` allows. A smaller
+    ///   `buffer_size` applies to a connection as soon as it holds no bytes.
+    /// - Held bytes that exceed a lowered `max_request` or `memory_limit` stay until they are
+    ///   consumed.
+    /// - Held bytes are framed again.
+    /// - A new idle deadline counts from the last byte that was read or written. A new total
+    ///   deadline counts from the first byte of the request. Both may have passed already.
+    /// - A burst that was used under the old `rate_limit` counts as used under the new one.
+    ///
+    /// The cost of a change is proportional to the number of connections.
     ///
     /// # Errors
-    /// [`Error::Config`]; the configuration is as before.
+    /// [`Error::Config`]. The configuration stays as it was.
     pub fn set_config(&mut self, config: Config) -> Result<&Config, Error> {
         self.apply(config.checked()?);
         Ok(&self.cx.config)
@@ -98,7 +108,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return;
         }
         self.apply_to_pool();
-        // What is planned already is not put off by being asked for again.
+        // Do not postpone the next tick or the next reaping if its interval is unchanged.
         if self.cx.config.tick != tick {
             self.plan_tick();
         }
@@ -118,7 +128,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         log::info!("configured: {:?}", self.cx.config);
     }
 
-    /// Has everything but the connections follow the configuration.
+    /// Applies the configuration to the permits, the buffers and the reserved memory, but not to
+    /// the connections.
     pub(super) fn apply_to_pool(&mut self) {
         self.mailbox.permits.set_max(self.cx.config.max_workers);
         self.cx.configure_buffers();

@@ -1,4 +1,5 @@
-//! Listening: binds listeners, takes listeners that were bound elsewhere, and gives them back.
+//! Listening: binds listeners, takes over listeners that were bound elsewhere, and returns
+//! listeners to the caller.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
@@ -11,11 +12,12 @@ use crate::sys::unix_path::{self, Claim};
 use crate::sys::{Backend, ListenSocket};
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Listens on a TCP address and returns the one bound, with the port the system chose for
-    /// port 0. The address can be used again right after a stop. The backlog is the standard
-    /// library's (128 on most systems); [`Manager::listen_on`] takes a listener with any.
+    /// Listens on a TCP address and returns the bound address, with the port that the system chose
+    /// for port 0. If `addr` resolves to several addresses, the first that can be bound is used.
+    /// The address can be bound again right after a stop. The backlog is the standard library's
+    /// (128 on most systems); [`Manager::listen_on`] takes a listener with any backlog.
     ///
-    /// `TCP_NODELAY` is set, and inherited by what is accepted.
+    /// `TCP_NODELAY` is set on the listener, and accepted connections inherit it.
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if none of the addresses can be bound.
@@ -33,16 +35,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(bound)
     }
 
-    /// Listens on a TCP or Unix listener that was bound elsewhere, by `socket2` with a backlog
-    /// or options of your own, or by a parent process.
+    /// Accepts connections from a TCP or Unix listener that was bound elsewhere, for example by
+    /// `socket2` with a backlog and options of your own, or by a parent process.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Listen`] if it cannot be waited for.
+    /// [`Error::NotRunning`]; [`Error::Listen`] if the listener cannot be registered.
     pub fn listen_on(&mut self, listener: impl Into<ListenSocket>) -> Result<(), Error> {
         self.listen_with(listener, ListenOptions::default())
     }
 
-    /// As [`Manager::listen_on`], with options: connections that a balancer passes on, for one.
+    /// As [`Manager::listen_on`], with options, such as the PROXY protocol.
     ///
     /// # Errors
     /// As [`Manager::listen_on`].
@@ -57,12 +59,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listen_to(bound, None, options, &name)
     }
 
-    /// Listens on a Unix domain socket at `path`, with mode 0600 from the first moment on. A
-    /// stale socket there is replaced, a live one is not. The path is removed at stop.
+    /// Listens on a Unix domain socket at `path`. The path has mode 0600 from the moment at which
+    /// it exists. A stale socket at the path is replaced, but not a socket on which a process
+    /// listens. A stop removes the path.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is no socket, is too
-    /// long for a socket's address (107 bytes on Linux), or cannot be written.
+    /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is not a socket, is too long
+    /// for a socket address (107 bytes on Linux), or cannot be written.
     pub fn listen_unix(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.check_running()?;
         let path = path.as_ref();
@@ -72,15 +75,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listen_to(listener.into(), Some(claim), ListenOptions::default(), &name)
     }
 
-    /// Gives the listeners back, without closing them, and accepts no more: those who connect wait
-    /// in the kernel's backlog until somebody else does. Connections are served as before. So a
-    /// successor, another manager or another process, can go on with them, and nobody is refused
-    /// in between; [`Manager::listen_on`] takes one back if there is none.
+    /// Removes the listeners from the manager and returns them without closing them. Open
+    /// connections are served as before. New clients wait in the kernel's accept queue until
+    /// another manager or process accepts from the listeners. No client is therefore refused during
+    /// a handover. A returned listener can be passed to [`Manager::listen_on`] again.
     ///
-    /// They are non-blocking, and closed when another program is executed unless that is changed
-    /// (`FD_CLOEXEC`; the example `restart` shows how, and what to do with who is still here). A
-    /// Unix socket's path is no longer removed at stop. Empty if the manager is not running, or
-    /// stopping, which closes them.
+    /// The listeners are non-blocking and close-on-exec (`FD_CLOEXEC`); the example `restart` shows
+    /// how to pass them to a new process. A stop no longer removes the path of a Unix socket. The
+    /// result is empty if the manager is not running. It is also empty during a stop, because a
+    /// stop closes the listeners itself.
     ///
     /// ```
     /// use pool_manager::{Config, Manager};
@@ -97,14 +100,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// old.stop()?;
     /// # Ok::<(), pool_manager::Error>(())
     /// ```
-    #[must_use = "listeners that are dropped are closed, and who waits at them is reset"]
+    #[must_use = "a listener that is dropped is closed, and clients in its accept queue are reset"]
     pub fn take_listeners(&mut self) -> Vec<ListenSocket> {
         if !self.is_running() {
             return Vec::new();
         }
         let taken = self.listeners.take(&mut self.cx.backend);
         if !taken.is_empty() {
-            log::info!("no longer listening: {} listeners are handed on", taken.len());
+            log::info!("no longer listening: {} listeners are handed over", taken.len());
         }
         taken
     }

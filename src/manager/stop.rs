@@ -1,4 +1,5 @@
-//! Stopping: who is idle goes at once, who is busy may finish, and at the deadline the rest goes.
+//! Stopping: idle connections close at once, busy ones may finish, and those still open at the
+//! deadline are aborted.
 
 use super::Manager;
 use crate::command::Command;
@@ -10,7 +11,7 @@ use crate::sys::Backend;
 use crate::time::Tick;
 use crate::worker::Verdict;
 
-/// A stop in progress: its deadline, and what there was when it began.
+/// A stop in progress: its deadline, and the counters when it began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drain {
     pub(super) until: Tick,
@@ -22,20 +23,23 @@ pub(super) struct Drain {
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Stops gracefully: refuses new connections, closes idle ones and those that are
-    /// [connecting](Manager::connect) at once, lets requests in
-    /// progress finish and replies go out, and aborts what is left at
-    /// [`stop_deadline`](crate::Config::stop_deadline). Runs turns until then; afterwards no
-    /// descriptor is open, and it can be started again.
+    /// Stops gracefully, and runs turns until the stop is complete. From now on,
+    /// [`put`](Manager::put) and [`connect`](Manager::connect) fail. Idle connections, and outgoing
+    /// connections that are not established, are closed at once. Requests in progress may finish,
+    /// and their replies are sent. Connections that are still open at
+    /// [`stop_deadline`](crate::Config::stop_deadline) are aborted. Afterwards every connection and
+    /// listener is closed, and the manager can be started again.
     ///
-    /// Whoever waits in a listener's queue is accepted before the listener closes (4096 at most
-    /// of each; nobody if `stop_deadline` is zero), and may make one request: closing at once
-    /// would reset them, though to them they have long been connected. It is the kernel that resets who connects between the last
-    /// `accept` and the close, a few microseconds; where other listeners share the port by
-    /// `SO_REUSEPORT`, Linux hands these over if `net.ipv4.tcp_migrate_req` is set.
+    /// Connections in a listener's accept queue are accepted before the listener closes, at most
+    /// 4096 per listener. Each of them may make one request. They are accepted because they are
+    /// established for their clients, and closing the listener would reset them. With a
+    /// `stop_deadline` of zero, none of them is accepted. The kernel resets clients that connect in
+    /// the few microseconds between the last `accept` and the close. If other listeners share the
+    /// port by `SO_REUSEPORT` and `net.ipv4.tcp_migrate_req` is set, Linux passes these clients to
+    /// the other listeners instead.
     ///
-    /// What is paused counts as in progress: somebody is still to answer. Closed connections
-    /// that linger for their last reply are waited for as well, each at most 5 s.
+    /// A paused connection counts as in progress, because an answer is pending. The stop also waits
+    /// for the lingering sockets of closed connections, for at most 5 s each.
     ///
     /// # Errors
     /// [`Error::NotRunning`]; as [`Manager::turn`].
@@ -52,34 +56,31 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.run()
     }
 
-    /// Begins a stop; one that has begun already is not prolonged.
+    /// Begins a stop if the manager is running. The deadline of a stop that has already begun is
+    /// not changed.
     pub(super) fn begin_stop(&mut self) {
         if !self.is_running() {
             return;
         }
         self.mailbox.refuse_puts();
-        let patience = self.cx.config.stop_time();
-        if patience.is_zero() {
+        let limit = self.cx.config.stop_time();
+        if limit.is_zero() {
             self.listeners.clear(&mut self.cx.backend);
         } else {
             self.listeners.finish();
         }
         let mut drain = Drain {
-            until: if patience.is_zero() {
-                self.cx.now.floor
-            } else {
-                self.cx.now.ceil.after(patience)
-            },
+            until: if limit.is_zero() { self.cx.now.floor } else { self.cx.now.ceil.after(limit) },
             live: self.pool.live(),
             idle: 0,
             put_before: self.cx.stats.put,
             unsent_before: self.cx.stats.bytes_unsent,
             dropped_before: self.cx.stats.bytes_dropped,
         };
-        log::info!("stopping: {} connections, at most {patience:?}", drain.live);
+        log::info!("stopping: {} connections, at most {limit:?}", drain.live);
         drain.idle = self.close_idle();
         self.drain = Some(drain);
-        // Those that were served a last time and are idle now have finished.
+        // Connections that `close_idle` has served, and that are idle again, can be closed now.
         for id in self.pool.ids() {
             if !self.pool.get_mut(id).is_some_and(|worker| worker.state.queued) {
                 self.apply_verdict(id, Verdict::Wait);
@@ -87,8 +88,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Reads a last time from every idle connection, and closes those that have nothing to say, and
-    /// those that are still to come.
+    /// Reads every idle connection once more and closes it if no data has arrived. Closes every
+    /// outgoing connection that is not established. Returns the number of closed connections.
     fn close_idle(&mut self) -> usize {
         let mut closed = 0;
         for id in self.pool.ids() {
@@ -113,7 +114,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         closed
     }
 
-    /// Completes a stop once nothing is left to wait for, or its deadline has passed.
+    /// Completes a stop if nothing is left to wait for, or if its deadline has passed.
     pub(super) fn finish_if_drained(&mut self, drain: Drain) -> Option<StopReport> {
         let over = drain.until <= self.cx.now.floor;
         let left = self.pool.live() > 0 || self.lingering.len() > 0 || self.listeners.any_open();
@@ -123,7 +124,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let aborted = self.pool.live();
         let came = (self.cx.stats.put - drain.put_before) as usize;
         self.abort_all();
-        // Those that were asked for too late to begin.
+        // `abort_all` also counts the queued outgoing connections that were never started.
         let late = (self.cx.stats.put - drain.put_before) as usize - came;
         let report = StopReport {
             idle: drain.idle + late,
@@ -136,7 +137,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Some(report)
     }
 
-    /// Closes everything without ceremony; the manager is stopped then.
+    /// Closes everything at once, without flushing. The manager is stopped afterwards.
     #[inline(never)]
     pub(super) fn abort_all(&mut self) {
         self.drain = None;
@@ -149,21 +150,21 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.lingering.clear(&mut self.cx.backend);
         let mut left = self.mailbox.close();
         left.extend(std::iter::from_fn(|| self.cx.commands.next()));
-        let mut last_question = 0;
+        let mut last_request = 0;
         for command in left {
             match command {
                 Command::Put(socket) => self.abandon_put(socket),
                 Command::Connect(call) => self.abandon_connect(*call),
                 Command::Linger(socket) => socket.close(),
-                Command::PublishStats(question) => last_question = last_question.max(question),
-                Command::Send(id, bytes) => self.give_back(id, bytes),
+                Command::PublishStats(request) => last_request = last_request.max(request),
+                Command::Send(id, bytes) => self.return_undelivered(id, bytes),
                 _ => {}
             }
         }
-        // What was asked for by whom that was told comes too late.
+        // Discard commands queued by the hooks above: the manager has stopped.
         while self.cx.commands.next().is_some() {}
         self.cx.backend.stop();
         self.cx.buffers.clear();
-        self.mailbox.publish(last_question, &self.stats());
+        self.mailbox.publish(last_request, &self.stats());
     }
 }

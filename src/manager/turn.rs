@@ -14,21 +14,24 @@ use crate::sys::Backend;
 use crate::time::{Now, Span, Tick};
 use crate::worker::Verdict;
 
-/// What one turn does at most, so that no phase keeps the others waiting. Connections have a
-/// budget per visit, listeners one each.
+/// Maximum number of commands that one turn executes. The limits per turn prevent one phase from
+/// delaying the others. A connection has its own budget per visit, and a listener its own limit per
+/// turn.
 const COMMANDS_PER_TURN: usize = 1024;
+/// Maximum number of timers that one turn processes.
 const TIMERS_PER_TURN: usize = 256;
 
-/// The longest wait, whatever a system's timeout can express.
+/// Maximum duration of one wait. Every supported system accepts a timeout of this length.
 const WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Runs one turn of the loop: waits until something is ready or due, for `timeout` at most
-    /// (`None`: without limit), and does a bounded amount of work.
+    /// Runs one turn of the loop. Waits until something is ready or due, but at most for `timeout`
+    /// (`None` means no limit). Then does a bounded amount of work.
     ///
-    /// A call that comes too early does nothing and returns. If it comes too late, deadlines are
-    /// late too, but peers that sent in time are served: reads go before deadlines. A signal ends
-    /// the wait early and is not an error.
+    /// If nothing is ready or due after the wait, the turn returns without doing any work. If your
+    /// own loop calls this method late, connections expire late too. Peers that sent in time are
+    /// still served, because a turn reads before it expires connections. A signal ends the wait
+    /// early and is not an error.
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Wait`] if waiting fails, after which all connections are
@@ -58,7 +61,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(Turn { events, served, expired, accepted, stopped })
     }
 
-    /// 1. Wait for readiness, `timeout` at most, and not at all if work is left.
+    /// 1. Wait for readiness, for at most `timeout`. If work is left, check for readiness without
+    ///    waiting.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = self.wait_timeout(timeout);
         let outcome = if self.cx.config.spin.is_zero() || timeout == Some(Duration::ZERO) {
@@ -77,8 +81,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// 2. Read the clock, once: everything in a turn sees the same time. If the last turn took
-    ///    long, its connections are credited with that time.
+    /// 2. Read the clock. All later phases of the turn use this time. If the visits since the last
+    ///    reading took long, the visited connections are credited with that time. The clock is also
+    ///    read before a wait that ends at a deadline, see [`Manager::wait_timeout`].
     pub(super) fn read_clock(&mut self) {
         let began = self.cx.now.ceil;
         self.cx.now = Now::new(self.cx.backend.millis());
@@ -93,7 +98,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.visited.clear();
     }
 
-    /// 3. Execute the commands of callbacks and handles, at most a batch.
+    /// 3. Execute commands from callbacks and handles, at most [`COMMANDS_PER_TURN`].
     fn run_commands(&mut self) {
         if !self.cx.commands.has_work() {
             return;
@@ -105,8 +110,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// 4. Put the connections that have events on the ready list. Events of connections that are
-    ///    gone are counted and dropped.
+    /// 4. Mark each connection, lingering socket and listener as ready if it has an event. Events
+    ///    for sockets that no longer exist are counted and ignored.
     fn mark_ready(&mut self) -> usize {
         let (pool, lingering, listeners) =
             (&mut self.pool, &mut self.lingering, &mut self.listeners);
@@ -128,7 +133,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         events
     }
 
-    /// 5. Serve each connection that was ready when the phase began, once.
+    /// 5. Serve each connection that is on the ready list when the phase begins. Each is served
+    ///    once. Then serve the lingering sockets.
     fn serve_ready(&mut self) -> usize {
         let before = self.visited.len();
         self.pool.take_ready(&mut self.visited);
@@ -138,7 +144,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let id = self.visited[at];
             let Some(worker) = self.pool.dequeue(id) else { continue };
             let verdict = worker.serve(&mut self.cx);
-            // Most connections are at rest now, and their deadlines are no sooner than before.
+            // Most connections now only wait for an event. Their deadlines are not sooner than
+            // before, so their timers need no change.
             let at_rest = verdict == Verdict::Wait && worker.state.flags.is_empty();
             debug_assert!(!at_rest || worker.state.is_armed(self.cx.deadlines), "{id} is due");
             if !at_rest || stopping {
@@ -151,7 +158,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         after - before
     }
 
-    /// 6. Expire deadlines, at most a batch, and after the reads.
+    /// 6. Process at most [`TIMERS_PER_TURN`] timers that have fired. A connection expires if its
+    ///    deadline has passed. A delayed request is delivered if the rate limit allows it now. This
+    ///    phase runs after the reads, so that data that arrived in time is served first.
     fn expire_due(&mut self) -> usize {
         let before = self.cx.stats.expired;
         for _ in 0..TIMERS_PER_TURN {
@@ -175,8 +184,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.run_hook(H::tick);
     }
 
-    /// 7. Accept new connections, at most a batch per listener, and after the present ones were
-    ///    served.
+    /// 7. Accept new connections, at most [`ACCEPTS`] per listener. This phase runs after the
+    ///    existing connections were served.
     #[inline(always)]
     pub(super) fn accept_new(&mut self) -> usize {
         if !self.listeners.any_ready() {
@@ -188,8 +197,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 let (permits, overload) = (&self.mailbox.permits, &self.cx.config.overload);
                 let (backend, stats) = (&mut self.cx.backend, &mut self.cx.stats);
                 match self.listeners.accept(index, backend, permits, overload, stats, self.cx.now) {
-                    Accepted::Connection { socket, addr, promised, proxied } => {
-                        self.on_accepted(socket, addr, promised, proxied);
+                    Accepted::Connection { socket, addr, has_permit, proxied } => {
+                        self.on_accepted(socket, addr, has_permit, proxied);
                     }
                     Accepted::Skip => {}
                     Accepted::Nothing => break,
@@ -208,14 +217,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// 9. Log warnings, and complete a stop.
+    /// 9. Log warnings, and complete a stop if it is done.
     fn report(&mut self) -> Option<StopReport> {
         self.log_warnings();
         self.drain.and_then(|drain| self.finish_if_drained(drain))
     }
 
-    /// Returns how long to wait. Before a wait that may block, the clock is read again: time spent
-    /// in callbacks, or between turns, would make it oversleep.
+    /// Returns how long to wait. If the wait may block until something is due, the clock is read
+    /// again first. Without this, time that was spent in callbacks or between turns would make the
+    /// wait too long.
     fn wait_timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         match self.due() {
             due if timeout == Some(Duration::ZERO) || due <= self.cx.now.floor => {
@@ -238,14 +248,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.backend.wait(timeout)
     }
 
-    /// Polls for as long as [`spin`](crate::Config::spin) says, then waits for the rest of
-    /// `timeout`.
+    /// Polls without blocking for at most the configured [`spin`](crate::Config::spin) time. If
+    /// nothing is ready by then, waits for the rest of `timeout`.
     #[inline(never)]
     fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let max = self.cx.config.spin.min(timeout.unwrap_or(WAIT_MAX));
         let began = self.cx.backend.now();
         let (mut spun, mut outcome) = (Duration::ZERO, Ok(false));
-        // No poll takes less than 50 ns, so this ends even if the clock stands still.
+        // A poll takes at least 50 ns. Limiting the number of polls ends the loop even if the clock
+        // stands still.
         let mut polls = max.as_nanos() / 50;
         while spun < max && polls > 0 && matches!(outcome, Ok(false)) {
             outcome = self.poll(Some(Duration::ZERO));
@@ -259,8 +270,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Returns when the next turn is due even if nothing becomes ready: now or earlier if work is
-    /// left, `NEVER` if nothing is planned.
+    /// Returns when the next turn is due even if nothing becomes ready. If work is left, this is
+    /// the current tick or an earlier one. If nothing is planned, it is `NEVER`.
     #[inline(always)]
     pub(super) fn due(&self) -> Tick {
         if self.pool.any_ready() || self.cx.commands.has_work() {

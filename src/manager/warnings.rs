@@ -8,10 +8,10 @@ use crate::handler::Handler;
 use crate::sys::Backend;
 use crate::time::{Now, Tick};
 
-/// At most one warning of a kind in this time.
+/// The shortest time between two warnings of a kind.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells of a growing counter, but not too often: what peers can cause must not fill a log.
+/// Reports the growth of a counter at a limited rate, so that peers cannot fill a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ThrottledWarning {
     seen: u64,
@@ -19,7 +19,7 @@ pub(super) struct ThrottledWarning {
 }
 
 impl ThrottledWarning {
-    /// By how much `count` has grown, if that is worth telling now.
+    /// Returns by how much `count` has grown since the last report, if a report is due.
     fn due(&mut self, count: u64, now: Now) -> Option<u64> {
         let grown = count - self.seen;
         if grown == 0 || self.not_before.is_some_and(|tick| tick > now.floor) {
@@ -30,33 +30,34 @@ impl ThrottledWarning {
     }
 }
 
-/// What a manager warns of.
+/// The counters that a manager warns about.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Warnings {
     slow: ThrottledWarning,
     panics: ThrottledWarning,
-    lost: ThrottledWarning,
-    crowded: ThrottledWarning,
+    admit_failures: ThrottledWarning,
+    memory_limit: ThrottledWarning,
 }
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Tells an operator what should not happen.
+    /// Logs the warnings on which an operator should act.
     pub(super) fn log_warnings(&mut self) {
         let (warnings, stats, now) = (&mut self.warnings, &self.cx.stats, self.cx.now);
         if let Some(slow) = warnings.slow.due(stats.slow_callbacks, now) {
             let longest = stats.longest_callback;
             log::warn!(
-                "{slow} slow callbacks held up everybody; the longest ever took {longest:?}"
+                "{slow} slow callbacks delayed all connections; the longest ever took {longest:?}"
             );
         }
         if let Some(panics) = warnings.panics.due(stats.panics, now) {
             log::warn!("{panics} callbacks panicked; their connections were closed");
         }
-        if let Some(lost) = warnings.lost.due(stats.admit_failures, now) {
-            log::warn!("{lost} connections could not be registered or wrapped and were closed");
+        if let Some(failed) = warnings.admit_failures.due(stats.admit_failures, now) {
+            log::warn!("{failed} connections could not be registered or wrapped and were closed");
         }
-        if let Some(crowded) = warnings.crowded.due(stats.closed(CloseReason::MemoryLimit), now) {
-            log::warn!("{crowded} connections were closed because memory_limit is used up");
+        let closed = stats.closed(CloseReason::MemoryLimit);
+        if let Some(closed) = warnings.memory_limit.due(closed, now) {
+            log::warn!("{closed} connections were closed because memory_limit is used up");
         }
     }
 }
@@ -66,14 +67,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_alarm_tells_of_growth_alone_and_at_most_once_a_second() {
+    fn a_warning_reports_growth_at_most_once_a_second() {
         let at = |millis| Now::new((millis, false));
-        let mut alarm = ThrottledWarning::default();
-        assert_eq!(alarm.due(0, at(5)), None);
-        assert_eq!(alarm.due(3, at(10)), Some(3));
-        assert_eq!(alarm.due(3, at(5_000)), None, "nothing new");
-        assert_eq!(alarm.due(4, at(6_000)), Some(1));
-        assert_eq!(alarm.due(9, at(6_999)), None, "too soon");
-        assert_eq!(alarm.due(9, at(7_000)), Some(5));
+        let mut warning = ThrottledWarning::default();
+        assert_eq!(warning.due(0, at(5)), None);
+        assert_eq!(warning.due(3, at(10)), Some(3));
+        assert_eq!(warning.due(3, at(5_000)), None, "nothing new");
+        assert_eq!(warning.due(4, at(6_000)), Some(1));
+        assert_eq!(warning.due(9, at(6_999)), None, "too soon");
+        assert_eq!(warning.due(9, at(7_000)), Some(5));
     }
 }

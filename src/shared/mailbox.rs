@@ -1,16 +1,23 @@
-//! Mailbox: the one place where other threads meet the loop.
+//! The mailbox: the data that the loop shares with other threads.
 //!
-//! It holds the commands that handles queue, the places they take, and the stats they read; the
-//! loop owns everything else. It knows what a command is, not what it does.
+//! It contains the queue of commands from handles, the permits for connections, and the stats that
+//! were published last. All other data belongs to the loop.
 //!
 //! # Why no wake is lost
-//! A sender pushes the command, *then* sets `pending`, both under the lock, and wakes the loop only
-//! if `pending` was clear. The loop clears `pending`, *then* takes from the queue under the lock,
-//! sets `pending` again if it leaves some, and never waits while `pending` is set. So a command is
-//! either in the queue when the loop takes from it, or its sender finds `pending` clear and wakes
-//! the loop. The other order would lose the command that arrives between taking and clearing. And
-//! a sender that set `pending` after the lock could do so when the loop has been stopped, started
-//! again and gone to wait: it would wake the loop that was, and the next sender none.
+//! A sender locks the queue, pushes its command, sets `pending`, and unlocks the queue. It then
+//! wakes the loop, but only if `pending` was clear before. The loop clears `pending` first. It then
+//! takes commands under the lock. If commands are left, it sets `pending` again. The loop never
+//! waits while `pending` is set.
+//!
+//! The loop therefore misses no command: a command is in the queue when the loop takes commands, or
+//! its sender finds `pending` clear and wakes the loop. If the loop cleared `pending` after it took
+//! commands, it would miss a command that arrives between the two steps.
+//!
+//! The sender sets `pending` under the lock because of restarts. Without the lock, this could
+//! happen: the sender pushes its command; the loop is stopped, is started again, and begins to
+//! wait; then the sender sets `pending`. The sender calls the wake function of the previous start,
+//! which no longer wakes the loop. The next sender finds `pending` set, and does not wake the loop
+//! either.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,13 +33,13 @@ use crate::shared::permits::Permits;
 use crate::socket::Socket;
 use crate::stats::Stats;
 
-/// Interrupts the backend's wait, from any thread.
+/// Interrupts the backend's wait. It can be called from any thread.
 pub type Wake = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
-/// Commands that may be queued at a time, by handles and by callbacks each.
+/// Maximum number of commands in the queue of handles. The queue of callbacks has the same maximum.
 pub(crate) const COMMANDS_MAX: usize = 65_536;
 
-/// Where a manager is in its life.
+/// The life cycle of a manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum LifeCycle {
@@ -46,8 +53,8 @@ pub(crate) enum LifeCycle {
 struct Queue {
     commands: VecDeque<Command>,
     wake: Option<Wake>,
-    /// How often stats were asked for.
-    questions: u64,
+    /// Number of requests for stats so far.
+    stats_requests: u64,
 }
 
 #[derive(Default)]
@@ -57,7 +64,7 @@ pub(crate) struct Mailbox {
     life_cycle: AtomicU8,
     pending: AtomicBool,
     queue: Mutex<Queue>,
-    /// The last stats published, and the number of the last question they answer.
+    /// The stats that were published last, and the number of the last request that they answer.
     stats: Mutex<(u64, Stats)>,
     published: Condvar,
 }
@@ -72,9 +79,9 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Takes a place for `socket` and queues it, or gives it back.
+    /// Takes a permit and queues `socket`. On failure, returns the socket.
     pub(crate) fn post_put(&self, socket: Socket) -> Result<(), (Socket, Error)> {
-        let mut queue = match self.take_place() {
+        let mut queue = match self.lock_with_permit() {
             Ok(queue) => queue,
             Err(error) => return Err((socket, error)),
         };
@@ -83,16 +90,17 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Takes a place for a connection that is to begin, and queues it.
-    pub(crate) fn post_connect(&self, call: ConnectRequest) -> Result<(), Error> {
-        let mut queue = self.take_place()?;
-        queue.commands.push_back(Command::Connect(Box::new(call)));
+    /// Takes a permit and queues a request to connect.
+    pub(crate) fn post_connect(&self, request: ConnectRequest) -> Result<(), Error> {
+        let mut queue = self.lock_with_permit()?;
+        queue.commands.push_back(Command::Connect(Box::new(request)));
         self.wake(queue);
         Ok(())
     }
 
-    /// The queue, once a place is taken for what is to be queued.
-    fn take_place(&self) -> Result<MutexGuard<'_, Queue>, Error> {
+    /// Locks the queue, and takes a permit for the connection that the caller will queue. If this
+    /// fails, no permit is taken.
+    fn lock_with_permit(&self) -> Result<MutexGuard<'_, Queue>, Error> {
         let queue = lock(&self.queue);
         self.admits(&queue)?;
         self.check_running()?;
@@ -100,12 +108,14 @@ impl Mailbox {
         Ok(queue)
     }
 
-    /// Fails unless connections may begin: not before a start, nor after a stop has begun.
+    /// Returns an error unless new connections are allowed. They are not allowed before a start, or
+    /// after a stop has begun.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
         if self.life_cycle() == LifeCycle::Running { Ok(()) } else { Err(Error::NotRunning) }
     }
 
-    /// Takes a permit for a connection. Counts a refusal if all are taken.
+    /// Takes a permit for a connection. If all permits are taken, counts a refusal and returns an
+    /// error.
     pub(crate) fn take_permit(&self) -> Result<(), Error> {
         if self.permits.try_acquire_or_count() {
             Ok(())
@@ -114,8 +124,8 @@ impl Mailbox {
         }
     }
 
-    /// A wake that fails is not an error: the loop looks at `pending` before it waits, so the
-    /// command is done at the next turn in any case.
+    /// Sets `pending`. Wakes the loop if `pending` was clear before. A failed wake is not an error:
+    /// the loop checks `pending` before it waits, so the command is executed in the next turn.
     fn wake(&self, queue: MutexGuard<'_, Queue>) {
         let wake = queue.wake.clone();
         let first = !self.pending.swap(true, Ordering::AcqRel);
@@ -123,13 +133,13 @@ impl Mailbox {
         if first {
             if let Some(Err(error)) = wake.map(|wake| wake()) {
                 log::warn!(
-                    "could not wake the loop, which will see to it at its next turn: {error}"
+                    "could not wake the loop, which will run the command in its next turn: {error}"
                 );
             }
         }
     }
 
-    /// Whether a command may be queued.
+    /// Returns an error if no command may be queued.
     fn admits(&self, queue: &Queue) -> Result<(), Error> {
         match self.life_cycle() {
             LifeCycle::Stopped => Err(Error::NotRunning),
@@ -158,13 +168,14 @@ impl Mailbox {
         self.life_cycle.store(life_cycle as u8, Ordering::Relaxed);
     }
 
-    /// Whether there is something to take.
+    /// Returns whether there are commands to take.
     #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Moves at most `max` queued commands to the back of `into`; what is left stays pending.
+    /// Moves at most `max` queued commands to the back of `into`. If some are left, the queue stays
+    /// pending.
     pub(crate) fn take(&self, into: &mut VecDeque<Command>, max: usize) {
         if self.pending.swap(false, Ordering::AcqRel) {
             let commands = &mut lock(&self.queue).commands;
@@ -175,30 +186,32 @@ impl Mailbox {
         }
     }
 
-    /// Lets commands in, from a loop that `wake` interrupts.
+    /// Accepts commands from now on. `wake` interrupts the wait of the loop.
     pub(crate) fn open(&self, wake: Wake) {
         let mut queue = lock(&self.queue);
         queue.wake = Some(wake);
         self.set_life_cycle(LifeCycle::Running);
     }
 
-    /// Lets no more sockets in.
+    /// Accepts no more connections. Other commands are still accepted.
     pub(crate) fn refuse_puts(&self) {
         let _queue = lock(&self.queue);
         self.set_life_cycle(LifeCycle::Stopping);
     }
 
-    /// Lets no more commands in, until it is opened again, and gives back those that are left.
+    /// Accepts no more commands until it is opened again. Returns the commands that were not
+    /// executed.
     pub(crate) fn close(&self) -> VecDeque<Command> {
-        self.shut(LifeCycle::Stopped)
+        self.close_with(LifeCycle::Stopped)
     }
 
-    /// Lets nothing in any more, for good; it was closed before, so nothing is left.
-    pub(crate) fn abandon(&self) {
-        self.shut(LifeCycle::Dropped);
+    /// Accepts no more commands, and cannot be opened again. The mailbox was closed before, so no
+    /// commands are left.
+    pub(crate) fn mark_dropped(&self) {
+        self.close_with(LifeCycle::Dropped);
     }
 
-    fn shut(&self, life_cycle: LifeCycle) -> VecDeque<Command> {
+    fn close_with(&self, life_cycle: LifeCycle) -> VecDeque<Command> {
         let mut queue = lock(&self.queue);
         self.set_life_cycle(life_cycle);
         queue.wake = None;
@@ -206,37 +219,39 @@ impl Mailbox {
         std::mem::take(&mut queue.commands)
     }
 
-    /// Answers all questions up to this one.
-    pub(crate) fn publish(&self, question: u64, stats: &Stats) {
+    /// Publishes stats as the answer to all requests with numbers up to `request`.
+    pub(crate) fn publish(&self, request: u64, stats: &Stats) {
         let mut latest = lock(&self.stats);
-        *latest = (latest.0.max(question), *stats);
+        *latest = (latest.0.max(request), *stats);
         self.published.notify_all();
     }
 
-    /// The stats as of the loop's next turn, or as last published if none comes within `patience`.
-    pub(crate) fn stats(&self, patience: Duration) -> Stats {
-        let question = self.ask();
+    /// Returns the stats of the loop's next turn, or those published last if no turn comes within
+    /// `timeout`.
+    pub(crate) fn stats(&self, timeout: Duration) -> Stats {
+        let request = self.request_stats();
         let latest = lock(&self.stats);
-        let Ok(question) = question else { return latest.1 };
+        let Ok(request) = request else { return latest.1 };
         self.published
-            .wait_timeout_while(latest, patience, |latest| latest.0 < question)
+            .wait_timeout_while(latest, timeout, |latest| latest.0 < request)
             .map_or_else(|poisoned| poisoned.into_inner().0.1, |(latest, _)| latest.1)
     }
 
-    /// Numbered, or an answer to somebody else, made before this question, could be taken for
-    /// the answer to it.
-    fn ask(&self) -> Result<u64, Error> {
+    /// Queues a request for stats and returns its number. The number is needed because an answer to
+    /// an earlier request may be older than this request.
+    fn request_stats(&self) -> Result<u64, Error> {
         let mut queue = lock(&self.queue);
         self.admits(&queue)?;
-        queue.questions += 1;
-        let question = queue.questions;
-        queue.commands.push_back(Command::PublishStats(question));
+        queue.stats_requests += 1;
+        let request = queue.stats_requests;
+        queue.commands.push_back(Command::PublishStats(request));
         self.wake(queue);
-        Ok(question)
+        Ok(request)
     }
 }
 
-/// No code that can panic runs under these locks, so a poisoned one is whole all the same.
+/// Locks a mutex. No code that can panic runs under these locks, so the data of a poisoned mutex is
+/// consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -280,7 +295,7 @@ mod tests {
             assert_eq!(wakes.load(Ordering::Relaxed), turn);
             mailbox.take(&mut taken, COMMANDS_MAX - 1);
             assert_eq!(taken.drain(..).count(), COMMANDS_MAX - 1);
-            assert!(mailbox.is_pending(), "one is left");
+            assert!(mailbox.is_pending(), "one command is left");
             mailbox.take(&mut taken, COMMANDS_MAX);
             assert_eq!(taken.drain(..).count(), 1);
             assert!(!mailbox.is_pending());
@@ -288,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_stats_has_them_as_soon_as_they_are_published() {
-        const PATIENCE: Duration = Duration::from_secs(20);
+    fn stats_return_as_soon_as_they_are_published() {
+        const TIMEOUT: Duration = Duration::from_secs(20);
         let (mailbox, _wakes) = opened();
         let mut latest = Stats::default();
         mailbox.publish(0, &latest);
@@ -302,13 +317,17 @@ mod tests {
                 }
                 mailbox.publish(1, &latest);
             });
-            mailbox.stats(PATIENCE)
+            mailbox.stats(TIMEOUT)
         });
         assert_eq!(stats.turns, 2);
-        assert!(began.elapsed() < PATIENCE);
+        assert!(began.elapsed() < TIMEOUT);
         mailbox.close();
-        assert_eq!(mailbox.stats(PATIENCE).turns, 2, "the last ones, when nobody is asked");
-        assert!(began.elapsed() < PATIENCE);
+        assert_eq!(
+            mailbox.stats(TIMEOUT).turns,
+            2,
+            "a closed mailbox returns the stats published last"
+        );
+        assert!(began.elapsed() < TIMEOUT);
     }
 
     #[test]
@@ -324,13 +343,13 @@ mod tests {
     }
 
     #[test]
-    fn commands_left_at_the_end_are_given_back_once() {
+    fn close_returns_the_remaining_commands_once() {
         let (mailbox, _wakes) = opened();
         mailbox.post(Command::Stop).unwrap();
         assert_eq!(format!("{mailbox:?}"), "Mailbox { life_cycle: Running, commands: 1, .. }");
         assert_eq!(mailbox.close().len(), 1);
         assert!(matches!(mailbox.post(Command::Stop), Err(Error::NotRunning)));
-        mailbox.abandon();
+        mailbox.mark_dropped();
         assert!(matches!(mailbox.post(Command::Stop), Err(Error::Dropped)));
     }
 }

@@ -1,22 +1,22 @@
-//! Places: how many connections there may be at a time, and how many there are.
+//! The permits of connections. `max_workers` limits their number.
 //!
-//! A place is taken before the socket goes anywhere, in one atomic step, so that the answer
-//! "busy" is immediate on every thread and the count never passes the maximum. It knows nothing
-//! of what takes the place.
+//! A permit is taken in one atomic step, before a connection is queued or gets a worker. Every
+//! thread therefore learns at once whether all workers are taken, and no permit is given beyond the
+//! maximum.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[derive(Debug, Default)]
 pub(crate) struct Permits {
     taken: AtomicUsize,
-    /// 0 for no maximum.
+    /// The maximum. 0 means no maximum.
     max: AtomicUsize,
-    /// How many connections were refused for want of a place, on any thread.
+    /// Connections that were refused because all permits were taken, on any thread.
     refused: AtomicU64,
 }
 
 impl Permits {
-    /// Takes a place, if one is free.
+    /// Takes a permit and returns true, or returns false if all are taken.
     pub(crate) fn try_acquire(&self) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         self.taken
@@ -26,7 +26,7 @@ impl Permits {
             .is_ok()
     }
 
-    /// Takes a place if one is free, and counts a refusal if none is.
+    /// Takes a permit and returns true. If all are taken, counts a refusal and returns false.
     pub(crate) fn try_acquire_or_count(&self) -> bool {
         let taken = self.try_acquire();
         if !taken {
@@ -43,10 +43,10 @@ impl Permits {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Gives a place back.
+    /// Returns a permit.
     pub(crate) fn release(&self) {
         let taken = self.taken.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(taken > 0, "released a place that was not taken");
+        debug_assert!(taken > 0, "released a permit that was not taken");
     }
 
     pub(crate) fn any_free(&self) -> bool {
@@ -58,7 +58,7 @@ impl Permits {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// Sets the maximum; those beyond a lower one keep their places.
+    /// Sets the maximum. Connections above a lower maximum keep their permits.
     pub(crate) fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }
@@ -70,7 +70,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn two_threads_never_take_more_than_there_are() {
+    fn two_threads_never_acquire_more_than_the_maximum() {
         for _ in 0..200 {
             let permits = Permits::default();
             permits.set_max(5);
@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_maximum_takes_nobody_s_place() {
+    fn lowering_the_maximum_revokes_no_permit() {
         let permits = Permits::default();
-        assert!((0..3).all(|_| permits.try_acquire()), "no maximum yet");
+        assert!((0..3).all(|_| permits.try_acquire()), "there is no maximum yet");
         permits.set_max(2);
         assert!(!permits.try_acquire());
         permits.release();
-        assert!(!permits.try_acquire(), "still at the maximum");
+        assert!(!permits.try_acquire(), "the count is still at the maximum");
         permits.release();
         assert!(permits.try_acquire());
     }

@@ -1,4 +1,4 @@
-//! Calls: connections that the pool begins, and how those that it calls answer.
+//! Outgoing connections of the pool, and the hosts that answer them.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -8,18 +8,18 @@ use std::time::Duration;
 use super::Network;
 use super::readiness::Edge;
 
-/// What each end of such a connection holds.
+/// Capacity in bytes of each inbox of an outgoing connection.
 const CAPACITY: usize = 64 << 10;
 
-/// How a call fails at once: no route, no descriptor, no free port, a filter.
-const UNCALLED: [ErrorKind; 4] = [
+/// The errors of an attempt that fails at once: no route, no descriptor, no free port, or a filter.
+const CONNECT_ERRORS: [ErrorKind; 4] = [
     ErrorKind::NetworkUnreachable,
     ErrorKind::Other,
     ErrorKind::AddrNotAvailable,
     ErrorKind::PermissionDenied,
 ];
 
-/// How a simulated [`Host`](crate::sim::Host) answers who connects to it.
+/// The answer of a simulated [`Host`](crate::sim::Host) to a connect attempt.
 ///
 /// ```
 /// use pool_manager::sim::Answer;
@@ -28,40 +28,40 @@ const UNCALLED: [ErrorKind; 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Answer {
-    /// It accepts after this time.
+    /// Accepts after this time.
     Accept(Duration),
-    /// It refuses after this time.
+    /// Refuses after this time.
     Refuse(Duration),
-    /// It cannot be reached, which turns out after this time.
+    /// Fails as unreachable after this time.
     Fail(Duration),
-    /// It never answers.
+    /// Never answers.
     Never,
 }
 
 impl Default for Answer {
-    /// As where nobody listens.
+    /// Refuses at once, as an address without a listener does.
     fn default() -> Self {
         Self::Refuse(Duration::ZERO)
     }
 }
 
-/// A call that will be answered.
+/// A connect attempt that will be answered.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(super) struct ConnectAttempt {
     end: usize,
     addr: SocketAddr,
     due: Duration,
-    /// Why it will fail, if it will.
+    /// The error, if the attempt will fail.
     failure: Option<ErrorKind>,
 }
 
-/// Who can be called.
+/// The state of a host that the pool may connect to.
 #[derive(Debug, Default)]
-pub(super) struct Called {
+pub(super) struct HostState {
     answer: Answer,
-    /// The peer's ends of connections that have come about.
+    /// The peer's ends of established connections that were not accepted yet.
     arrived: VecDeque<usize>,
-    /// How often it was called.
+    /// The number of connect attempts.
     count: u64,
 }
 
@@ -70,18 +70,18 @@ impl Network {
         self.hosts.entry(addr).or_default().answer = answer;
     }
 
-    /// The peer's end of a connection to `addr` that has come about.
+    /// Returns the peer's end of the next established connection to `addr`.
     pub(crate) fn arrived(&mut self, addr: SocketAddr) -> Option<usize> {
         self.hosts.get_mut(&addr)?.arrived.pop_front()
     }
 
-    /// How often `addr` was called, in vain or not.
+    /// Returns the number of connect attempts to `addr`, successful or not.
     pub(crate) fn connect_attempts(&self, addr: SocketAddr) -> u64 {
         self.hosts.get(&addr).map_or(0, |host| host.count)
     }
 
-    /// Begins a connection.
-    pub(crate) fn call(&mut self, addr: SocketAddr) -> io::Result<usize> {
+    /// Starts a connect attempt.
+    pub(crate) fn connect(&mut self, addr: SocketAddr) -> io::Result<usize> {
         self.count_call();
         let host = self.hosts.entry(addr).or_default();
         host.count += 1;
@@ -91,43 +91,44 @@ impl Network {
             return Err(io::Error::other("too many open files"));
         }
         if self.rng.permille(self.faults.failed_connects) {
-            return Err(UNCALLED[self.rng.below(UNCALLED.len())].into());
+            return Err(CONNECT_ERRORS[self.rng.below(CONNECT_ERRORS.len())].into());
         }
         let [_, end] = self.pair([CAPACITY; 2]);
-        self.ends[end].calling = true;
+        self.ends[end].connecting = true;
         let (after, failure) = match answer {
             Answer::Accept(after) => (after, None),
             Answer::Refuse(after) => (after, Some(ErrorKind::ConnectionRefused)),
             Answer::Fail(after) => (after, Some(ErrorKind::HostUnreachable)),
             Answer::Never => return Ok(end),
         };
-        self.calls_out.push(Call { end, addr, due: self.now + after, failure });
+        self.attempts.push(ConnectAttempt { end, addr, due: self.now + after, failure });
         Ok(end)
     }
 
-    /// Whether a connection that was begun has come about; a failure is told once.
+    /// Returns whether a connection is established. Reports a failure once.
     pub(crate) fn is_connected(&mut self, end: usize) -> io::Result<bool> {
         self.count_call();
-        self.answer_calls();
+        self.answer_attempts();
         let end = &mut self.ends[end];
         match end.failure.take() {
             Some(kind) => Err(kind.into()),
-            None => Ok(!end.calling),
+            None => Ok(!end.connecting),
         }
     }
 
-    /// When the next call will be answered.
+    /// Returns when the next attempt will be answered, or `Duration::MAX` if none will be.
     pub(crate) fn next_answer(&self) -> Duration {
-        self.calls_out.iter().map(|call| call.due).min().unwrap_or(Duration::MAX)
+        self.attempts.iter().map(|attempt| attempt.due).min().unwrap_or(Duration::MAX)
     }
 
-    /// Answers the calls whose time has come.
-    pub(crate) fn answer_calls(&mut self) {
+    /// Answers the attempts whose time has passed.
+    pub(crate) fn answer_attempts(&mut self) {
         let now = self.now;
-        let calls = std::mem::take(&mut self.calls_out);
-        let (due, later) = calls.into_iter().partition::<Vec<_>, _>(|call| call.due <= now);
-        self.calls_out = later;
-        for Call { end, addr, failure, .. } in due {
+        let attempts = std::mem::take(&mut self.attempts);
+        let (due, later) =
+            attempts.into_iter().partition::<Vec<_>, _>(|attempt| attempt.due <= now);
+        self.attempts = later;
+        for ConnectAttempt { end, addr, failure, .. } in due {
             let peer = self.ends[end].peer;
             let me = &mut self.ends[end];
             me.failure = failure;
@@ -135,25 +136,26 @@ impl Network {
                 me.edge = Edge::ALL;
                 continue;
             }
-            me.calling = false;
+            me.connecting = false;
             me.edge.writable = true;
             self.hosts.entry(addr).or_default().arrived.push_back(peer);
         }
     }
 
-    /// A call is over before there is a peer.
-    pub(super) fn hang_up(&mut self, end: usize) {
-        if self.ends[end].calling {
-            self.calls_out.retain(|call| call.end != end);
+    /// Removes the connect attempt of an end that closes before the connection is established. The
+    /// peer's end closes too.
+    pub(super) fn cancel_attempt(&mut self, end: usize) {
+        if self.ends[end].connecting {
+            self.attempts.retain(|attempt| attempt.end != end);
             let peer = self.ends[end].peer;
             self.ends[peer].open = false;
         }
     }
 
-    /// Nothing may be done with a connection that has not come about.
-    pub(super) fn check_called(&mut self, end: usize) {
-        if self.ends[end].calling {
-            self.violations.push(format!("used before it is there (end {end})"));
+    /// Records a violation if the connection is not established yet.
+    pub(super) fn check_connected(&mut self, end: usize) {
+        if self.ends[end].connecting {
+            self.violations.push(format!("used before it is established (end {end})"));
         }
     }
 }

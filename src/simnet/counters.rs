@@ -1,66 +1,67 @@
-//! Counters: what can be seen of a simulated network from outside.
+//! The public view of the simulated network: snapshots of connections, and counters.
 
 use std::time::Duration;
 
-/// What the network knows of one of the pool's connections.
+/// The state of one of the pool's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnSnapshot {
-    /// The number that its two ends share.
+    /// The number of the connection. It is the same at both ends.
     pub connection: usize,
-    /// Whether it was begun by the pool and has not come about.
-    pub calling: bool,
+    /// The pool started the connection, and it is not established yet.
+    pub connecting: bool,
     /// Bytes that the peer has sent and the pool has not read.
     pub unread: usize,
-    /// Whether an end of file, or a reset, comes after them.
+    /// An end of file or a reset follows these bytes.
     pub ended: bool,
     /// Bytes that the pool has read.
     pub received: u64,
     /// Bytes that the pool has written.
     pub sent: u64,
-    /// Bytes that it could write now.
+    /// Bytes that the pool could write now.
     pub room: usize,
-    /// Whether its last write found no more room, and none has come since.
+    /// The last write found too little space, and the peer has read nothing since.
     pub full: bool,
-    /// Whether an event is to come.
+    /// The connection has an event that no wait has reported yet.
     pub pending: bool,
-    /// Whether it was reset, or a call on it has failed.
+    /// The connection was reset, or broken by a failed call.
     pub broken: bool,
-    /// When the pool last read or wrote a byte or found no room to, or the connection was
-    /// registered.
+    /// The time of the pool's last activity on this connection: it read or wrote a byte, found no
+    /// space to write, or registered the connection.
     pub moved: Duration,
 }
 
-/// What there is in a simulated network, and what went wrong in it so far.
+/// Counters of a simulated network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Ends of the pool's that are open; those that wait at a listener are not.
+    /// Open ends of the pool. Connections that wait at a listener are not counted.
     pub open: usize,
-    /// Sockets that are registered.
+    /// Registered sockets.
     pub registered: usize,
     /// Connections that the pool accepted.
     pub accepted: u64,
-    /// Reads that got less than there was, by [`Faults::short_reads`](super::Faults).
+    /// Reads that returned fewer bytes than possible because of
+    /// [`Faults::short_reads`](super::Faults).
     pub short_reads: u64,
-    /// Writes of the pool's that took less than was offered.
+    /// Writes of the pool that took fewer bytes than offered.
     pub short_writes: u64,
     /// Calls that broke a connection.
     pub broken: u64,
-    /// Calls of accept that found no descriptor.
+    /// Calls of accept that failed because no descriptors were left.
     pub starved_accepts: u64,
-    /// Connections that were reset because their listener closed while they waited.
+    /// Connections that were reset because their listener closed before they were accepted.
     pub turned_away: u64,
-    /// Waits that kept events back.
+    /// Waits that returned only a part of the events.
     pub truncated_waits: u64,
-    /// Waits that a signal ended.
+    /// Waits that were interrupted by a signal.
     pub interrupted_waits: u64,
     /// When the last wait ended.
     pub waited: Duration,
-    /// When it began, if it was to take time; else when it ended.
+    /// When the last wait began. With a zero timeout, a clock jump counts as time before the wait.
     pub asked: Duration,
-    /// How much time the clock jumped over.
+    /// Sum of all jumps of the clock.
     pub jumped: Duration,
-    /// The longest jump.
+    /// The longest jump of the clock.
     pub longest_jump: Duration,
 }

@@ -1,8 +1,8 @@
-//! Faults: what goes wrong in a simulated network, and how often.
+//! The faults of a simulated network, and their probabilities.
 
 use crate::simnet::rng::Rng;
 
-/// How often things go wrong, in thousandths of the occasions.
+/// The frequency of each fault, per thousand occasions.
 ///
 /// ```
 /// use pool_manager::sim::Faults;
@@ -12,55 +12,56 @@ use crate::simnet::rng::Rng;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Faults {
-    /// Reads give less than there is.
+    /// A read returns fewer bytes than possible.
     pub short_reads: u16,
-    /// Writes take less than there is room for.
+    /// A write takes fewer bytes than possible.
     pub short_writes: u16,
-    /// Reads, writes and waits are interrupted by a signal.
+    /// A read, write, accept or wait is interrupted by a signal.
     pub interrupts: u16,
-    /// Events are reported of sockets that are not ready.
+    /// An event is reported for a socket that is not ready.
     pub spurious_events: u16,
-    /// Events are reported of sockets that are gone.
+    /// An event is reported for a socket that no longer exists.
     pub stale_events: u16,
-    /// A wait hands out only some of the events; the others keep.
+    /// A wait returns only a part of the events. Later waits return the others.
     pub truncated_waits: u16,
-    /// A read fails, and the connection with it.
+    /// A read fails and breaks the connection.
     pub failed_reads: u16,
-    /// A write fails, and the connection with it.
+    /// A write fails and breaks the connection.
     pub failed_writes: u16,
-    /// A connection cannot begin.
+    /// An outgoing connection cannot be started.
     pub failed_connects: u16,
-    /// Registering fails.
+    /// Registering a socket fails.
     pub failed_registers: u16,
-    /// Waiting fails for another reason than a signal.
+    /// A wait fails for a reason other than a signal.
     pub failed_waits: u16,
-    /// Starting fails.
+    /// Starting the backend fails.
     pub failed_starts: u16,
-    /// Accepting fails for the connection.
+    /// Accepting fails for one connection.
     pub aborted_accepts: u16,
-    /// Accepting fails for want of descriptors in the whole system.
+    /// Accepting fails because the system has no descriptors left.
     pub starved_accepts: u16,
-    /// How many connections the process has descriptors for: accepting and connecting fail for
-    /// those beyond; 0 for any number.
+    /// Maximum number of open connections, as if each used one of the process's descriptors. When
+    /// it is reached, accepting and connecting fail. 0 means no limit.
     pub descriptors: usize,
-    /// A reset destroys what was not yet read.
+    /// A reset destroys the bytes that were not read yet.
     pub destructive_resets: u16,
-    /// The clock jumps ahead by up to two hours: the process was suspended.
+    /// The clock jumps ahead by up to two hours, as if the process had been suspended.
     pub clock_jumps: u16,
-    /// Read and write readiness are reported apart, as kqueue does, rather than merged as epoll
-    /// does: all of the time or never.
+    /// Read and write readiness are reported in separate events, as by kqueue, instead of in one,
+    /// as by epoll. This is not a frequency: it applies always or never.
     pub split_events: bool,
 }
 
 impl Faults {
-    /// Nothing goes wrong.
+    /// Creates a configuration without faults.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// A random subset of the faults with very different weights (Groce et al., "Swarm
-    /// testing", ISSTA 2012): what never happens together with everything else is found, too.
+    /// Returns a random subset of the faults, with very different probabilities (Groce et al.,
+    /// "Swarm testing", ISSTA 2012). This finds bugs that are hidden when all faults happen
+    /// together.
     #[must_use]
     pub fn swarm(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5157_4152_4d21);

@@ -1,4 +1,4 @@
-//! Queue: connections that wait at a listener to be accepted.
+//! Simulated listeners, and the connections that wait to be accepted.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::Network;
 use super::readiness::Source;
 
-/// How accepting fails for one connection: `accept(2)` passes on what went wrong with it.
+/// The errors of `accept(2)` that concern one connection.
 const ABORTED: [ErrorKind; 6] = [
     ErrorKind::ConnectionAborted,
     ErrorKind::ConnectionReset,
@@ -19,9 +19,9 @@ const ABORTED: [ErrorKind; 6] = [
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Their ends, and where they come from.
+    /// The pool's ends of the waiting connections, and the addresses that they come from.
     waiting: VecDeque<(usize, Option<IpAddr>)>,
-    /// Whether it listens, though perhaps nobody waits for it.
+    /// The listener is open. It stays open when a backend releases it, so `token` may be `None`.
     open: bool,
     token: Option<u64>,
     pub(super) edge: bool,
@@ -40,12 +40,12 @@ impl Network {
         queue.edge = !queue.waiting.is_empty();
     }
 
-    /// It goes on listening, with nobody who accepts.
+    /// Stops reporting readiness. The listener stays open.
     pub(crate) fn release_listener(&mut self, listener: usize) {
         self.listeners[listener].token = None;
     }
 
-    /// Closing a listener resets who still waits.
+    /// Closes a listener. The waiting connections are reset.
     pub(crate) fn close_listener(&mut self, listener: usize) {
         self.listeners[listener].token = None;
         self.listeners[listener].open = false;
@@ -55,17 +55,17 @@ impl Network {
         }
     }
 
-    /// How many wait.
+    /// Returns the number of waiting connections.
     pub(crate) fn waiting(&self, listener: usize) -> usize {
         self.listeners[listener].waiting.len()
     }
 
-    /// Whether its edge was not taken yet.
+    /// Returns whether the listener has an edge that was not taken yet.
     pub(crate) fn is_pending(&self, listener: usize) -> bool {
         self.listeners[listener].edge
     }
 
-    /// One more waits; at a listener that is not open it is reset at once.
+    /// Adds a waiting connection. If the listener is not open, the connection is reset at once.
     pub(crate) fn arrive(&mut self, listener: usize, end: usize, from: Option<IpAddr>) {
         self.ends[end].ours = false;
         self.counters.open -= 1;

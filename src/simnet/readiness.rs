@@ -1,13 +1,14 @@
-//! Readiness: registration, and the edges that arise and are taken.
+//! Registration, and the readiness edges of sockets and listeners.
 
 use std::io::{self, ErrorKind};
 
 use super::{ConnSnapshot, Network};
 
-/// Ends that are registered no more are kept in mind, for stale events and for who asks late.
+/// Number of deregistered ends that are remembered, for stale events and late snapshots.
 const RETIRED: usize = 512;
 
-/// How registering fails: no memory, no room for a watch, not pollable, registered already.
+/// The errors of registering: out of memory, no space for a watch, not pollable, or already
+/// registered.
 const UNREGISTERED: [ErrorKind; 4] = [
     ErrorKind::OutOfMemory,
     ErrorKind::StorageFull,
@@ -15,7 +16,7 @@ const UNREGISTERED: [ErrorKind; 4] = [
     ErrorKind::AlreadyExists,
 ];
 
-/// What a socket has become ready for since it was last asked.
+/// The readiness that a socket has gained since its edge was last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edge {
     pub(crate) readable: bool,
@@ -31,7 +32,7 @@ impl Edge {
     }
 }
 
-/// What an edge has arisen at.
+/// The source of an edge.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     Listener(usize),
@@ -39,7 +40,8 @@ pub(super) enum Source {
 }
 
 impl Network {
-    /// What is known of the connection that is registered under `token`, or was when it was.
+    /// Returns the state of the connection that is registered under `token`, or its last state if
+    /// it was deregistered.
     pub(crate) fn snapshot(&self, token: u64) -> Option<ConnSnapshot> {
         let Some(&end) = self.registered.get(&token) else {
             let retired = self.retired.iter().rev().find(|retired| retired.0 == token);
@@ -49,7 +51,7 @@ impl Network {
         let peer = &self.ends[end.peer];
         Some(ConnSnapshot {
             connection: end.connection,
-            calling: end.calling,
+            connecting: end.connecting,
             unread: end.inbox.len(),
             ended: end.fin || end.reset,
             received: end.received,
@@ -76,7 +78,7 @@ impl Network {
         let readable = ended || !me.inbox.is_empty();
         me.token = Some(token);
         me.moved = self.now;
-        me.edge = if me.calling {
+        me.edge = if me.connecting {
             Edge::default()
         } else {
             Edge { readable, writable: room, closed: ended }
@@ -98,7 +100,8 @@ impl Network {
         self.retired.push_back((token, look));
     }
 
-    /// Takes the edges that have arisen, in random order and perhaps not all of them.
+    /// Takes the edges and returns them in random order. A fault may leave some of them for the
+    /// next call.
     pub(crate) fn take_edges(&mut self) -> Vec<(u64, Edge)> {
         self.count_call();
         let mut found = self.ready_listeners();
@@ -128,7 +131,8 @@ impl Network {
             || self.ends.iter().any(|(_, end)| end.token.is_some() && end.edge.any())
     }
 
-    /// A token that some live or dead socket has or had.
+    /// Returns the token of a random socket: of a deregistered one if `dead` is true, and of a
+    /// registered one if not.
     pub(crate) fn any_token(&mut self, dead: bool) -> Option<u64> {
         if dead {
             let index = self.rng.below(self.retired.len());

@@ -1,8 +1,8 @@
-//! Rng: a small seeded generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).
+//! A small seeded random number generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).
 //!
-//! The same seed throws the same numbers on every machine. Not for secrets.
+//! The same seed gives the same numbers on every machine. It is not suited for secrets.
 
-/// A seeded source of numbers, for simulations that are to happen twice.
+/// A seeded random number generator, for reproducible simulations.
 ///
 /// ```
 /// use pool_manager::sim::Rng;
@@ -13,13 +13,13 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// Rng that will throw what all rng with this seed throw.
+    /// Creates a generator. Generators with the same seed return the same numbers.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Any number.
+    /// Returns a random number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -28,19 +28,19 @@ impl Rng {
         mixed ^ mixed >> 31
     }
 
-    /// A number below `limit`; 0 if that is 0.
+    /// Returns a random number below `limit`, or 0 if `limit` is 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        // The bias of a remainder is far below what a simulation could notice.
+        // The bias of the remainder is too small to matter in a simulation.
         (self.number() % limit.max(1) as u64) as usize
     }
 
-    /// True `permille` times of a thousand. Throws nothing for 0, so that a fault that is not
-    /// drawn does not change the others.
+    /// Returns true with a probability of `permille` in a thousand. If `permille` is 0, no random
+    /// number is used up, so an unused fault does not change the other decisions.
     pub fn permille(&mut self, permille: u16) -> bool {
         permille > 0 && self.below(1000) < usize::from(permille)
     }
 
-    /// Puts a slice in random order.
+    /// Shuffles a slice.
     pub fn shuffle<T>(&mut self, slice: &mut [T]) {
         for last in (1..slice.len()).rev() {
             slice.swap(last, self.below(last + 1));

@@ -1,12 +1,12 @@
-//! Stream: a handle to one end of a simulated connection.
+//! A handle to one end of a simulated connection.
 
 use std::io::{self, Read, Write};
 
 use super::{Shared, lock};
 
-/// One end of a simulated connection. Never blocks; dropping it closes it.
+/// One end of a simulated connection. It never blocks. Dropping it closes it.
 ///
-/// Both the peer that a test plays and the socket that the pool serves are one of these.
+/// Both the peer in a test and the socket that the pool serves are streams of this type.
 ///
 /// ```
 /// use pool_manager::sim::Sim;
@@ -34,21 +34,21 @@ impl Stream {
         self.end
     }
 
-    /// A number that the two ends of this connection share with no other.
+    /// Returns the number of the connection. It is the same at both ends.
     #[must_use]
     pub fn connection(&self) -> usize {
         lock(&self.net).connection(self.end)
     }
 
-    /// Says that nothing more will be written.
+    /// Shuts down the sending side. The peer then reads an end of file.
     ///
     /// # Errors
-    /// `NotConnected` once the connection was reset.
+    /// `NotConnected` if the connection was reset.
     pub fn shutdown_write(&self) -> io::Result<()> {
         lock(&self.net).shutdown_write(self.end)
     }
 
-    /// Closes the connection so that the other end sees a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) {
         lock(&self.net).reset_peer_of(self.end);
     }

@@ -1,7 +1,7 @@
-//! Prometheus: the counters as a monitoring system scrapes them.
+//! The counters in the text exposition format of Prometheus, version 0.0.4.
 //!
-//! The text exposition format, version 0.0.4: a `HELP` and a `TYPE` line for each family, then its
-//! samples. It knows no HTTP: who serves it says `Content-Type: text/plain; version=0.0.4`.
+//! Each family has a `HELP` and a `TYPE` line, followed by its samples. The HTTP endpoint that
+//! serves the text must send `Content-Type: text/plain; version=0.0.4`.
 
 use std::fmt;
 use std::io;
@@ -9,16 +9,17 @@ use std::io;
 use super::Stats;
 use crate::conn_state::{Cause, CloseReason};
 
-/// What the samples of a family mean to who scrapes them.
+/// The type of a family.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// It goes up and down.
+    /// The value goes up and down.
     Gauge,
-    /// It only grows.
+    /// The value only grows.
     Counter,
 }
 
-/// The words for causes and reasons as label values: unlike those for people, they never change.
+/// Label values for causes and reasons. They are part of the stable interface, unlike the texts
+/// that `Display` writes.
 const CAUSES: [(Cause, &str); Cause::REQUESTS.len()] = [
     (Cause::Drained, "drained"),
     (Cause::Framed, "framed"),
@@ -50,14 +51,17 @@ const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
 ];
 
 impl Stats {
-    /// The counters in the text exposition format of Prometheus, version 0.0.4, for an endpoint
-    /// that is scraped. Names begin with `pool_manager_`; they and the values of the labels
-    /// `cause` and `reason` are stable. Times are in seconds. About 6 KB.
+    /// Returns the counters in the text exposition format of Prometheus, version 0.0.4.
+    ///
+    /// All names begin with `pool_manager_`. The names, and the values of the labels `cause` and
+    /// `reason`, are stable. Times are in seconds. The text has about 6 KB. Serve it with
+    /// `Content-Type: text/plain; version=0.0.4`.
     ///
     /// ```
     /// use pool_manager::Stats;
     /// let text = Stats::default().prometheus().to_string();
-    /// assert!(text.contains("# TYPE pool_manager_connections gauge\npool_manager_connections 0\n"));
+    /// assert!(text.contains("# TYPE pool_manager_connections gauge\n"));
+    /// assert!(text.contains("\npool_manager_connections 0\n"));
     /// assert!(text.contains("pool_manager_requests_total{cause=\"framed\"} 0\n"));
     /// ```
     #[must_use]
@@ -74,7 +78,7 @@ impl fmt::Display for Prometheus {
         let stats = &self.0;
         gauges(f, stats)?;
         counters(f, stats)?;
-        head(f, Kind::Counter, "requests_total", "Callbacks, by cause.")?;
+        head(f, Kind::Counter, "requests_total", "Requests delivered, by cause.")?;
         for (cause, word) in CAUSES {
             let count = stats.requests(cause);
             writeln!(f, "pool_manager_requests_total{{cause=\"{word}\"}} {count}")?;
@@ -91,53 +95,57 @@ impl fmt::Display for Prometheus {
 fn gauges(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     let longest = stats.longest_callback.as_secs_f64();
     for (name, value, help) in [
-        ("connections", stats.live, "Connections now."),
-        ("connections_peak", stats.peak, "The most connections at a time."),
-        ("lingering", stats.lingering, "Closed connections whose last reply is on its way."),
-        ("held_bytes", stats.bytes_held, "Bytes of buffers kept for requests that have begun."),
-        ("spare_buffers", stats.spare, "Warm, empty buffers now."),
+        ("connections", stats.live, "Current connections."),
+        ("connections_peak", stats.peak, "Maximum number of connections at a time."),
+        ("lingering", stats.lingering, "Closed connections that are still read."),
+        ("held_bytes", stats.bytes_held, "Bytes of buffers kept for incomplete requests."),
+        ("spare_buffers", stats.spare, "Current warm, empty buffers."),
     ] {
         family(f, Kind::Gauge, name, help, value)?;
     }
-    let help = "The longest callback, if they are timed.";
+    let help = "The longest callback, if callbacks are timed.";
     family(f, Kind::Gauge, "longest_callback_seconds", help, longest)
 }
 
 fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     for (name, value, help) in [
         ("accepted_total", stats.accepted, "Connections that listeners accepted."),
-        ("connects_total", stats.connects, "Connections that were to begin here."),
-        ("connected_total", stats.connected, "Those of them that came about."),
-        ("put_total", stats.put, "Connections given to a worker."),
+        ("connects_total", stats.connects, "Outgoing connections."),
+        ("connected_total", stats.connected, "Outgoing connections that were established."),
+        ("put_total", stats.put, "Connections that got a worker."),
         ("busy_total", stats.busy, "Connections refused because all workers were taken."),
         (
             "refused_per_peer_total",
             stats.refused_per_peer,
-            "Connections refused because their peer had too many.",
+            "Connections refused because their peer had too many connections.",
         ),
-        ("proxied_total", stats.proxied, "Connections that began with a header of a proxy."),
+        ("proxied_total", stats.proxied, "Connections that began with a PROXY header."),
         (
             "admit_failures_total",
             stats.admit_failures,
-            "Connections closed because they could not be registered.",
+            "Connections closed because they could not be registered or wrapped.",
         ),
         ("read_bytes_total", stats.bytes_in, "Bytes read."),
         ("written_bytes_total", stats.bytes_out, "Bytes written."),
-        ("dropped_bytes_total", stats.bytes_dropped, "Bytes read that no callback saw."),
-        ("unsent_bytes_total", stats.bytes_unsent, "Bytes of reply that were never sent."),
+        ("dropped_bytes_total", stats.bytes_dropped, "Bytes read that were not delivered."),
+        ("unsent_bytes_total", stats.bytes_unsent, "Bytes of replies that were not sent."),
         ("turns_total", stats.turns, "Turns of the loop."),
-        ("ticks_total", stats.ticks, "Calls of the handler's own timer."),
+        ("ticks_total", stats.ticks, "Calls of the handler's tick."),
         ("waits_total", stats.waits, "Waits for readiness."),
         ("reads_total", stats.reads, "Reads from connections."),
         ("writes_total", stats.writes, "Writes to connections."),
         ("accepts_total", stats.accepts, "Calls of accept, successful or not."),
-        ("accept_errors_total", stats.accept_errors, "Calls of accept that failed for one."),
-        ("fd_exhausted_total", stats.fd_exhausted, "Times that no descriptor was left to accept."),
+        (
+            "accept_errors_total",
+            stats.accept_errors,
+            "Calls of accept that failed for a connection.",
+        ),
+        ("fd_exhausted_total", stats.fd_exhausted, "Pauses because descriptors ran out."),
         ("events_total", stats.events, "Readiness events."),
-        ("stale_events_total", stats.stale_events, "Events for connections that were gone."),
+        ("stale_events_total", stats.stale_events, "Events for closed connections."),
         ("commands_total", stats.commands, "Commands from callbacks and handles."),
-        ("stale_commands_total", stats.stale_commands, "Commands for connections that were gone."),
-        ("throttled_total", stats.throttled, "Times that a request waited for its rate."),
+        ("stale_commands_total", stats.stale_commands, "Commands for closed connections."),
+        ("throttled_total", stats.throttled, "Requests delayed by the rate limit."),
         ("expired_total", stats.expired, "Deadlines that passed."),
         ("buffers_allocated_total", stats.buffers_allocated, "Buffers allocated."),
         ("slow_callbacks_total", stats.slow_callbacks, "Callbacks slower than slow_callback."),
@@ -149,7 +157,7 @@ fn counters(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     family(f, Kind::Counter, "spun_seconds_total", "Time spent polling before a wait.", spun)
 }
 
-/// A family of one sample without labels.
+/// Writes a family of one sample without labels.
 fn family(
     f: &mut fmt::Formatter<'_>,
     kind: Kind,
@@ -180,8 +188,9 @@ mod tests {
         name.starts_with("pool_manager_") && name.chars().all(inner)
     }
 
-    /// Every line by the grammar of the format: heads once and before their samples, names and
-    /// labels of the right letters, values that are numbers, a newline at the end.
+    /// Checks every line against the grammar of the format. Each head occurs once, before its
+    /// samples. Names and labels have valid letters. Values are numbers. The text ends with a
+    /// newline.
     #[test]
     fn every_line_is_well_formed_and_every_family_has_its_head() {
         let text = Stats::default().prometheus().to_string();
@@ -202,9 +211,9 @@ mod tests {
             }
             let (key, value) = line.rsplit_once(' ').expect("a value");
             assert!(value.parse::<f64>().is_ok(), "{line}");
-            assert!(series.insert(key), "{key} comes twice");
+            assert!(series.insert(key), "{key} appears twice");
             let (name, labels) = key.split_once('{').unwrap_or((key, "x=\"x\"}"));
-            assert_eq!(name, current, "a sample follows its head");
+            assert_eq!(name, current, "a sample must follow its head");
             let (label, value) = labels.split_once("=\"").expect("a label");
             assert!(label.chars().all(|letter| letter.is_ascii_lowercase()), "{line}");
             let word = value.strip_suffix("\"}").expect("a closing brace");
@@ -214,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_those_of_the_counters() {
+    fn samples_show_the_values_of_the_counters() {
         let mut stats = Stats {
             live: 3,
             bytes_in: u64::MAX,
@@ -280,10 +289,12 @@ mod tests {
             panics: 132,
             ..Stats::default()
         };
-        let names = "connections connections_peak lingering held_bytes spare_buffers accepted_total \
-            put_total busy_total refused_per_peer_total proxied_total admit_failures_total read_bytes_total \
+        let names = "connections connections_peak lingering held_bytes spare_buffers \
+            accepted_total put_total busy_total refused_per_peer_total proxied_total \
+            admit_failures_total read_bytes_total \
             written_bytes_total dropped_bytes_total unsent_bytes_total turns_total ticks_total \
-            waits_total reads_total writes_total accepts_total accept_errors_total fd_exhausted_total \
+            waits_total reads_total writes_total accepts_total accept_errors_total \
+            fd_exhausted_total \
             events_total stale_events_total commands_total stale_commands_total throttled_total \
             expired_total buffers_allocated_total slow_callbacks_total panics_total";
         let text = stats.prometheus().to_string();
@@ -294,7 +305,8 @@ mod tests {
         assert_eq!(names.split(' ').count(), 32);
     }
 
-    /// A counter that is not shown would be missed only when it is wanted.
+    /// Compares the number of fields of `Stats` with the number of samples, so that a new counter
+    /// cannot be forgotten.
     #[test]
     fn every_counter_is_shown() {
         let fields = format!("{:#?}", Stats::default());

@@ -1,7 +1,7 @@
-//! Backend: where sockets, readiness and time come from.
+//! The backend: the source of sockets, readiness and time.
 //!
-//! Every impure act of the loop is a method here, so that the same loop runs over the operating
-//! system ([`Os`]) and over anything else that keeps the same promises. It knows no workers.
+//! Everything that the loop needs from outside is a method of this trait. The same loop therefore
+//! runs on the operating system ([`Os`](super::Os)) and on the simulated network.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -13,135 +13,145 @@ pub use crate::shared::mailbox::Wake;
 use crate::socket::Socket;
 use crate::time::millis;
 
-/// What the loop needs from the world.
+/// The operations that the loop needs from outside.
 ///
-/// Readiness is edge-triggered: it is reported when it arises and, once reported, not again
-/// until it has gone and come back. A socket is registered once, for reading, writing and
-/// priority alike, and reports what it is ready for at that moment.
+/// Readiness is edge-triggered: it is reported when it begins, and is not reported again before it
+/// has ended and begun anew. A socket is registered once, for reading, writing and priority
+/// together. If it is ready when it is registered, this readiness is reported too.
 ///
-/// Implemented by [`Os`] and by the simulated network; the trait may gain methods in any release.
+/// The trait is implemented by [`Os`](super::Os) and by the simulated network. It may gain methods
+/// in any release.
 pub trait Backend {
     /// A listening socket.
     type Listener;
 
-    /// Opens what waiting needs, and returns what interrupts a wait from other threads.
+    /// Opens the resources for waiting. Returns a function that interrupts a wait from another
+    /// thread.
     ///
     /// # Errors
-    /// Out of descriptors; nothing stays open then.
+    /// The error of the failed call, for example if no descriptor is left. Nothing stays open.
     fn start(&mut self) -> io::Result<Wake>;
 
-    /// Closes what [`Backend::start`] opened.
+    /// Closes the resources that [`Backend::start`] opened.
     fn stop(&mut self);
 
-    /// The time since an arbitrary fixed moment; never goes back.
+    /// Returns the time since an arbitrary fixed moment. It never goes back.
     fn now(&mut self) -> Duration;
 
-    /// The whole milliseconds of [`Backend::now`], and whether a part of one more has passed. Asked
-    /// twice a turn: a world may know a shorter way.
+    /// Returns the whole milliseconds of [`Backend::now`], and whether a part of one more has
+    /// passed. It is called once or twice per turn, so a backend may implement it in a cheaper way.
     fn millis(&mut self) -> (u64, bool) {
         millis(self.now())
     }
 
-    /// Waits until something is ready, `timeout` has passed (rounded up; `None`: for ever) or a
-    /// wake came, and keeps the events for [`Backend::events`]. Says whether there are any, a
-    /// wake being one.
+    /// Waits until something is ready, `timeout` has passed, or another thread interrupts the wait.
+    /// The timeout is rounded up; `None` means no timeout. The events are stored for
+    /// [`Backend::events`]. Returns whether there are events. An interrupt by another thread counts
+    /// as an event.
     ///
     /// # Errors
-    /// `Interrupted` by a signal, or what makes waiting impossible.
+    /// `Interrupted` if a signal arrived, or the error that makes waiting impossible.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool>;
 
-    /// Hands out the events of the last wait.
+    /// Passes the events of the last wait to `each`.
     fn events(&mut self, each: impl FnMut(Event));
 
-    /// Begins to report the readiness of `socket` under `token`.
+    /// Reports the readiness of `socket` under `token` from now on.
     ///
     /// # Errors
-    /// It cannot be waited for, or the kernel has no room for it.
+    /// The socket does not support waiting, or the kernel is out of memory.
     fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()>;
 
-    /// Reports nothing more of `socket`, even if its open file lives on elsewhere.
+    /// Stops reporting readiness of `socket`, even if its open file has other descriptors.
     fn deregister(&mut self, socket: &Socket);
 
-    /// Begins to listen: readiness under `token` means that there is something to accept.
+    /// Starts to report readiness of a listening socket under `token`. Readiness means that a
+    /// connection can be accepted.
     ///
     /// # Errors
     /// As [`Backend::register`].
     fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Self::Listener>;
 
-    /// Stops listening and closes.
+    /// Stops listening, and closes the listener.
     fn close_listener(&mut self, listener: Self::Listener);
 
-    /// Reports nothing more of `listener`, and gives it back with who waits in its queue. The
-    /// default closes it, for worlds whose listeners cannot be handed on.
+    /// Stops reporting readiness of `listener`, and returns it with its backlog. The default closes
+    /// it and returns `None`, for backends that cannot return a listener.
     fn release_listener(&mut self, listener: Self::Listener) -> Option<ListenSocket> {
         self.close_listener(listener);
         None
     }
 
-    /// Takes one connection from a listener's queue, non-blocking, with its peer's IP address if it
+    /// Accepts one connection. Returns it in non-blocking mode, with the peer's IP address if it
     /// has one.
     ///
     /// # Errors
-    /// `WouldBlock` if the queue is empty, or what `accept(2)` says.
+    /// `WouldBlock` if the backlog is empty, or the error of `accept(2)`.
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
-    /// Begins a connection, non-blocking, and does not wait for it: an event says that it is there
-    /// or has failed. The default is for worlds that have no such.
+    /// Starts a non-blocking connection and does not wait for it. An event reports when it is
+    /// established or has failed. The default returns an error, for backends without outgoing
+    /// connections.
     ///
     /// # Errors
-    /// What `socket(2)` says, and `connect(2)` at once.
+    /// The error of `socket(2)`, or of `connect(2)` if it fails at once.
     fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, format!("nobody can be reached at {addr}")))
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("this backend can't connect to {addr}"),
+        ))
     }
 
-    /// Whether a connection that was begun is there; not yet, if it has not failed.
+    /// Returns whether an outgoing connection is established. Returns false while it is in
+    /// progress.
     ///
     /// # Errors
-    /// Why it has failed.
+    /// The error for which the connection failed.
     fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
         let _ = socket;
         Ok(true)
     }
 
-    /// Reads what there is, at most `into`.
+    /// Reads bytes into `into`, and returns their number.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing, or what `read(2)` says.
+    /// `WouldBlock` if there is nothing to read, or the error of `read(2)`.
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
         socket.read(into)
     }
 
-    /// Writes as much of `bytes` as there is room for.
+    /// Writes as many of `bytes` as the socket takes, and returns their number.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none, or what `write(2)` says.
+    /// `WouldBlock` if the socket is full, or the error of `write(2)`.
     fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
         socket.write(bytes)
     }
 
-    /// Sends on what a transport has gathered; nothing for plain sockets.
+    /// Sends the bytes that a transport has buffered. Does nothing for plain sockets.
     ///
     /// # Errors
-    /// `WouldBlock` if it has to be called again, or what the transport says.
+    /// `WouldBlock` if it has to be called again, or the error of the transport.
     fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
         socket.flush()
     }
 
-    /// Says to the peer that nothing more will be written.
+    /// Shuts down the sending side of the socket. The peer then reads an end of file.
     ///
     /// # Errors
-    /// What `shutdown(2)` says.
+    /// The error of `shutdown(2)`.
     fn shutdown_write(&mut self, socket: &mut Socket) -> io::Result<()> {
         socket.shutdown_write()
     }
 
-    /// Whether a read that got less than it had room for has certainly taken all there was, so
-    /// that the next byte raises a new edge.
+    /// Returns whether a short read always means that the socket is drained, so that the next byte
+    /// causes a new edge. A short read is one that returned fewer bytes than it had space for.
     fn short_read_is_drained(&self, socket: &Socket) -> bool;
 }
 
-/// A listening socket that no loop waits for: what [`Manager::listen_on`](crate::Manager::listen_on)
-/// takes and [`Manager::take_listeners`](crate::Manager::take_listeners) gives back.
+/// A listening socket that is not registered with any manager.
+/// [`Manager::listen_on`](crate::Manager::listen_on) takes it, and
+/// [`Manager::take_listeners`](crate::Manager::take_listeners) returns it.
 ///
 /// ```
 /// use pool_manager::ListenSocket;
@@ -166,7 +176,7 @@ pub enum ListenSocket {
 }
 
 impl ListenSocket {
-    /// The TCP address it is bound to.
+    /// Returns the TCP address that the listener is bound to.
     pub(crate) fn addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
@@ -174,7 +184,8 @@ impl ListenSocket {
         }
     }
 
-    /// The descriptor, to hand it on or to look at its options; a simulated listener has none.
+    /// Returns the descriptor, for example to pass it on or to read options. A simulated listener
+    /// has none.
     #[must_use]
     #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -199,24 +210,25 @@ impl From<UnixListener> for ListenSocket {
     }
 }
 
-/// One edge of readiness.
+/// A readiness edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What was registered.
+    /// The token of the socket, as given to `register` or `listen`.
     pub token: u64,
-    /// There may be something to read or to accept.
+    /// There may be bytes to read, or a connection to accept.
     pub readable: bool,
-    /// There may be room to write.
+    /// There may be space to write.
     pub writable: bool,
-    /// A side is closed, or there is an error: reads must go on to the end to see it.
+    /// One side is closed, or there is an error. Reads must continue until they return the end of
+    /// file or the error.
     pub closed: bool,
-    /// There is urgent data, at which a read stops short.
+    /// There is urgent data, which ends a read early.
     pub priority: bool,
 }
 
 impl Event {
-    /// Whether a read may find something: bytes, an end or an error. Asked of each event, so
-    /// without branches.
+    /// Returns whether a read may return bytes, an end of file or an error. It has no branches
+    /// because it is called for every event.
     pub(crate) fn invites_read(self) -> bool {
         self.readable | self.closed | self.priority
     }

@@ -1,14 +1,16 @@
-//! Oneshot: which sockets are armed for what, where the system disarms what it reports.
+//! Records which directions each socket is armed for, on systems where a reported event disarms its
+//! direction.
 //!
-//! mio can stand on poll(2), which it makes edge-triggered by forgetting an interest once it has
-//! been reported, until the socket is registered anew. Registering anew replaces what is armed;
-//! so this room remembers what was, and arms what has blocked and nothing else: what is ready all
-//! along would be reported for ever. It knows no selector.
+//! On some systems mio uses poll(2), and has to emulate edge-triggered readiness. After it has
+//! reported an event, it no longer reports that direction until the socket is registered again.
+//! Registering again replaces the interest in both directions, so this module remembers which
+//! directions are armed. A direction is armed again only after a call has returned `WouldBlock`. A
+//! direction that is always armed and ready would be reported by every wait.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 
-/// What a socket is armed for.
+/// The directions that a socket is armed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Armed {
     pub(super) token: u64,
@@ -29,7 +31,7 @@ pub(super) struct Oneshot {
 }
 
 impl Oneshot {
-    /// A socket was registered for everything.
+    /// Records that a socket was registered for both directions.
     pub(super) fn insert(&mut self, socket: RawFd, token: u64) {
         self.armed.insert(socket, Armed { token, reading: true, writing: true });
         self.sockets.insert(token, socket);
@@ -45,7 +47,7 @@ impl Oneshot {
         *self = Self::default();
     }
 
-    /// An event was reported, which disarmed what it says.
+    /// Records that an event was reported and has disarmed its directions.
     pub(super) fn reported(&mut self, token: u64, readable: bool, writable: bool) {
         let socket = self.sockets.get(&token);
         if let Some(armed) = socket.and_then(|socket| self.armed.get_mut(socket)) {
@@ -54,7 +56,8 @@ impl Oneshot {
         }
     }
 
-    /// A socket has blocked: what to arm it for now, if that is more than it was.
+    /// Records that a call in this direction has returned `WouldBlock`. Returns the directions for
+    /// which the socket has to be armed, or `None` if it is already armed for this one.
     pub(super) fn blocked(&mut self, socket: RawFd, direction: Direction) -> Option<Armed> {
         let armed = self.armed.get_mut(&socket)?;
         let before = *armed;
@@ -71,10 +74,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_reported_is_armed_again_only_once_it_blocks() {
+    fn a_reported_direction_is_armed_again_when_it_blocks() {
         let mut oneshot = Oneshot::default();
         oneshot.insert(3, 7);
-        assert_eq!(oneshot.blocked(3, Direction::Reading), None, "it is armed still");
+        assert_eq!(oneshot.blocked(3, Direction::Reading), None, "it is still armed");
         oneshot.reported(7, true, true);
         let armed = Armed { token: 7, reading: true, writing: false };
         assert_eq!(oneshot.blocked(3, Direction::Reading), Some(armed));
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_that_blocks_does_not_disarm_reading() {
+    fn a_blocked_write_does_not_disarm_reading() {
         let mut oneshot = Oneshot::default();
         oneshot.insert(3, 7);
         oneshot.reported(7, false, true);
@@ -93,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_is_not_armed() {
+    fn a_removed_socket_is_not_armed() {
         let mut oneshot = Oneshot::default();
         oneshot.insert(3, 7);
         oneshot.remove(3);

@@ -1,7 +1,7 @@
-//! Os: the operating system, through mio; the only room that names it.
+//! The operating system as a backend, through mio. No other module uses mio.
 //!
-//! One epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered by
-//! their descriptors and used through plain `read` and `write`.
+//! It has one epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered
+//! by their descriptors. Data is transferred by plain `read` and `write` calls.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,10 +22,10 @@ use crate::id::Token;
 use crate::socket::{Socket, as_stream};
 use crate::time::millis;
 
-/// How many events one wait hands out.
+/// Maximum number of events that one wait returns.
 const EVENTS: usize = 1024;
 
-/// Whether mio stands on poll(2), and so disarms what it reports.
+/// True if mio uses poll(2), so that a reported event disarms its direction.
 const REARM: bool = cfg!(mio_unsupported_force_poll_poll);
 
 /// The operating system as a [`Backend`].
@@ -35,15 +35,15 @@ pub struct Os {
     events: Events,
     epoch: Instant,
     millisecond: Millisecond,
-    /// Unused but where it is needed: see [`REARM`].
+    /// Used only if [`REARM`] is true.
     oneshot: Oneshot,
 }
 
 impl Os {
-    /// Opens an epoll or kqueue instance and a waker, which stay open until this is dropped.
+    /// Opens an epoll or kqueue instance and a waker. They stay open until this value is dropped.
     ///
     /// # Errors
-    /// The process is out of descriptors, or the kernel out of memory.
+    /// The process has no descriptors left, or the kernel is out of memory.
     pub fn new() -> io::Result<Self> {
         let epoch = clock();
         let poll = Poll::new()?;
@@ -58,7 +58,7 @@ impl Os {
         })
     }
 
-    /// Returns the descriptor that is readable when a turn has something to do.
+    /// Returns the descriptor that becomes readable when there are events for a turn.
     #[cfg(not(mio_unsupported_force_poll_poll))]
     pub(crate) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.poll.registry().as_fd()
@@ -68,7 +68,8 @@ impl Os {
         self.poll.registry()
     }
 
-    /// Asks for the next edge of what has blocked, where the system does not promise one by itself.
+    /// Arms a direction again if the call has returned `WouldBlock`, on systems where mio uses
+    /// poll(2).
     fn rearm<T>(&mut self, socket: &Socket, direction: Direction, outcome: &io::Result<T>) {
         let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
         if !REARM || !blocked {
@@ -81,7 +82,8 @@ impl Os {
             (true, false) => readable(),
             (false, _) => Interest::WRITABLE,
         };
-        // It fails for a socket that has hung up, which reports nothing more in any case.
+        // This call fails for a socket that has hung up. Such a socket reports no more events in
+        // any case.
         let _ = SourceFd(&fd).reregister(self.registry(), mio_token(armed.token), wanted);
     }
 }
@@ -103,14 +105,15 @@ impl Backend for Os {
         clock().saturating_duration_since(self.epoch)
     }
 
-    /// Most readings fall into the millisecond of the one before, and are not converted.
+    /// Most readings are in the same millisecond as the reading before, and need no conversion.
     #[inline]
     fn millis(&mut self) -> (u64, bool) {
         let now = clock();
         if now >= self.millisecond.ends {
             self.millisecond = Millisecond::of(now, self.epoch);
         }
-        // One that began this very nanosecond is rounded up as well: a millisecond late, never early.
+        // `true` is returned even at the exact start of a millisecond. A deadline may then be a
+        // millisecond late, but never early.
         (self.millisecond.number, true)
     }
 
@@ -155,7 +158,7 @@ impl Backend for Os {
         if REARM {
             self.oneshot.remove(fd);
         }
-        // It fails if the kernel has dropped the socket already.
+        // This call fails if the kernel has already removed the socket.
         let _ = SourceFd(&fd).deregister(self.registry());
     }
 
@@ -177,7 +180,7 @@ impl Backend for Os {
         })
     }
 
-    /// mio's `accept` makes the connection non-blocking and close-on-exec in the same call.
+    /// mio's `accept` makes the connection non-blocking and close-on-exec in the same system call.
     fn accept(&mut self, listener: &mut Listener) -> io::Result<(Socket, Option<IpAddr>)> {
         Ok(match &listener.0 {
             Kind::Tcp(listener) => {
@@ -190,15 +193,15 @@ impl Backend for Os {
         })
     }
 
-    /// mio's `connect` is non-blocking and close-on-exec from the first call on.
+    /// mio's `connect` creates the socket as non-blocking and close-on-exec.
     fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
         let stream = TcpStream::from(OwnedFd::from(mio::net::TcpStream::connect(addr)?));
         stream.set_nodelay(true)?;
         Ok(stream.into())
     }
 
-    /// What failed is the socket's error; what has a peer is there; anything else is still to come,
-    /// and if it never does, that is for a deadline to find.
+    /// A failed connection has a socket error. An established connection has a peer address. A
+    /// connection with neither is still in progress, and its deadline limits the time.
     fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
         let Socket::Tcp(stream) = socket else { return Ok(true) };
         match stream.take_error()? {
@@ -227,9 +230,9 @@ impl Backend for Os {
         outcome
     }
 
-    /// On Linux, TCP alone: a Unix read also stops at passed descriptors, and a transport may
-    /// hold bytes that the kernel no longer knows of. Other systems stop at urgent data without
-    /// an event that says so.
+    /// Returns true only for TCP sockets on Linux. A read of a Unix socket also stops at passed
+    /// descriptors. A transport may hold bytes in its own buffers. On other systems, a read also
+    /// stops at urgent data, and no event reports that data.
     #[inline]
     fn short_read_is_drained(&self, socket: &Socket) -> bool {
         let linux = cfg!(any(target_os = "linux", target_os = "android"));
@@ -242,7 +245,7 @@ fn clock() -> Instant {
     Instant::now()
 }
 
-/// One whole millisecond since the epoch.
+/// A whole millisecond since the epoch, and the moment at which it ends.
 #[derive(Debug)]
 struct Millisecond {
     number: u64,
@@ -269,8 +272,9 @@ enum Kind {
 }
 
 impl Listener {
-    /// A TCP listener gets `TCP_NODELAY`, which what it accepts inherits: replies go out in one
-    /// write each, and waiting to gather more would only delay them.
+    /// Takes over a listener, and makes it non-blocking. A TCP listener gets `TCP_NODELAY`, which
+    /// accepted connections inherit. A reply is usually sent with one write, so waiting for more
+    /// data would only delay it.
     fn new(bound: ListenSocket) -> io::Result<Self> {
         Ok(Self(match bound {
             ListenSocket::Tcp(listener) => {
@@ -301,8 +305,8 @@ impl fmt::Debug for Os {
     }
 }
 
-/// Reading, with priority where the platform can say it, or bytes behind urgent data would wait
-/// for an edge that never comes.
+/// Returns the interest in readable events, and in priority events where the platform supports
+/// them. Without priority events, no edge would report the bytes after urgent data.
 fn readable() -> Interest {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     return Interest::READABLE | Interest::PRIORITY;
@@ -314,7 +318,8 @@ fn raw(socket: &Socket) -> io::Result<RawFd> {
     socket.fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| ErrorKind::Unsupported.into())
 }
 
-/// Lossless: `lib.rs` refuses to compile where a pointer has fewer than 64 bits.
+/// Converts a token without loss. `lib.rs` does not compile on targets where a pointer has fewer
+/// than 64 bits.
 fn mio_token(token: u64) -> mio::Token {
     mio::Token(token as usize)
 }
@@ -324,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_short_way_to_a_millisecond_agrees_with_the_clock() {
+    fn millis_agrees_with_now() {
         let mut os = Os::new().unwrap();
         let (mut partial, mut last) = (0, 0);
         while last < 20 {
@@ -334,6 +339,6 @@ mod tests {
             assert!((before..=last).contains(&number), "{number} of {before} to {last}");
             partial += u64::from(more);
         }
-        assert!(partial > 0, "never a part of one more");
+        assert!(partial > 0, "a part of one more millisecond was never reported");
     }
 }

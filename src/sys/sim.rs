@@ -1,7 +1,8 @@
-//! Sim: a seeded network and a virtual clock as a backend, so that the real loop and a user's own
-//! handler run in a hostile network, and the same seed gives the same run.
+//! A backend with a simulated network and a virtual clock. The real loop and the user's handler run
+//! in a network with faults, and the same seed gives the same run.
 //!
-//! Time passes only when the loop waits. Nothing sleeps and nothing is random but by the seed.
+//! Time passes only while the loop waits, or when [`Sim::advance`] is called. Nothing sleeps, and
+//! all random decisions come from the seed.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -16,16 +17,17 @@ pub use crate::simnet::{Answer, ConnSnapshot, Counters, Faults, Stream};
 use crate::simnet::{Edge, Network, Shared, lock};
 use crate::socket::Socket;
 
-/// What a socket's inbox holds by default.
+/// Default capacity in bytes of an inbox.
 const CAPACITY: usize = 64 << 10;
 
-/// How far time goes when nothing will ever happen.
+/// Time by which the clock advances in a wait without a timeout if nothing happens.
 const FOR_EVER: Duration = Duration::from_secs(3_600);
-/// How long a wait takes that may take no time.
+/// Duration of a wait with a zero timeout.
 const POLL: Duration = Duration::from_micros(1);
 
-/// A simulated world: hand a clone to [`Manager::with_backend`](crate::Manager::with_backend) and
-/// keep one, to play the peers and to look at the clock.
+/// A simulated network with a virtual clock. Pass a clone to
+/// [`Manager::with_backend`](crate::Manager::with_backend), and keep one to act as the peers and to
+/// read the clock.
 ///
 /// ```
 /// use pool_manager::sim::Sim;
@@ -47,7 +49,7 @@ const POLL: Duration = Duration::from_micros(1);
 /// peer.read_exact(&mut reply)?;
 /// assert_eq!(&reply, b"hello");
 ///
-/// // Nobody speaks any more: after three virtual seconds the idle deadline closes it.
+/// // The peer sends no more: after three virtual seconds the idle deadline passes.
 /// while manager.stats().live > 0 {
 ///     manager.turn(None)?;
 /// }
@@ -61,88 +63,90 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// A world in which nothing goes wrong but what peers do.
+    /// Creates a network without faults.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self::with_faults(seed, Faults::none())
     }
 
-    /// A world in which things go wrong.
+    /// Creates a network with faults.
     #[must_use]
     pub fn with_faults(seed: u64, faults: Faults) -> Self {
         Self { net: Arc::new(Mutex::new(Network::new(seed, faults))), events: Vec::new() }
     }
 
-    /// Changes what goes wrong from now on.
+    /// Changes the faults from now on.
     pub fn set_faults(&self, faults: Faults) {
         lock(&self.net).faults = faults;
     }
 
-    /// A connection: the peer's end and the pool's.
+    /// Creates a connection. Returns the peer's end and the pool's end.
     #[must_use]
     pub fn pair(&self) -> (Stream, Stream) {
         self.pair_with(CAPACITY, CAPACITY)
     }
 
-    /// A connection whose ends hold at most that many unread bytes: first what the peer's does,
-    /// then what the pool's does.
+    /// Creates a connection whose ends hold a limited number of unread bytes: at most `peer` at the
+    /// peer's end, and at most `pool` at the pool's.
     #[must_use]
     pub fn pair_with(&self, peer: usize, pool: usize) -> (Stream, Stream) {
         let [here, there] = lock(&self.net).pair([peer.max(1), pool.max(1)]);
         (Stream::new(self.net.clone(), here), Stream::new(self.net.clone(), there))
     }
 
-    /// Something to listen on, for [`Manager::listen_on`](crate::Manager::listen_on).
+    /// Creates a listener, for [`Manager::listen_on`](crate::Manager::listen_on).
     #[must_use]
     pub fn listener(&self) -> Listener {
         let index = lock(&self.net).listen();
         Listener { net: self.net.clone(), index }
     }
 
-    /// Who is at an address that the pool may connect to.
+    /// Returns the host at an address that the pool may connect to.
     #[must_use]
     pub fn host(&self, addr: SocketAddr) -> Host {
         Host { net: self.net.clone(), addr }
     }
 
-    /// The virtual time.
+    /// Returns the virtual time.
     #[must_use]
     pub fn now(&self) -> Duration {
         lock(&self.net).now
     }
 
-    /// Lets time pass: what a slow callback does.
+    /// Advances the virtual time, as a slow callback would.
     pub fn advance(&self, by: Duration) {
         lock(&self.net).now += by;
     }
 
-    /// A number that two runs share only if the same things happened in the same order.
+    /// Returns a digest of the events, reads and writes so far. If two runs have equal digests,
+    /// these were almost certainly the same, in the same order.
     #[must_use]
     pub fn digest(&self) -> u64 {
         lock(&self.net).digest
     }
 
-    /// What the network knows of a connection that is being served, or was until just now.
+    /// Returns the state of a connection that is being served, or the last state of one that ended
+    /// recently.
     #[must_use]
     pub fn snapshot(&self, id: ConnId) -> Option<ConnSnapshot> {
         lock(&self.net).snapshot(id.token())
     }
 
-    /// What there is, and what went wrong so far.
+    /// Returns the counters of the network.
     #[must_use]
     pub fn counters(&self) -> Counters {
         lock(&self.net).counters()
     }
 
-    /// What the loop did that no program may do, such as using a closed socket, since the last
-    /// call.
+    /// Returns the violations since the last call: operations of the loop that are wrong, such as
+    /// closing a socket that is still registered. A correct loop causes none.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.net).violations)
     }
 }
 
-/// Where simulated peers connect to.
+/// A simulated listener, to which peers connect.
 #[derive(Clone, Debug)]
 pub struct Listener {
     net: Shared,
@@ -169,21 +173,21 @@ impl Listener {
         Stream::new(self.net.clone(), here)
     }
 
-    /// How many have connected and were not accepted yet.
+    /// Returns the number of connections that were not accepted yet.
     #[must_use]
     pub fn waiting(&self) -> usize {
         lock(&self.net).waiting(self.index)
     }
 
-    /// Whether an event is to come.
+    /// Returns whether the listener has an event that no wait has reported yet.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         lock(&self.net).is_pending(self.index)
     }
 }
 
-/// Who is at an address that the pool connects to ([`Manager::connect`](crate::Manager::connect)).
-/// Where nobody was made to answer, calls are refused.
+/// A host at an address that the pool connects to ([`Manager::connect`](crate::Manager::connect)).
+/// Until its answer is set, it refuses connections.
 ///
 /// ```
 /// use pool_manager::sim::{Answer, Sim};
@@ -208,24 +212,24 @@ pub struct Host {
 }
 
 impl Host {
-    /// Where it is.
+    /// Returns the address of the host.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// How it answers connections that begin from now on.
+    /// Sets the answer to connect attempts that start from now on.
     pub fn set_answer(&self, answer: Answer) {
         lock(&self.net).set_answer(self.addr, answer);
     }
 
-    /// How often it was called, in vain or not.
+    /// Returns the number of connect attempts, successful or not.
     #[must_use]
     pub fn connect_attempts(&self) -> u64 {
         lock(&self.net).connect_attempts(self.addr)
     }
 
-    /// The peer's end of the next connection that has come about, if there is one.
+    /// Returns the peer's end of the next established connection, if there is one.
     #[must_use]
     pub fn accept(&self) -> Option<Stream> {
         let end = lock(&self.net).arrived(self.addr)?;
@@ -291,11 +295,11 @@ impl Backend for Sim {
             return Err(ErrorKind::Interrupted.into());
         }
         let woken = std::mem::take(&mut net.woken);
-        net.answer_calls();
+        net.answer_attempts();
         if !woken && !net.any_edge() {
             let until = net.now + timeout.map_or(FOR_EVER, |timeout| timeout.max(POLL));
             net.now = until.min(net.next_answer());
-            net.answer_calls();
+            net.answer_attempts();
         }
         net.counters.waited = net.now;
         for (token, edge) in net.take_edges() {
@@ -354,7 +358,7 @@ impl Backend for Sim {
     }
 
     fn connect(&mut self, addr: SocketAddr) -> io::Result<Socket> {
-        let end = lock(&self.net).call(addr)?;
+        let end = lock(&self.net).connect(addr)?;
         Ok(Socket::Sim(Stream::new(self.net.clone(), end)))
     }
 
@@ -362,7 +366,8 @@ impl Backend for Sim {
         lock(&self.net).is_connected(simulated(socket)?.end())
     }
 
-    /// As on Linux: a simulated stream has no urgent data and passes no descriptors.
+    /// As for TCP on Linux. A simulated stream has no urgent data and passes no descriptors.
+    /// Returns false with the faults that make reads short or split events.
     fn short_read_is_drained(&self, _socket: &Socket) -> bool {
         let faults = lock(&self.net).faults;
         faults.short_reads == 0 && !faults.split_events

@@ -1,7 +1,7 @@
-//! Unix domain listeners in the file system: bound without a moment in which anyone may connect
-//! who should not, over a stale path but never over a live one, and removed at the end.
+//! Unix domain listeners in the file system.
 //!
-//! It knows paths and permissions, and nothing of the loop.
+//! A listener's path has mode 0600 from the moment at which it exists. Binding replaces a stale
+//! socket, but never one that is in use. The path is removed when the listener closes.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
@@ -10,10 +10,10 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
-/// How many names for a temporary directory are tried.
+/// Number of possible names for a temporary directory.
 const NAMES: u32 = 36 * 36;
 
-/// A path that is ours: removed when this is dropped, if it is still the same socket.
+/// A bound path. Dropping it removes the path, if the same socket is still there.
 #[derive(Debug)]
 pub(crate) struct Claim {
     path: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Leaves the path to somebody else.
+    /// Gives up the path without removing it.
     pub(crate) fn abandon(mut self) {
         self.path.clear();
     }
@@ -30,7 +30,8 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // Nothing can be done about a directory that has become read-only.
+            // This call fails, for example, if the directory has become read-only. The path then
+            // stays.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -38,31 +39,33 @@ impl Drop for Claim {
 
 /// Binds `path` with mode 0600.
 ///
-/// The socket is bound in a fresh directory that only we may enter, given its mode there, and
-/// then linked to its place: at no moment can others connect, and what is there already is never
-/// replaced unseen. A umask would do the first for every file that other threads create meanwhile.
+/// The socket is bound in a new directory that only this user may enter. It gets its mode there,
+/// and is then linked to `path`. Other users can therefore never connect, and an existing file is
+/// never replaced by accident. A umask would also set the mode, but it would apply to files that
+/// other threads create at the same time.
 pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
-    // The bound name is another one, so the length of this one is not checked there.
+    // Check the length of `path` here. The kernel does not, because the socket is bound under
+    // another name.
     SocketAddr::from_pathname(path)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let room = Room::create(parent)?;
-    let (inside, aside) = (room.name("s"), room.name("t"));
+    let dir = PrivateDir::create(parent)?;
+    let (inside, aside) = (dir.name("s"), dir.name("t"));
     let placed = UnixListener::bind(&inside).and_then(|listener| {
         fs::set_permissions(&inside, Permissions::from_mode(0o600))?;
         place(&inside, path, &aside)?;
         Ok((listener, Claim { path: path.to_path_buf(), identity: identity(&inside)? }))
     });
-    // Linked to its place, or of no use any more.
+    // Remove the temporary name. Either the socket is linked to `path`, or it is not needed.
     let _ = fs::remove_file(&inside);
     placed
 }
 
-/// Links the socket `inside` to `path`, in place of a stale socket but of nothing else. A stale
-/// one is first moved to `aside`, where a second look shows that it was not somebody's who came
-/// between.
+/// Links the socket `inside` to `path`. A stale socket at `path` is replaced, but nothing else is.
+/// The stale socket is first renamed to `aside` and checked again, in case another process has
+/// replaced it in between.
 fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     match fs::hard_link(inside, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -72,7 +75,7 @@ fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     fs::rename(path, aside)?;
     let placed = refuse_if_taken(aside).and_then(|()| fs::hard_link(inside, path));
     if placed.is_err() {
-        // Back to where it was, unless somebody else is there by now.
+        // Restore the socket, unless another process has created the path again.
         let _ = fs::hard_link(aside, path);
     }
     fs::remove_file(aside)?;
@@ -82,13 +85,17 @@ fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     })
 }
 
-/// A path may be taken if a socket is there that nobody listens on. Links are not followed.
+/// Returns an error unless `path` is a socket on which no process listens. Links are not followed.
 ///
-/// A datagram socket cannot connect to a stream listener, and the error tells the two cases
-/// apart: so a live one is neither bothered by a connection nor waited for if its backlog is full.
+/// The check uses a datagram socket, which cannot connect to a stream listener. The error of the
+/// attempt shows whether a listener exists. A live listener therefore sees no connection, and a
+/// full backlog does not block the check.
 fn refuse_if_taken(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file is there that is no socket"));
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "the path exists and is not a socket",
+        ));
     }
     match UnixDatagram::unbound()?.connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
@@ -97,13 +104,13 @@ fn refuse_if_taken(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A fresh directory of mode 0700, removed when dropped.
-struct Room {
+/// A new directory of mode 0700. It is removed when dropped.
+struct PrivateDir {
     path: PathBuf,
     open: File,
 }
 
-impl Room {
+impl PrivateDir {
     fn create(parent: &Path) -> io::Result<Self> {
         let seed = std::process::id();
         for name in (0..NAMES).map(|offset| seed.wrapping_add(offset) % NAMES) {
@@ -122,15 +129,17 @@ impl Room {
         match File::open(&path) {
             Ok(open) => Ok(Self { path, open }),
             Err(error) => {
-                // Out of descriptors, for one; it may be tried again and again.
+                // Opening fails, for example, if no descriptor is left. The caller may try again,
+                // so remove the directory.
                 let _ = fs::remove_dir(&path);
                 Err(error)
             }
         }
     }
 
-    /// The path of a socket in it: by way of the open directory if it is too long otherwise,
-    /// which Linux can do.
+    /// Returns the path of a socket in this directory. If that path is too long for a socket
+    /// address, returns one that refers to the open directory by its descriptor. Linux supports
+    /// this.
     fn name(&self, name: &str) -> PathBuf {
         let direct = self.path.join(name);
         match SocketAddr::from_pathname(&direct) {
@@ -140,9 +149,9 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for PrivateDir {
     fn drop(&mut self) {
-        // Left behind, it is empty and harmless.
+        // If this fails, an empty directory stays, which is harmless.
         let _ = fs::remove_dir(&self.path);
     }
 }

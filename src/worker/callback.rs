@@ -1,5 +1,5 @@
-//! The one place where callbacks of a connection run: timed if configured, and caught if they
-//! panic.
+//! Runs the callbacks of a connection. They are timed if this is configured, and their panics are
+//! caught.
 
 use std::io;
 
@@ -17,8 +17,8 @@ impl<H: Handler> Worker<H> {
         });
     }
 
-    /// Runs one callback. Its error or panic ends the connection. What a panicking callback wrote
-    /// is dropped.
+    /// Runs one callback. An error or a panic ends the connection. The output of a callback that
+    /// panics is dropped.
     #[inline(always)]
     pub(super) fn run_callback<B: Backend>(
         &mut self,
@@ -38,7 +38,8 @@ impl<H: Handler> Worker<H> {
             socket: &self.socket,
             output,
             commands: &mut cx.commands,
-            // Output that was not yet offered to the socket does not count against the peer.
+            // Output that was gathered before this callback and not yet offered to the socket does
+            // not count against the limit.
             write_limit: cx.config.write_limit.saturating_add(gathered),
             now: cx.now.floor,
             cause,

@@ -1,7 +1,7 @@
-//! An outgoing connection before it is established. The handler does not know it yet.
+//! An outgoing connection before it is established. [`Handler::opened`] was not called yet.
 //!
-//! Until then it counts as blocked: only a writable edge gives it something to do, and its deadline
-//! runs.
+//! Until it is established, the connection counts as blocked: only a writable edge gives it
+//! something to do, and its deadline runs.
 
 use std::ops::ControlFlow;
 
@@ -11,8 +11,8 @@ use crate::handler::Handler;
 use crate::sys::Backend;
 
 impl<H: Handler> Worker<H> {
-    /// Checks whether the connection is established and, if so, opens it. What was sent to it
-    /// meanwhile goes out behind what `opened` writes.
+    /// Checks whether the connection is established. If so, calls [`Handler::opened`]. Bytes that
+    /// were queued before are sent after the output of `opened`.
     #[cold]
     #[inline(never)]
     pub(super) fn finish_connect<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {

@@ -1,4 +1,4 @@
-//! Context: everything around a worker that a visit uses.
+//! The context of a visit: everything that a visit uses except the worker.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::stats::Stats;
 use crate::sys::Backend;
 use crate::time::Now;
 
-/// What a worker is visited with. It is shared by all workers.
+/// The state that all workers share. Each visit gets it.
 pub(crate) struct Context<H, B> {
     pub(crate) backend: B,
     pub(crate) handler: H,
@@ -23,10 +23,11 @@ pub(crate) struct Context<H, B> {
     pub(crate) deadlines: Deadlines,
     /// Replies of several requests share one write, up to this many bytes.
     pub(super) flush_at: usize,
-    /// Bytes of the longest request that a buffer may grow to hold.
+    /// The size in bytes of the longest request, to which an input buffer may grow.
     pub(super) max_request: usize,
     pub(crate) now: Now,
-    /// When the last timed callback began. It is here so that other callbacks carry nothing around.
+    /// When the last timed callback began. It is stored here so that a callback that is not timed
+    /// needs no local variable for it.
     pub(super) callback_began: Duration,
 }
 
@@ -48,7 +49,7 @@ impl<H, B: Backend> Context<H, B> {
         }
     }
 
-    /// Takes over a configuration and everything derived from it.
+    /// Replaces the configuration, and the values that are derived from it.
     pub(crate) fn configure(&mut self, config: Config) {
         self.deadlines = Deadlines::from(&config);
         self.flush_at = flush_at(&config);
@@ -56,7 +57,8 @@ impl<H, B: Backend> Context<H, B> {
         self.config = config;
     }
 
-    /// Runs a hook that belongs to no connection. Its panic is counted and ends nothing.
+    /// Runs a hook outside of any visit. If the hook panics, the panic is counted, and no
+    /// connection is closed.
     pub(crate) fn run_hook(&mut self, hook: impl FnOnce(&mut H, &mut Commands)) {
         let (handler, commands) = (&mut self.handler, &mut self.commands);
         let outcome = catch(|| hook(handler, commands));
@@ -70,7 +72,7 @@ impl<H, B: Backend> Context<H, B> {
     }
 }
 
-/// At most 64 KiB, and at most half of `write_limit`.
+/// Returns 64 KiB or half of `write_limit`, whichever is smaller.
 fn flush_at(config: &Config) -> usize {
     (64 << 10).min(config.write_limit / 2)
 }

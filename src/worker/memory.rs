@@ -1,4 +1,4 @@
-//! Buffers for requests larger than `buffer_size`, and what happens when `memory_limit` is reached.
+//! Grows buffers for requests larger than `buffer_size`, and enforces `memory_limit`.
 
 use std::ops::ControlFlow;
 
@@ -15,8 +15,9 @@ impl<H: Handler> Worker<H> {
         cx.buffers.grow_input(&mut self.input, cx.max_request)
     }
 
-    /// Returns the verdict for a worker that has to keep its input from this visit on. If
-    /// `memory_limit` does not allow that, the held bytes are delivered, or the connection closes.
+    /// Checks whether the worker may keep its input after this visit, and returns the verdict of
+    /// the visit. If `memory_limit` does not allow it, the held bytes are delivered, or the
+    /// connection closes.
     pub(super) fn enforce_memory_limit<B: Backend>(
         &mut self,
         cx: &mut Context<H, B>,
@@ -39,7 +40,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Delivers the held bytes because `memory_limit` allows no more of them.
+    /// Delivers the held bytes as they are, because `memory_limit` is reached.
     #[cold]
     #[inline(never)]
     pub(super) fn deliver_on_memory_limit<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {

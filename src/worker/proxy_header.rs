@@ -1,4 +1,4 @@
-//! A connection whose PROXY header has not arrived yet. The handler does not know it.
+//! A connection whose PROXY header has not arrived yet. The handler gets no callbacks for it.
 
 use std::ops::ControlFlow;
 
@@ -9,7 +9,7 @@ use crate::proxy_protocol::{self, Parsed};
 use crate::sys::Backend;
 use crate::time::Tick;
 
-/// Reads of one connection per visit while its header is incomplete.
+/// Maximum number of reads per visit while the header is incomplete.
 const READS: u32 = 16;
 
 impl<H: Handler> Worker<H> {
@@ -41,8 +41,8 @@ impl<H: Handler> Worker<H> {
         ControlFlow::Break(Verdict::Again)
     }
 
-    /// Opens a connection whose header of `length` bytes is complete. The header counts as no
-    /// request.
+    /// Opens a connection whose header of `length` bytes is complete. The header does not count as
+    /// received bytes or as a request.
     fn open_after_header<B: Backend>(&mut self, cx: &mut Context<H, B>, length: usize) {
         if cx.buffers.input.consume(length) {
             self.state.total_from = Tick::NEVER;

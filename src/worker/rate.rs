@@ -1,11 +1,13 @@
-//! The rate limit: a request that comes too early is held, and the wheel knows until when.
+//! The rate limit. A request that comes too early is held, and a timer is armed for the time at
+//! which it may be delivered.
 
 use super::{Context, Worker};
 use crate::conn_state::Flags;
 use crate::handler::Handler;
 
 impl<H: Handler> Worker<H> {
-    /// Returns whether the next request comes too early and is held. If not, it must be delivered.
+    /// Returns whether the next request comes too early. If so, the connection is throttled now,
+    /// and the request stays held. If not, the request is counted, and the caller must deliver it.
     #[inline(always)]
     pub(super) fn is_early<B>(&mut self, cx: &mut Context<H, B>) -> bool {
         cx.deadlines.rate.is_limited() && self.exceeds_rate(cx)

@@ -1,4 +1,4 @@
-//! Reads from the socket, and remembers what the kernel said about more bytes.
+//! Reads from the socket, and notes whether there may be more to read.
 
 use std::io::ErrorKind;
 
@@ -7,12 +7,12 @@ use crate::conn_state::CloseReason;
 use crate::handler::Handler;
 use crate::sys::Backend;
 
-/// What one call of [`Worker::fill`] did.
+/// The result of one call of [`Worker::fill`].
 pub(super) enum Filled {
-    /// Read this many bytes, at least one.
+    /// This many bytes were read, at least one.
     Bytes(usize),
-    /// Read none: the end of file, `WouldBlock` or an interrupted read; or the buffer was full and
-    /// has grown.
+    /// No bytes were read. Either the read returned the end of file, `WouldBlock` or `Interrupted`,
+    /// or the buffer was full and has grown.
     Nothing,
     /// The buffer is full and `memory_limit` does not allow a larger one.
     MemoryLimit,
@@ -21,8 +21,8 @@ pub(super) enum Filled {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Reads once, or makes room for the next read. Notes in the connection's state whether the
-    /// stream has ended and whether there is more to read.
+    /// Reads once. If the buffer is full, grows it instead. Notes in the connection's state whether
+    /// the stream has ended and whether there may be more to read.
     #[inline(always)]
     pub(super) fn fill<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Filled {
         let spare = cx.buffers.input.spare(BUDGET);
@@ -39,7 +39,7 @@ impl<H: Handler> Worker<H> {
                 Filled::Nothing
             }
             Ok(count) => {
-                // Only a backend that is not ours can get this wrong.
+                // The backends of this crate never return a wrong count, but another backend may.
                 assert!(count <= room, "a backend read more than there was room for");
                 cx.buffers.input.commit(count);
                 cx.stats.bytes_in += count as u64;

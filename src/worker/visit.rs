@@ -1,4 +1,4 @@
-//! The general case of a visit: flush what is unsent, frame what is held, read, and end the visit.
+//! The general case of a visit: send unsent output, frame held bytes, read, and end the visit.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -12,8 +12,9 @@ use crate::time::Tick;
 impl<H: Handler> Worker<H> {
     /// Continues a visit that left the fast path after it had spent `spent` of its budget.
     ///
-    /// Calls out of the fast path are cold, so that the compiler lays out and inlines the fast path
-    /// as the common case. The visit itself is not cold, because its loops have to be fast too.
+    /// This function is cold, so that the compiler treats the fast path as the common case when it
+    /// inlines functions and lays out the code. `visit` itself is not cold, because its loops have
+    /// to be fast too.
     #[cold]
     #[inline(never)]
     pub(super) fn visit_rest<B: Backend>(
@@ -24,7 +25,7 @@ impl<H: Handler> Worker<H> {
         self.visit(cx, BUDGET - spent)
     }
 
-    /// Makes a visit, from its beginning or from the point at which the fast path was left.
+    /// Makes a whole visit, or the rest of a visit that has left the fast path.
     #[inline(never)]
     fn visit<B: Backend>(&mut self, cx: &mut Context<H, B>, budget: usize) -> Verdict {
         let has_buffer = self.input.capacity() > 0 || self.output.capacity() > 0;
@@ -36,8 +37,8 @@ impl<H: Handler> Worker<H> {
         self.end_visit(cx, verdict)
     }
 
-    /// Prepares, then frames, calls back and reads until nothing is left to do or the budget is
-    /// spent.
+    /// Prepares the visit. Then frames held bytes, calls the handler and reads, until nothing is
+    /// left to do or the budget is spent.
     #[inline(always)]
     fn process<B: Backend>(
         &mut self,
@@ -88,7 +89,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Does what the connection's flags call for before anything is framed or read.
+    /// Handles the connection's flags before anything is framed or read: attaches the kept buffers,
+    /// sends unsent output, reads a PROXY header, and checks the rate limit.
     #[cold]
     #[inline(never)]
     fn prepare<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
@@ -111,10 +113,11 @@ impl<H: Handler> Worker<H> {
         ControlFlow::Continue(())
     }
 
-    /// Sends the output if it is large, before more is added. Breaks if it has to wait.
+    /// Sends the output if it is large, before more is added. Breaks if not all of it was sent.
     #[inline(always)]
     fn flush_if_large<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
-        // None of it was sent yet, so its mark is its length: otherwise it would be blocked.
+        // No byte of this output was sent yet, because the connection is not blocked. The mark is
+        // therefore the length of the output.
         if cx.buffers.output.mark() >= cx.flush_at {
             self.send(cx)
         } else {
@@ -132,7 +135,7 @@ impl<H: Handler> Worker<H> {
         ControlFlow::Break(reason.map_or(Verdict::Wait, |reason| self.end(reason)))
     }
 
-    /// Ends a visit: sends the output and keeps what is left in the buffers.
+    /// Ends a visit: sends the output, and lets the worker keep the buffers that still hold bytes.
     #[cold]
     #[inline(never)]
     pub(super) fn end_visit<B: Backend>(
@@ -143,8 +146,9 @@ impl<H: Handler> Worker<H> {
         let verdict = self.flush_before_end(cx, verdict);
         let verdict = self.enforce_memory_limit(cx, verdict);
         if !cx.buffers.input.is_empty() && self.state.total_from == Tick::NEVER {
-            // The bytes arrived in this visit, or behind a request answered in it. Any time that
-            // they waited before was ours, so both deadlines count from now.
+            // The bytes arrived in this visit, or were held after a request that was delivered in
+            // it. The peer did not cause the time that they waited before, so both deadlines count
+            // from now.
             self.state.total_from = cx.now.ceil;
             self.state.last_activity = cx.now.ceil;
         }

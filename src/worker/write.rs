@@ -9,10 +9,10 @@ use crate::handler::Handler;
 use crate::sys::Backend;
 use crate::time::Tick;
 
-/// Writes of one connection per flush.
+/// Maximum number of writes of one connection per flush.
 const WRITES: u32 = 16;
 
-/// What one write did.
+/// The result of one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     /// Nothing is unsent.
@@ -25,7 +25,8 @@ enum Sent {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Sends what earlier turns left unsent.
+    /// Sends the output that earlier turns left unsent. If the connection was blocked and all is
+    /// sent now, calls [`Handler::flushed`].
     #[cold]
     pub(super) fn flush_unsent<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
         if self.state.stage() == Stage::Connecting {
@@ -44,7 +45,7 @@ impl<H: Handler> Worker<H> {
         self.may_proceed()
     }
 
-    /// Sends the output. Breaks if not all of it went out.
+    /// Sends the output. Breaks if not all of it was sent.
     #[inline(always)]
     pub(super) fn send<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
         if cx.buffers.output.is_empty() && !self.state.flags.intersects(Flags::BOXED) {
@@ -56,7 +57,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Continues after a first write that did not take all of the output.
+    /// Continues after a first write that did not send all of the output.
     #[cold]
     fn send_rest<B: Backend>(&mut self, cx: &mut Context<H, B>, sent: Sent) -> Flow {
         let mut sent = sent;
@@ -73,14 +74,16 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Marks the connection as blocked. From now on both deadlines are for the reply.
+    /// Marks the connection as blocked. From now on, both deadlines apply to the unsent output.
     fn mark_blocked<B: Backend>(&mut self, cx: &mut Context<H, B>, verdict: Verdict) -> Verdict {
         if !self.state.flags.insert(Flags::BLOCKED) {
             return verdict;
         }
         self.state.total_from = cx.now.ceil;
         self.state.last_activity = cx.now.ceil;
-        // If the hook panics, its output is dropped: from a mark that must not move meanwhile.
+        // If the hook panics, the output after a mark is dropped. The mark is taken before the hook
+        // runs. Drop the sent prefix now, so that a push in the hook does not make the mark
+        // invalid.
         cx.buffers.output.drop_sent();
         if !self.state.flags.intersects(Flags::CLOSING) {
             self.run_callback(cx, Cause::Blocked, |handler, conn, session, _| {
@@ -93,7 +96,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Writes once. With no output, flushes what a transport has gathered.
+    /// Writes once. If there is no output, flushes the bytes that a transport has buffered.
     #[inline(always)]
     fn write<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Sent {
         let output = &mut cx.buffers.output;
