@@ -1,8 +1,7 @@
-//! A warm loop allocates nothing: not for a request, not for a refusal, not for a connection
-//! that comes and goes.
+//! A warm loop allocates nothing for requests, for refused connections or for short connections.
 //!
-//! The counter is this thread's own, so managers and clients run on the test's thread, and what
-//! clients do is measured along where they do nothing but read and write.
+//! The counter counts the allocations of one thread, so the manager and the clients run on the
+//! thread of the test. Where the clients only read and write, they are measured too.
 
 mod support;
 
@@ -12,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
 use pool_manager::{Config, Conn, Framing, Handler, Manager, PutError, Socket};
-use support::{PATIENCE, pair};
+use support::{TIMEOUT, pair};
 
 const REQUESTS: u64 = 10_000;
 const AT_A_TIME: usize = 8;
 
-/// How many allocations `work` makes.
+/// Returns the number of allocations in `work`.
 fn allocations(work: impl FnOnce()) -> u64 {
     measure(work).count_total
 }
@@ -40,14 +39,14 @@ where
 }
 
 fn until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(&Manager<H>) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done(manager) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
+        assert!(Instant::now() < deadline, "timed out: {}", manager.stats());
         manager.turn(Some(Duration::from_millis(10))).expect("turn");
     }
 }
 
-/// Sends `request` and reads a reply of `reply` bytes, `times` times.
+/// Makes `times` exchanges: sends `request`, and reads a reply that fills `reply`.
 fn ask<H: Handler>(
     manager: &mut Manager<H>,
     client: &mut TcpStream,
@@ -64,12 +63,12 @@ fn ask<H: Handler>(
 }
 
 #[test]
-fn the_counter_counts() {
+fn the_counter_counts_an_allocation() {
     assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
 }
 
 #[test]
-fn ten_thousand_warm_requests_allocate_nothing() {
+fn ten_thousand_requests_allocate_nothing() {
     let mut manager = echo(drained());
     let (mut client, ours) = pair();
     manager.put(ours).expect("put");
@@ -95,9 +94,9 @@ fn ten_thousand_pipelined_lines_allocate_nothing() {
     assert_eq!(manager.stats().requests_total(), (bursts + 10) * LINES);
 }
 
-/// Each request comes in two parts, so that a worker keeps a buffer between two turns.
+/// Each request arrives in two parts, so that the worker keeps a buffer between two turns.
 #[test]
-fn requests_that_leave_bytes_behind_allocate_nothing_within_the_warm_workers() {
+fn partial_requests_within_min_workers_allocate_nothing() {
     let config = Config::new().framing(Framing::Delimited(b'\n')).min_workers(AT_A_TIME);
     let mut manager = echo(config);
     let mut clients: Vec<TcpStream> = (0..AT_A_TIME)
@@ -129,10 +128,10 @@ fn requests_that_leave_bytes_behind_allocate_nothing_within_the_warm_workers() {
     });
     assert_eq!(count, 0);
     assert_eq!(manager.stats().buffers_allocated, buffers);
-    assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm ones, and the hot one");
+    assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm buffers and the hot buffer");
 }
 
-/// Puts a socket that is refused each time and comes back each time.
+/// Puts the same socket again and again. Each put fails, and its error returns the socket.
 fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
     let (_client, ours) = pair();
     let mut socket = Some(Socket::from(ours));
@@ -150,7 +149,7 @@ fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
 fn ten_thousand_refused_puts_allocate_nothing() {
     let mut manager = echo(drained().max_workers(1));
     let (_client, ours) = pair();
-    manager.put(ours).expect("the only place");
+    manager.put(ours).expect("the only worker is free");
     put_ten_thousand_times(|socket| manager.put(socket).map(drop));
     assert_eq!(manager.stats().busy, REQUESTS);
 }
@@ -159,14 +158,14 @@ fn ten_thousand_refused_puts_allocate_nothing() {
 fn ten_thousand_puts_refused_by_a_handle_allocate_nothing() {
     let mut manager = echo(drained().max_workers(1));
     let (_client, ours) = pair();
-    manager.put(ours).expect("the only place");
+    manager.put(ours).expect("the only worker is free");
     let handle = manager.handle();
     put_ten_thousand_times(|socket| handle.put(socket));
     assert_eq!(manager.stats().live, 1);
 }
 
-/// Connections that come and go. mio's poll(2) backend allocates by itself when it registers one,
-/// so there is nothing to count there.
+/// Short connections. mio's poll(2) backend allocates when it registers a descriptor, so these
+/// tests do not apply to it.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 mod connections {
     use std::net::SocketAddr;
@@ -177,35 +176,36 @@ mod connections {
 
     const CONNECTIONS: u64 = 1_000;
 
-    /// Opens `count` connections, a few at a time, has each answered, and sees them all closed.
-    /// Returns how often the manager allocated meanwhile, and how many lingered.
-    fn come_and_go<H: Handler>(
+    /// Opens `count` connections, [`AT_A_TIME`] at a time, exchanges one message on each and waits
+    /// until all are closed. Returns the number of allocations of the manager, and the number of
+    /// connections that lingered.
+    fn open_and_close<H: Handler>(
         manager: &mut Manager<H>,
         count: u64,
         mut open: impl FnMut(&mut Manager<H>) -> (TcpStream, u64),
     ) -> (u64, u64) {
-        let (mut counted, mut lingered, mut clients) = (0, 0, Vec::with_capacity(AT_A_TIME));
+        let (mut total, mut lingered, mut clients) = (0, 0, Vec::with_capacity(AT_A_TIME));
         for _ in 0..count / AT_A_TIME as u64 {
             for _ in 0..AT_A_TIME {
                 let (mut client, allocated) = open(manager);
                 client.write_all(b"hello").expect("send");
-                counted += allocated;
+                total += allocated;
                 clients.push(client);
             }
             let sent = manager.stats().bytes_out + 5 * AT_A_TIME as u64;
-            counted += allocations(|| until(manager, |manager| manager.stats().bytes_out == sent));
+            total += allocations(|| until(manager, |manager| manager.stats().bytes_out == sent));
             lingered += manager.stats().lingering;
             for mut client in clients.drain(..) {
                 client.read_exact(&mut [0; 5]).expect("a reply");
             }
-            counted += allocations(|| {
+            total += allocations(|| {
                 until(manager, |manager| {
                     let stats = manager.stats();
                     stats.live == 0 && stats.lingering == 0
                 });
             });
         }
-        (counted, lingered)
+        (total, lingered)
     }
 
     fn put<H: Handler>(manager: &mut Manager<H>) -> (TcpStream, u64) {
@@ -216,7 +216,8 @@ mod connections {
         (client, allocations(put))
     }
 
-    /// From their put to their first request; the hot output buffer grows with the first reply.
+    /// Measures from `put` to the first request. There is no reply, because the first reply
+    /// allocates the hot output buffer.
     #[test]
     fn the_first_connections_allocate_nothing_up_to_min_workers() {
         const WARM: usize = 64;
@@ -242,23 +243,23 @@ mod connections {
     }
 
     #[test]
-    fn a_thousand_connections_that_come_and_go_allocate_nothing() {
+    fn a_thousand_short_connections_allocate_nothing() {
         let mut manager = echo(drained().min_workers(AT_A_TIME));
-        come_and_go(&mut manager, AT_A_TIME as u64, put);
-        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, 0));
+        open_and_close(&mut manager, AT_A_TIME as u64, put);
+        assert_eq!(open_and_close(&mut manager, CONNECTIONS, put), (0, 0));
         let stats = manager.stats();
         assert_eq!(stats.closed(CloseReason::Eof), CONNECTIONS + AT_A_TIME as u64);
         assert_eq!(stats.peak, AT_A_TIME as u64);
     }
 
     #[test]
-    fn a_thousand_connections_that_are_closed_and_linger_allocate_nothing() {
+    fn a_thousand_connections_that_linger_allocate_nothing() {
         let mut manager = started(drained().min_workers(AT_A_TIME), |conn, body| {
             conn.close();
             conn.write_all(body)
         });
-        come_and_go(&mut manager, AT_A_TIME as u64, put);
-        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, CONNECTIONS));
+        open_and_close(&mut manager, AT_A_TIME as u64, put);
+        assert_eq!(open_and_close(&mut manager, CONNECTIONS, put), (0, CONNECTIONS));
         let stats = manager.stats();
         assert_eq!(stats.closed(CloseReason::Requested), CONNECTIONS + AT_A_TIME as u64);
     }
@@ -271,8 +272,8 @@ mod connections {
             let (client, ours) = pair();
             (client, allocations(|| handle.put(ours).expect("put")))
         };
-        come_and_go(&mut manager, AT_A_TIME as u64, &mut put);
-        assert_eq!(come_and_go(&mut manager, CONNECTIONS, put), (0, 0));
+        open_and_close(&mut manager, AT_A_TIME as u64, &mut put);
+        assert_eq!(open_and_close(&mut manager, CONNECTIONS, put), (0, 0));
     }
 
     #[test]
@@ -280,8 +281,8 @@ mod connections {
         let mut manager = echo(drained().min_workers(AT_A_TIME));
         let addr = manager.listen("127.0.0.1:0").expect("listen");
         let accept = |_: &mut Manager<_>| (connect(addr), 0);
-        come_and_go(&mut manager, AT_A_TIME as u64, accept);
-        assert_eq!(come_and_go(&mut manager, CONNECTIONS, accept), (0, 0));
+        open_and_close(&mut manager, AT_A_TIME as u64, accept);
+        assert_eq!(open_and_close(&mut manager, CONNECTIONS, accept), (0, 0));
         assert_eq!(manager.stats().accepted, CONNECTIONS + AT_A_TIME as u64);
     }
 
@@ -294,22 +295,22 @@ mod connections {
         let mut manager = echo(drained().max_workers(1));
         let addr = manager.listen("127.0.0.1:0").expect("listen");
         let (_client, ours) = pair();
-        manager.put(ours).expect("the only place");
+        manager.put(ours).expect("the only worker is free");
         let mut refuse = |count: u64| {
-            let mut counted = 0;
+            let mut allocated = 0;
             for _ in 0..count {
                 let mut client = connect(addr);
                 let busy = manager.stats().busy + 1;
-                counted +=
+                allocated +=
                     allocations(|| until(&mut manager, |manager| manager.stats().busy == busy));
-                let mut word = String::new();
-                client.read_to_string(&mut word).expect("a last word");
-                assert_eq!(word, ERROR_SERVER_BUSY);
+                let mut message = String::new();
+                client.read_to_string(&mut message).expect("the message to a refused connection");
+                assert_eq!(message, ERROR_SERVER_BUSY);
                 drop(client);
-                counted +=
+                allocated +=
                     allocations(|| until(&mut manager, |manager| manager.stats().lingering == 0));
             }
-            counted
+            allocated
         };
         refuse(1);
         assert_eq!(refuse(CONNECTIONS), 0);

@@ -1,5 +1,5 @@
-//! The `forward` example as both sides see it: whole streams, slow readers, upstreams that are not
-//! there.
+//! The `forward` example as both sides see it: complete streams, slow readers and unreachable
+//! upstreams.
 
 #[path = "support/examples.rs"]
 mod examples;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use examples::*;
 
-/// A forwarder to an upstream that the test plays.
+/// Starts a forwarder to an upstream listener of the test.
 fn forwarder(args: &[&str]) -> (Program, SocketAddr, TcpListener) {
     let upstream = TcpListener::bind("127.0.0.1:0").expect("bind");
     let to = upstream.local_addr().expect("address").to_string();
@@ -19,28 +19,28 @@ fn forwarder(args: &[&str]) -> (Program, SocketAddr, TcpListener) {
     (program, addr, upstream)
 }
 
-/// The two ends of a forwarded connection: the client's and the upstream's.
-fn through(addr: SocketAddr, upstream: &TcpListener) -> (TcpStream, TcpStream) {
+/// Opens a forwarded connection. Returns the client's and the upstream's end.
+fn open(addr: SocketAddr, upstream: &TcpListener) -> (TcpStream, TcpStream) {
     let client = connect(addr);
     let (ours, _) = upstream.accept().expect("accept");
-    ours.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    ours.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
     (client, ours)
 }
 
-/// Bytes that tell where in the stream they are.
+/// Returns bytes that depend on their position, so that misplaced bytes are detected.
 fn stream(count: usize) -> Vec<u8> {
     (0..count).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }
 
-/// Writes what is taken at once, until nothing is for a while; how much that was.
+/// Writes without blocking until no byte is accepted for 500 ms. Returns the number of bytes.
 fn write_until_it_stalls(to: &mut TcpStream, bytes: &[u8]) -> usize {
     to.set_nonblocking(true).expect("non-blocking");
-    let (mut written, mut moved) = (0, Instant::now());
-    while written < bytes.len() && moved.elapsed() < Duration::from_millis(500) {
+    let (mut written, mut last_write) = (0, Instant::now());
+    while written < bytes.len() && last_write.elapsed() < Duration::from_millis(500) {
         match to.write(&bytes[written..]) {
             Ok(count) => {
                 written += count;
-                moved = Instant::now();
+                last_write = Instant::now();
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 thread::sleep(Duration::from_millis(5));
@@ -53,25 +53,25 @@ fn write_until_it_stalls(to: &mut TcpStream, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn bytes_go_both_ways_and_an_end_ends_the_other_side() {
+fn bytes_and_end_of_file_are_forwarded_in_both_directions() {
     let (program, addr, upstream) = forwarder(&[]);
-    // What is said before the upstream is there is not lost.
+    // Bytes that arrive before the upstream is connected are kept.
     let mut client = connect(addr);
-    say(&mut client, "early");
+    send(&mut client, "early");
     let (mut ours, _) = upstream.accept().expect("accept");
-    assert_eq!(hear(&mut ours, 5), "early");
-    say(&mut ours, "answer");
-    assert_eq!(hear(&mut client, 6), "answer");
-    // Several at a time are kept apart.
-    let (mut other, mut theirs) = through(addr, &upstream);
-    say(&mut theirs, "to the other");
-    assert_eq!(hear(&mut other, 12), "to the other");
-    say(&mut ours, "bye");
+    assert_eq!(receive(&mut ours, 5), "early");
+    send(&mut ours, "answer");
+    assert_eq!(receive(&mut client, 6), "answer");
+    // Connections that are open at the same time are kept apart.
+    let (mut other, mut theirs) = open(addr, &upstream);
+    send(&mut theirs, "to the other");
+    assert_eq!(receive(&mut other, 12), "to the other");
+    send(&mut ours, "bye");
     drop(ours);
-    assert_eq!(hear_all(&mut client), "bye");
-    say(&mut other, "and bye");
+    assert_eq!(receive_all(&mut client), "bye");
+    send(&mut other, "and bye");
     drop(other);
-    assert_eq!(hear_all(&mut theirs), "and bye");
+    assert_eq!(receive_all(&mut theirs), "and bye");
     program.signal("-TERM");
     let (status, stdout, stderr) = program.end();
     assert_eq!((status.code(), stderr), (Some(0), Vec::new()));
@@ -79,68 +79,68 @@ fn bytes_go_both_ways_and_an_end_ends_the_other_side() {
 }
 
 #[test]
-fn a_client_of_an_upstream_that_refuses_is_closed() {
+fn a_client_is_closed_if_the_upstream_refuses_the_connection() {
     let (_program, addr, upstream) = forwarder(&[]);
     drop(upstream);
     for _ in 0..3 {
-        assert_eq!(hear_all(&mut connect(addr)), "");
+        assert_eq!(receive_all(&mut connect(addr)), "");
     }
 }
 
 #[test]
-fn a_client_of_an_upstream_that_never_answers_is_closed_in_time() {
+fn a_client_is_closed_if_the_upstream_exceeds_the_connect_timeout() {
     let upstream = TcpListener::bind("127.0.0.1:0").expect("bind");
     socket2::SockRef::from(&upstream).listen(1).expect("listen");
     let to = upstream.local_addr().expect("address");
-    let soon = Duration::from_millis(100);
-    let full = std::iter::from_fn(|| TcpStream::connect_timeout(&to, soon).ok());
-    let crowd: Vec<TcpStream> = full.take(16).collect();
+    let limit = Duration::from_millis(100);
+    let full = std::iter::from_fn(|| TcpStream::connect_timeout(&to, limit).ok());
+    let queued: Vec<TcpStream> = full.take(16).collect();
     let args = ["--to", &to.to_string(), "--connect-ms", "150"];
     let (_program, addr) = listening("forward", &args);
     let began = Instant::now();
-    assert_eq!(hear_all(&mut connect(addr)), "");
+    assert_eq!(receive_all(&mut connect(addr)), "");
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(150) && took < PATIENCE, "{took:?}");
-    drop(crowd);
+    assert!(took >= Duration::from_millis(150) && took < TIMEOUT, "{took:?}");
+    drop(queued);
 }
 
 #[test]
-fn without_a_place_for_its_upstream_a_client_is_closed() {
+fn a_client_is_closed_if_no_worker_is_free_for_its_upstream() {
     let (_program, addr, upstream) = forwarder(&["--max", "1"]);
-    let (mut client, mut ours) = through(addr, &upstream);
-    assert!(["", "ERROR_SERVER_BUSY"].contains(&hear_all(&mut connect(addr)).as_str()));
-    say(&mut client, "still");
-    assert_eq!(hear(&mut ours, 5), "still");
+    let (mut client, mut ours) = open(addr, &upstream);
+    assert!(["", "ERROR_SERVER_BUSY"].contains(&receive_all(&mut connect(addr)).as_str()));
+    send(&mut client, "still");
+    assert_eq!(receive(&mut ours, 5), "still");
 }
 
-/// What one does not read stays where it comes from, and in the kernel's buffers.
-fn who_is_slow_slows_the_other(from: TcpStream, to: TcpStream) {
+/// Checks that unread bytes stay with the sender and in the buffers of the kernel.
+fn check_back_pressure(from: TcpStream, to: TcpStream) {
     let (mut from, mut to) = (from, to);
     let bytes = stream(32 << 20);
     let written = write_until_it_stalls(&mut from, &bytes);
-    assert!(written < bytes.len() / 2, "{written} bytes went nowhere");
+    assert!(written < bytes.len() / 2, "{written} bytes accepted without a reader");
     let rest = bytes[written..].to_vec();
     let writer = thread::spawn(move || -> io::Result<TcpStream> {
         from.write_all(&rest)?;
         Ok(from)
     });
     let mut got = vec![0; bytes.len()];
-    to.read_exact(&mut got).expect("all of it");
-    assert!(got == bytes, "not what was sent");
+    to.read_exact(&mut got).expect("all bytes");
+    assert!(got == bytes, "the bytes differ");
     drop(writer.join().expect("no panic").expect("sent"));
     assert_eq!(to.read(&mut got).expect("an end of file"), 0);
 }
 
 #[test]
-fn a_slow_client_slows_its_upstream_and_gets_all() {
+fn a_slow_client_slows_its_upstream_and_receives_all_bytes() {
     let (_program, addr, upstream) = forwarder(&[]);
-    let (client, ours) = through(addr, &upstream);
-    who_is_slow_slows_the_other(ours, client);
+    let (client, ours) = open(addr, &upstream);
+    check_back_pressure(ours, client);
 }
 
 #[test]
-fn a_slow_upstream_slows_its_client_and_gets_all() {
+fn a_slow_upstream_slows_its_client_and_receives_all_bytes() {
     let (_program, addr, upstream) = forwarder(&[]);
-    let (client, ours) = through(addr, &upstream);
-    who_is_slow_slows_the_other(client, ours);
+    let (client, ours) = open(addr, &upstream);
+    check_back_pressure(client, ours);
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What takes too long for every change: fuzzing, sanitizers, valgrind, mutants, coverage and long
-# simulations. Installs what it needs, goes on where something fails, and prints its figures at the
-# end.
+# Checks that take too long for every change: fuzzing, sanitizers, valgrind, mutants, coverage and
+# long simulations. Installs its tools, continues after a failed section, and prints the figures at
+# the end.
 #
 #   bash tests/long.sh [fuzz|sanitizers|valgrind|mutants|coverage|simulation|all]...
 #
-# FUZZ_SECONDS (1800) is shared by all fuzz targets, JOBS (2) of which run at a time; SEEDS (20000)
-# simulations of STEPS (10000) begin at seed SEED (the time); SHARD (as in 0/40) is that part of the
-# mutants.
+# Variables, with their defaults: FUZZ_SECONDS (1800), the time for all fuzz targets together; JOBS
+# (2), parallel jobs; SEEDS (20000), SEED (the time) and STEPS (10000), the number, first seed and
+# length of the simulations; SHARD (none), the part of the mutants to test, such as 0/40.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -27,7 +27,7 @@ mkdir -p "$logs"
 step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
 figure() { echo "$*" | tee -a "$logs/figures"; }
 
-# nightly [COMPONENT]...
+# nightly [COMPONENT]...: installs the nightly toolchain with these components.
 nightly() {
   rustup toolchain list | grep -q '^nightly' ||
     rustup toolchain install nightly --profile minimal --no-self-update
@@ -36,19 +36,19 @@ nightly() {
   done
 }
 
-# tool NAME: a cargo subcommand.
+# tool NAME: installs a cargo subcommand.
 tool() {
   command -v "$1" >/dev/null || cargo install "$1" --locked
 }
 
-# package COMMAND [PACKAGE]: Debian's.
+# package COMMAND [PACKAGE]: installs a Debian package if the command is missing.
 package() {
   command -v "$1" >/dev/null && return
   apt-get update -qq
   apt-get install -y -qq "${2:-$1}" >/dev/null
 }
 
-# tests LOG: how many passed, by cargo's own account.
+# tests LOG: prints the number of passed tests in the output of cargo.
 tests() { awk '/^test result:/ { passed += $4 } END { print passed }' "$1"; }
 
 fuzz_target() {
@@ -60,14 +60,14 @@ fuzz_target() {
 }
 
 fuzz() {
-  step "fuzzing, $FUZZ_SECONDS s in all"
+  step "fuzzing, $FUZZ_SECONDS s in total"
   nightly
   package g++
   tool cargo-fuzz
   local targets each
   mapfile -t targets < <(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
   each=$((FUZZ_SECONDS / ${#targets[@]}))
-  # All of them at once: a job that builds keeps the others waiting.
+  # Build all targets first, since a job that builds blocks the others.
   cargo +nightly fuzz build --fuzz-dir tests/fuzz
   export -f fuzz_target
   export logs
@@ -78,7 +78,8 @@ fuzz() {
   done
 }
 
-# Without backtraces: to name the functions of one takes a sanitized program 12 s.
+# sanitized SANITIZER ARGUMENT...: runs cargo test with a sanitizer. Without backtraces: resolving
+# the symbols of one takes a sanitized program 12 s.
 sanitized() {
   RUST_BACKTRACE=0 RUSTFLAGS=-Zsanitizer=$1 cargo +nightly test --locked --target "$host" \
     --target-dir "target-$1" "${@:2}"
@@ -87,37 +88,38 @@ sanitized() {
 sanitizers() {
   step 'AddressSanitizer and LeakSanitizer'
   nightly rust-src
-  local deaf=peers_that_never_read_end_and_cost_those_that_do_nothing
-  local restarts=two_thousand_restarts_under_traffic_leave_nothing_behind
-  # A payload that panics when it is dropped cannot be freed: src/panics.rs forgets it on purpose.
+  local non_readers=peers_that_never_read_are_closed_and_do_not_affect_readers
+  local restarts=two_thousand_restarts_under_traffic_leak_nothing
+  # A payload that panics on drop cannot be freed. src/panics.rs leaks it on purpose.
   echo 'leak:Bomb as core::ops::drop::Drop' >"$logs/leaks"
   export LSAN_OPTIONS=suppressions=$PWD/$logs/leaks
-  # Left out: LeakSanitizer cannot work where strace traces; memory that is not given back at once
-  # looks like memory that grows, so the tests that bound it are run apart, where it is, or not at
-  # all where each peer's share of it is counted; and libfaketime has to be the first library.
+  # Skipped tests: LeakSanitizer does not work under strace. AddressSanitizer keeps freed memory in
+  # a quarantine, which looks like growth: tests that limit the growth run below with a small
+  # quarantine, and tests that limit the memory per peer are skipped. libfaketime must be the first
+  # library.
   sanitized address --features sim --lib --tests --no-fail-fast -- --skip traced:: \
-    --skip "$deaf" --skip "$restarts" --skip reaped_at_the_idle_deadline_and_cost_little \
-    --skip gone_at_their_deadline_and_cost_no_more --skip jumps_of_the_wall_clock \
+    --skip "$non_readers" --skip "$restarts" --skip silent_peers_expire_and_use_little_memory \
+    --skip peers_that_never_read_are_closed_within_their_limit --skip jumps_of_the_wall_clock \
     --skip a_jump_of_the_monotonic_clock | tee "$logs/address"
-  ASAN_OPTIONS=quarantine_size_mb=1 sanitized address --test stress -- "$deaf" "$restarts" |
+  ASAN_OPTIONS=quarantine_size_mb=1 sanitized address --test stress -- "$non_readers" "$restarts" |
     tee -a "$logs/address"
   figure "AddressSanitizer and LeakSanitizer: $(tests "$logs/address") tests, no report"
 
   step 'ThreadSanitizer'
   sanitized thread -Zbuild-std --lib --test behaviour --test stress --no-fail-fast -- \
-    --skip "$deaf" | tee "$logs/thread"
+    --skip "$non_readers" | tee "$logs/thread"
   figure "ThreadSanitizer: $(tests "$logs/thread") tests, no report"
 }
 
-# checked TEST FILTER: a test program of this package under memcheck.
+# checked TEST FILTER: runs a test program of this package under memcheck.
 checked() {
   local program log=$logs/valgrind-$1
   program=$(cargo test --locked --no-run --test "$1" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
-  # It runs one thread at a time: fairly, or one that waits for another waits long.
+  # valgrind runs one thread at a time. Fair scheduling keeps threads from waiting long for others.
   valgrind --fair-sched=yes --leak-check=full --show-leak-kinds=definite,indirect \
     --errors-for-leak-kinds=definite,indirect --error-exitcode=9 --track-fds=yes \
     --log-file="$log" "$program" "$2" --test-threads 1
-  # This version of valgrind lists open descriptors without calling them errors.
+  # valgrind lists open descriptors but does not count them as errors.
   local open
   open=$(grep -A 1 '^==[0-9]*== Open ' "$log" | grep -c -v -e '== Open ' -e 'inherited' -e '^--') ||
     true
@@ -131,8 +133,9 @@ checked() {
 memcheck() {
   step 'valgrind'
   package valgrind
-  checked stress of_twenty_thousand_connections_each_is_served_or_refused_and_counted
-  checked behaviour uds::
+  checked stress each_of_twenty_thousand_connections_is_served_or_refused
+  checked behaviour unix_paths::
+  checked behaviour unix_sockets::
   checked behaviour endings::
 }
 
@@ -143,8 +146,9 @@ mutants() {
   options+=(--output "$logs" ${SHARD:+--shard "$SHARD"})
   for module in "${modules[@]}"; do options+=(--file "$module"); done
   export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 SIM_SEED=1 SIM_COUNT=60
-  # First what is quick, where a hang is a catch; what survives meets every behaviour. Survivors are
-  # for a reader: some are the same program in other words.
+  # First the quick tests, where a timeout counts as caught. Then the survivors run against the
+  # behaviour and allocation tests. A reader has to judge the rest: some mutants are equivalent to
+  # the original.
   cargo mutants "${options[@]}" --timeout 20 -C=--lib -C=--test=simulation ||
     echo "cargo mutants: status $?"
   cat "$logs/mutants.out/timeout.txt" >>"$logs/mutants.out/caught.txt"
@@ -193,7 +197,7 @@ done
 : >"$logs/figures"
 failed=()
 for section in "${wanted[@]}"; do
-  # In a shell of its own, which an error ends, and nothing else.
+  # In a separate shell, so that an error ends only this section.
   LONG_SECTION=$section bash "$0" || failed+=("$section")
 done
 

@@ -1,4 +1,4 @@
-//! The program with a manager on every core: one port, one stop, one sum of counters.
+//! The `sharded` example, one manager per core: a shared port, a common stop, summed counters.
 
 #[path = "support/examples.rs"]
 mod examples;
@@ -13,7 +13,7 @@ fn sharded(args: &[&str]) -> (Program, std::net::SocketAddr) {
     (program, addr)
 }
 
-/// The number in front of `word`.
+/// Returns the number before `word`.
 fn count(line: &str, word: &str) -> u64 {
     let (before, _) = line.split_once(word).expect(line);
     let number = before.rsplit(|letter: char| !letter.is_ascii_digit()).next();
@@ -21,20 +21,20 @@ fn count(line: &str, word: &str) -> u64 {
 }
 
 #[test]
-fn one_stop_ends_all_shards_and_resets_nobody_who_waits_to_be_accepted() {
+fn one_stop_ends_all_shards_and_serves_connections_in_the_backlog() {
     let (program, addr) = sharded(&["--shards", "2", "--max", "2"]);
     let mut clients: Vec<_> = (0..200).map(|_| connect(addr)).collect();
     for client in &mut clients {
-        say(client, "hello");
+        send(client, "hello");
     }
     program.signal("-TERM");
     for mut client in clients {
-        assert_eq!(hear_all(&mut client), "hello");
+        assert_eq!(receive_all(&mut client), "hello");
     }
     let (status, stdout, _) = program.end();
     assert!(status.success(), "{stdout:#?}");
     let accepted: Vec<u64> = stdout[..2].iter().map(|line| count(line, " accepted")).collect();
-    assert!(accepted.iter().all(|&count| count > 0), "both have some: {stdout:#?}");
+    assert!(accepted.iter().all(|&count| count > 0), "both shards accept: {stdout:#?}");
     assert_eq!(accepted.iter().sum::<u64>(), 200);
     let sum = &stdout[2];
     assert_eq!(count(sum, " idle") + count(sum, " finished"), 200, "{sum}");
@@ -42,18 +42,18 @@ fn one_stop_ends_all_shards_and_resets_nobody_who_waits_to_be_accepted() {
 }
 
 #[test]
-fn the_counters_of_all_shards_are_told_together() {
+fn the_counters_of_all_shards_are_summed() {
     let (program, addr) = sharded(&["--shards", "3", "--stats-every", "1"]);
     let mut clients: Vec<_> = (0..60).map(|_| connect(addr)).collect();
     for client in &mut clients {
-        say(client, "hello");
-        assert_eq!(hear(client, 5), "hello");
+        send(client, "hello");
+        assert_eq!(receive(client, 5), "hello");
     }
     let line = program.stdout.find("60 accepted");
     assert_eq!((count(&line, " live"), count(&line, " requests")), (60, 60), "{line}");
 }
 
-/// Each shard is alone on its core, as far as there are enough.
+/// Each shard has its own core if the machine has enough cores.
 #[test]
 #[cfg(target_os = "linux")]
 fn each_shard_is_pinned_to_a_core() {
@@ -74,15 +74,15 @@ fn each_shard_is_pinned_to_a_core() {
     assert!(cores.iter().all(|core| core.parse::<u32>().is_ok()), "one core each: {cores:?}");
     cores.dedup();
     let enough = thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
-    assert!(!enough || cores.len() == 2, "not the same one: {cores:?}");
+    assert!(!enough || cores.len() == 2, "different cores: {cores:?}");
 }
 
 #[test]
-fn a_port_that_is_another_s_and_options_that_make_no_sense_are_said_in_one_line() {
+fn a_port_in_use_and_invalid_options_are_reported_in_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = taken.local_addr().map(|addr| addr.to_string()).map(|addr| (addr, taken));
     let (addr, _taken) = taken.expect("address");
-    for (args, code, says) in [
+    for (args, code, message) in [
         (&["--listen", &addr][..], 1, "it is in use"),
         (&["--shards", "0"], 2, "1 to 1024"),
         (&["--shards", "2", "--listen", "nonsense"], 2, "HOST:PORT"),
@@ -90,6 +90,6 @@ fn a_port_that_is_another_s_and_options_that_make_no_sense_are_said_in_one_line(
         let (status, _, stderr) = Program::run("sharded", args).end();
         assert_eq!(status.code(), Some(code), "{stderr:?}");
         assert_eq!(stderr.len(), 1, "{stderr:?}");
-        assert!(stderr[0].starts_with("sharded: ") && stderr[0].contains(says), "{stderr:?}");
+        assert!(stderr[0].starts_with("sharded: ") && stderr[0].contains(message), "{stderr:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! Many connections at once over loopback: every byte checked, every refusal counted, and nothing
-//! left behind.
+//! Many connections at the same time over loopback. The tests check every byte and the counters,
+//! and that no resource is left.
 //!
-//! The tests run one at a time, because each counts the descriptors of this process.
+//! The tests run one at a time, because each counts the descriptors of the process.
 
 mod support;
 
@@ -19,11 +19,11 @@ use pool_manager::{
 };
 use support::rng::Rng;
 use support::{
-    Dir, assert_nothing_left, connect, descriptors, listen_on_many, pair, patient, random_bytes,
-    reset, resident_bytes, shrink_buffers, turn_until, unix_pair,
+    Dir, assert_nothing_left, connect, descriptors, listen_on_many, pair, random_bytes, reset,
+    resident_bytes, shrink_buffers, turn_until, unix_pair, with_timeouts,
 };
 
-/// Longer than any of these tests takes: nobody's deadline passes unless a test means it to.
+/// A deadline that does not expire during a test.
 const NEVER: Duration = Duration::from_secs(300);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -36,7 +36,7 @@ fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(NEVER).request_deadline(NEVER)
 }
 
-/// Clients that each send a request and wait for it to come back, all of them in every round.
+/// Clients that each send one request per round and wait for its echo.
 struct Clients {
     sockets: Vec<TcpStream>,
     rng: Rng,
@@ -47,11 +47,12 @@ struct Clients {
 impl Clients {
     fn new(sockets: Vec<TcpStream>, largest: usize, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let noise = random_bytes(rng, 1 << 20);
+        let noise = random_bytes(&mut rng, 1 << 20);
         Self { sockets, rng, noise, reply: vec![0; largest] }
     }
 
-    /// One request of random size each, all under way at once; returns how many bytes.
+    /// Sends one request of random size from each client, and then reads all echoes. Returns the
+    /// number of bytes.
     fn round(&mut self) -> u64 {
         let mut requests = Vec::new();
         for socket in &mut self.sockets {
@@ -63,8 +64,11 @@ impl Clients {
         let mut total = 0;
         for (index, (socket, request)) in self.sockets.iter_mut().zip(requests).enumerate() {
             let reply = &mut self.reply[..request.len()];
-            socket.read_exact(reply).expect("a reply as long as its request");
-            assert!(reply == &self.noise[request], "client {index} got other bytes than it sent");
+            socket.read_exact(reply).expect("a reply of the length of the request");
+            assert!(
+                reply == &self.noise[request],
+                "client {index} received other bytes than it sent"
+            );
             total += reply.len() as u64;
         }
         total
@@ -72,7 +76,7 @@ impl Clients {
 }
 
 #[test]
-fn a_thousand_connections_get_every_byte_of_fifty_requests_back() {
+fn a_thousand_connections_receive_every_byte_of_fifty_requests() {
     const THREADS: u64 = 2;
     const EACH: usize = 500;
     const ROUNDS: usize = 50;
@@ -105,32 +109,33 @@ fn a_thousand_connections_get_every_byte_of_fifty_requests_back() {
     let stats = manager.stats();
     let count = THREADS * EACH as u64;
     assert_eq!((stats.accepted, stats.put, stats.busy), (count, count, 0));
-    assert_eq!(stats.peak, count, "all at once");
+    assert_eq!(stats.peak, count, "all at the same time");
     assert_eq!((stats.bytes_in, stats.bytes_out), (sent, sent));
     assert_eq!(stats.closed(CloseReason::Eof), count);
     assert_eq!((stats.bytes_dropped, stats.bytes_unsent, stats.stale_events), (0, 0, 0));
 }
 
-/// What clients saw of a pool that has too few places for them.
+/// Counts what clients see at a pool with too few workers.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+struct Outcomes {
     served: u64,
     refused: u64,
 }
 
-/// How a client leaves: half of them by a reset.
+/// The way in which a client ends its connection. Half of the clients send a reset.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leave {
-    /// It reads what it is told, to the end.
+    /// Reads to the end of file.
     Politely,
-    /// By a reset, once it knows whether it was served.
+    /// Sends a reset after it was served or refused.
     Abruptly,
-    /// By a reset as soon as it is connected.
+    /// Sends a reset as soon as it is connected.
     AtOnce,
 }
 
-impl Tally {
-    /// Opens `count` connections, holds all but those that leave at once, then closes them.
+impl Outcomes {
+    /// Opens `count` connections. Waits until all clients are answered, except those that leave at
+    /// once. Then closes the connections.
     fn wave(&mut self, addr: SocketAddr, count: usize) {
         let leaves = [Leave::Politely, Leave::Abruptly, Leave::Politely, Leave::AtOnce];
         let mut held = Vec::new();
@@ -151,7 +156,7 @@ impl Tally {
                 (leave, client, first == *b"?")
             })
             .collect();
-        // Nobody leaves before all were answered, so there are too few places in every wave.
+        // No client leaves before all are answered, so the workers are exhausted in every wave.
         for (leave, mut client, served) in held {
             self.served += u64::from(served);
             self.refused += u64::from(!served);
@@ -167,88 +172,89 @@ impl Tally {
 }
 
 #[test]
-fn of_twenty_thousand_connections_each_is_served_or_refused_and_counted() {
+fn each_of_twenty_thousand_connections_is_served_or_refused() {
     const WAVES: usize = 50;
     const WAVE: usize = 400;
-    const PLACES: usize = 200;
+    const WORKERS: usize = 200;
     let _alone = alone();
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
-    let mut manager = Manager::new(drained().max_workers(PLACES), echo).expect("a manager");
+    let mut manager = Manager::new(drained().max_workers(WORKERS), echo).expect("a manager");
     manager.start().expect("start");
     let addrs = listen_on_many(&mut manager, 4);
     let before = descriptors();
 
-    let tally = thread::scope(|scope| {
+    let outcomes = thread::scope(|scope| {
         let clients = scope.spawn(|| {
-            let mut tally = Tally::default();
+            let mut outcomes = Outcomes::default();
             for &addr in addrs.iter().cycle().take(WAVES) {
-                tally.wave(addr, WAVE);
+                outcomes.wave(addr, WAVE);
             }
-            tally
+            outcomes
         });
         turn_until(&mut manager, |_| clients.is_finished());
-        clients.join().expect("the clients' thread")
+        clients.join().expect("the thread of the clients")
     });
 
     turn_until(&mut manager, |manager| manager.stats().accepted == (WAVES * WAVE) as u64);
     assert_nothing_left(&mut manager, before);
     let stats = manager.stats();
     assert_eq!(stats.accepted, stats.put + stats.busy, "{stats}");
-    assert_eq!(stats.peak, PLACES as u64, "as many as there are places, and never more");
+    assert_eq!(stats.peak, WORKERS as u64, "all workers and no more");
     let left_at_once = (WAVES * WAVE / 4) as u64;
-    assert_eq!(tally.served + tally.refused + left_at_once, stats.accepted);
+    assert_eq!(outcomes.served + outcomes.refused + left_at_once, stats.accepted);
     let uncertain = 0..=left_at_once;
-    assert!(uncertain.contains(&(stats.put - tally.served)), "{tally:?}; {stats}");
-    assert!(uncertain.contains(&(stats.busy - tally.refused)), "{tally:?}; {stats}");
+    assert!(uncertain.contains(&(stats.put - outcomes.served)), "{outcomes:?}; {stats}");
+    assert!(uncertain.contains(&(stats.busy - outcomes.refused)), "{outcomes:?}; {stats}");
     let held = WAVE - WAVE / 4;
-    assert!(tally.refused >= (WAVES * (held - PLACES)) as u64, "{tally:?}; {stats}");
+    assert!(outcomes.refused >= (WAVES * (held - WORKERS)) as u64, "{outcomes:?}; {stats}");
     let resets = stats.closed(CloseReason::Reset);
     assert!(resets > 0, "{stats}");
     assert_eq!(resets + stats.closed(CloseReason::Eof), stats.put);
 }
 
-/// Peers that take nothing of what they are sent.
-struct Deaf {
-    /// They send as much as they can, and so are owed as much.
-    talkers: Vec<TcpStream>,
-    /// They say nothing, and are sent what others say.
-    listeners: Vec<(TcpStream, ConnId)>,
+/// Peers that never read.
+struct NonReaders {
+    /// Peers that send as much as they can, so that the echo to them stays unsent.
+    senders: Vec<TcpStream>,
+    /// Peers that send nothing. The test sends bytes to them through the handle.
+    receivers: Vec<(TcpStream, ConnId)>,
 }
 
-impl Deaf {
-    /// Sends on for those that still can.
-    fn talk(&mut self, noise: &[u8]) {
-        self.talkers.retain_mut(|talker| match talker.write(noise) {
+impl NonReaders {
+    /// Sends more bytes on the connections that are still open.
+    fn send_more(&mut self, noise: &[u8]) {
+        self.senders.retain_mut(|sender| match sender.write(noise) {
             Ok(_) => true,
             Err(error) => error.kind() == ErrorKind::WouldBlock,
         });
     }
 }
 
-/// A connection whose buffers are small, so that it is full soon.
-fn put_deaf<H: Handler>(manager: &mut Manager<H>) -> (TcpStream, ConnId) {
+/// Puts a connection with small buffers, which are full soon.
+fn put_non_reader<H: Handler>(manager: &mut Manager<H>) -> (TcpStream, ConnId) {
     let (peer, ours) = pair();
     shrink_buffers(&peer, &ours);
     peer.set_nonblocking(true).expect("non-blocking");
     (peer, manager.put(ours).expect("put"))
 }
 
-/// A connection that takes a reply in several writes.
+/// Puts a connection with a small send buffer, so that a reply needs several writes.
 fn put_reader<H: Handler>(manager: &mut Manager<H>) -> TcpStream {
     let (peer, ours) = pair();
     socket2::SockRef::from(&ours).set_send_buffer_size(1).expect("send buffer");
     manager.put(ours).expect("put");
-    patient(peer)
+    with_timeouts(peer)
 }
 
 #[test]
-fn peers_that_never_read_end_and_cost_those_that_do_nothing() {
-    const DEAF: u64 = 50;
+fn peers_that_never_read_are_closed_and_do_not_affect_readers() {
+    const NON_READERS: u64 = 50;
     const READERS: u64 = 100;
     const LIMIT: usize = 128 << 10;
     const MARK: u8 = 0;
     let _alone = alone();
-    // A peer whose first byte says so is deaf, and is not waited for so long.
+    // `MARK` as the first byte marks a peer that does not read. Its connection gets a short idle
+    // deadline.
     let echo = |conn: &mut Conn<'_>, body: &[u8]| -> io::Result<()> {
         if conn.bytes_out() == 0 && body[0] == MARK {
             conn.set_idle_deadline(Duration::from_millis(300));
@@ -258,87 +264,93 @@ fn peers_that_never_read_end_and_cost_those_that_do_nothing() {
     let mut manager = Manager::new(drained().write_limit(LIMIT), echo).expect("a manager");
     manager.start().expect("start");
     let (before, handle, noise) = (descriptors(), manager.handle(), vec![MARK; 64 << 10]);
-    let mut deaf = Deaf {
-        talkers: (0..DEAF).map(|_| put_deaf(&mut manager).0).collect(),
-        listeners: (0..DEAF).map(|_| put_deaf(&mut manager)).collect(),
+    let mut non_readers = NonReaders {
+        senders: (0..NON_READERS).map(|_| put_non_reader(&mut manager).0).collect(),
+        receivers: (0..NON_READERS).map(|_| put_non_reader(&mut manager)).collect(),
     };
     let readers = (0..READERS).map(|_| put_reader(&mut manager)).collect();
     let resident_before = resident_bytes();
 
     let (read, resident) = thread::scope(|scope| {
         let readers = scope.spawn(|| {
-            // Larger than what is sent at once, and so than what a socket takes at once.
+            // The replies are larger than one write.
             let mut readers = Clients::new(readers, 100_000, 7);
             (0..30).map(|_| readers.round()).sum::<u64>()
         });
         let mut resident = 0;
         turn_until(&mut manager, |manager| {
-            deaf.talk(&noise);
+            non_readers.send_more(&noise);
             let stats = manager.stats();
-            if stats.closed(CloseReason::WriteLimit) < DEAF {
-                for (_, id) in &deaf.listeners {
+            if stats.closed(CloseReason::WriteLimit) < NON_READERS {
+                for (_, id) in &non_readers.receivers {
                     handle.send(*id, &noise[..16 << 10]).expect("send");
                 }
             }
             resident = resident.max(resident_bytes());
             let closed =
                 stats.closed(CloseReason::WriteLimit) + stats.closed(CloseReason::WriteStalled);
-            closed == 2 * DEAF && readers.is_finished()
+            closed == 2 * NON_READERS && readers.is_finished()
         });
-        (readers.join().expect("the readers' thread"), resident)
+        (readers.join().expect("the thread of the readers"), resident)
     });
 
     let stats = manager.stats();
-    assert_eq!(stats.closed(CloseReason::WriteStalled), DEAF, "who is owed is not read: {stats}");
-    assert_eq!(stats.closed(CloseReason::WriteLimit), DEAF, "{stats}");
+    assert_eq!(
+        stats.closed(CloseReason::WriteStalled),
+        NON_READERS,
+        "a peer with unsent bytes is not read: {stats}"
+    );
+    assert_eq!(stats.closed(CloseReason::WriteLimit), NON_READERS, "{stats}");
     assert!(stats.bytes_out > read, "{stats}");
-    let most_unsent = 2 * DEAF * LIMIT as u64;
+    let most_unsent = 2 * NON_READERS * LIMIT as u64;
     assert!((1..=most_unsent).contains(&stats.bytes_unsent), "{}", stats.bytes_unsent);
     let grown = resident.saturating_sub(resident_before);
     assert!(grown <= 2 * most_unsent + (16 << 20), "grown by {grown} bytes");
-    drop(deaf);
+    drop(non_readers);
     assert_nothing_left(&mut manager, before);
     let stats = manager.stats();
-    assert_eq!(stats.closed(CloseReason::Eof), READERS, "each reader ended well");
+    assert_eq!(stats.closed(CloseReason::Eof), READERS, "each reader ends with end of file");
 }
 
-/// One connection by each way there is, all of which were served once.
-/// `door` is a listener of the test's own, for those that are put.
-fn visit<H: Handler>(
+/// Opens one connection in each of four ways: over TCP, over a Unix socket, by `put` and by a
+/// handle. Exchanges one message on each. `acceptor` is a listener of the test. It accepts the
+/// connection for `put`.
+fn connect_four<H: Handler>(
     manager: &mut Manager<H>,
     addr: SocketAddr,
     path: &Path,
-    door: &TcpListener,
+    acceptor: &TcpListener,
 ) -> [TcpStream; 4] {
-    // Dressed as a TCP connection, so that all are of one kind.
+    // The Unix connection is wrapped as a TCP connection, so that all clients have the same type.
     let unix: OwnedFd = UnixStream::connect(path).expect("connect").into();
-    let put = connect(door.local_addr().expect("address"));
+    let put = connect(acceptor.local_addr().expect("address"));
     let (handed_over, theirs) = unix_pair();
-    let mut visitors = [connect(addr), patient(unix.into()), put, patient(handed_over)];
-    manager.put(door.accept().expect("accept").0).expect("put");
+    let mut clients = [connect(addr), with_timeouts(unix.into()), put, with_timeouts(handed_over)];
+    manager.put(acceptor.accept().expect("accept").0).expect("put");
     manager.handle().put(theirs).expect("put by a handle");
-    for visitor in &mut visitors {
-        visitor.write_all(b"hello").expect("send a request");
+    for client in &mut clients {
+        client.write_all(b"hello").expect("send a request");
     }
     let served = manager.stats().bytes_out + 4 * 5;
     turn_until(manager, |manager| manager.stats().bytes_out == served);
-    for visitor in &mut visitors {
+    for client in &mut clients {
         let mut reply = [0; 5];
-        visitor.read_exact(&mut reply).expect("a reply");
+        client.read_exact(&mut reply).expect("a reply");
         assert_eq!(&reply, b"hello");
     }
-    visitors
+    clients
 }
 
-/// Two leave, one of them by a reset, and one comes whom no turn will serve.
-fn change<H: Handler>(manager: &mut Manager<H>, visitors: [TcpStream; 4]) -> [TcpStream; 3] {
-    let [gone, unix, reset_by_peer, stays] = visitors;
-    drop(gone);
+/// Closes two connections, one of them with a reset. Puts another connection, which no further turn
+/// serves. Returns the three open connections.
+fn replace_two<H: Handler>(manager: &mut Manager<H>, clients: [TcpStream; 4]) -> [TcpStream; 3] {
+    let [closed, unix, reset_by_peer, stays] = clients;
+    drop(closed);
     reset(reset_by_peer);
     turn_until(manager, |manager| manager.stats().live == 2);
     let (queued, ours) = unix_pair();
-    manager.handle().put(ours).expect("two places are free");
-    [unix, stays, patient(queued)]
+    manager.handle().put(ours).expect("two workers are free");
+    [unix, stays, with_timeouts(queued)]
 }
 
 fn threads() -> usize {
@@ -346,37 +358,38 @@ fn threads() -> usize {
 }
 
 #[test]
-fn two_thousand_restarts_under_traffic_leave_nothing_behind() {
+fn two_thousand_restarts_under_traffic_leak_nothing() {
     const CYCLES: u64 = 2_000;
     const WARM: u64 = 500;
     let _alone = alone();
-    support::alone("two_thousand_restarts_under_traffic_leave_nothing_behind", 64, || {
-        // As many places as there are visitors: one that is lost is missed in the next cycle.
+    support::alone("two_thousand_restarts_under_traffic_leak_nothing", 64, || {
+        // There are as many workers as clients, so that a lost worker makes the next cycle fail.
         let config = drained().min_workers(2).max_workers(4).stop_deadline(Duration::ZERO);
         let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
         let mut manager = Manager::new(config, echo).expect("a manager");
-        // A host of its own, so that nobody takes the port between a stop and a start.
+        // This address is separate, so that no other program takes the port between a stop and a
+        // start.
         let (dir, mut addr) = (Dir::new(), SocketAddr::from(([127, 0, 0, 77], 0)));
         let path = dir.path("echo.sock");
-        let door = TcpListener::bind(addr).expect("bind");
+        let acceptor = TcpListener::bind(addr).expect("bind");
         let before = (descriptors(), threads());
         let mut resident = 0;
         for cycle in 0..CYCLES {
             manager.start().expect("start");
             addr = manager.listen(addr).expect("the address of the last cycle");
             manager.listen_unix(&path).expect("the path of the last cycle");
-            let visitors = visit(&mut manager, addr, &path, &door);
-            assert!(manager.put(unix_pair().1).expect_err("no place is left").is_busy());
+            let clients = connect_four(&mut manager, addr, &path, &acceptor);
+            assert!(manager.put(unix_pair().1).expect_err("no worker is free").is_busy());
             let left = if cycle % 2 == 0 {
                 assert_eq!(manager.stop().expect("stop").idle, 4);
-                Vec::from(visitors)
+                Vec::from(clients)
             } else {
-                let left = change(&mut manager, visitors);
+                let left = replace_two(&mut manager, clients);
                 assert_eq!(manager.stop().expect("stop").idle, 2);
                 Vec::from(left)
             };
-            for mut visitor in left {
-                assert_eq!(visitor.read(&mut [0]).expect("an end of file"), 0);
+            for mut client in left {
+                assert_eq!(client.read(&mut [0]).expect("an end of file"), 0);
             }
             assert_eq!((descriptors(), threads()), before, "after cycle {cycle}");
             assert_eq!(dir.names(), [""; 0], "the path is removed");

@@ -1,7 +1,7 @@
-//! What happens around a program: it is suspended, the clock jumps, nobody reads its stderr.
+//! Changes in the environment of a program: a suspension, a jump of the clock, a full stderr.
 //!
-//! `clock_gettime` is no system call that could be made to lie, so clocks jump by libfaketime, if
-//! it is installed (Debian: `libfaketime`).
+//! `clock_gettime` makes no system call (vDSO), so strace cannot change its result. The tests use
+//! libfaketime to make the clocks jump, if it is installed (Debian: `libfaketime`).
 
 #![cfg(target_os = "linux")]
 
@@ -19,14 +19,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use examples::{LOOPBACK, PATIENCE, Program, connect, hear, hear_all, listening, program, say};
+use examples::{
+    LOOPBACK, Program, TIMEOUT, connect, listening, program, receive, receive_all, send,
+};
 use pool_manager::ERROR_SERVER_BUSY;
 use support::{Dir, reset};
 
-/// How long peers may be silent where that is not to matter.
+/// A deadline that does not expire during a test.
 const LONG: [&str; 2] = ["--deadline-ms", "600000"];
 
-/// The state of a process, as in `ps`: `T` if it is suspended.
+/// Returns the state of a process as in `ps`: `T` if it is suspended.
 fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
     stat.rsplit(") ").next()?.chars().next()
@@ -34,54 +36,54 @@ fn state(pid: u32) -> Option<char> {
 
 fn suspend(program: &Program) {
     program.signal("-STOP");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while state(program.child.id()) != Some('T') {
-        assert!(Instant::now() < deadline, "it is not suspended");
+        assert!(Instant::now() < deadline, "the program is not suspended");
         thread::yield_now();
     }
 }
 
 #[test]
-fn who_spoke_to_a_suspended_process_is_answered_and_who_was_silent_is_not() {
+fn requests_sent_during_a_suspension_are_answered_after_it() {
     const DEADLINE: Duration = Duration::from_millis(700);
     let (program, addr) = listening("reactor_echo", &["--deadline-ms", "700"]);
     let mut clients: Vec<TcpStream> = (0..20).map(|_| connect(addr)).collect();
     for client in &mut clients {
-        say(client, "hello");
-        assert_eq!(hear(client, 5), "hello");
+        send(client, "hello");
+        assert_eq!(receive(client, 5), "hello");
     }
     suspend(&program);
     let (speakers, silent) = clients.split_at_mut(10);
     for client in &mut *speakers {
-        say(client, "still here");
+        send(client, "still here");
     }
-    let mut late = connect(addr);
-    say(&mut late, "new here");
-    // The one thing to wait for here is time: twice what a peer may be silent.
+    let mut accepted_later = connect(addr);
+    send(&mut accepted_later, "new here");
+    // The test has to wait for time to pass: twice the deadline.
     thread::sleep(2 * DEADLINE);
     program.signal("-CONT");
     for client in speakers {
-        assert_eq!(hear(client, 10), "still here");
+        assert_eq!(receive(client, 10), "still here");
     }
-    assert_eq!(hear(&mut late, 8), "new here");
+    assert_eq!(receive(&mut accepted_later, 8), "new here");
     for client in silent {
-        assert_eq!(hear_all(client), "");
+        assert_eq!(receive_all(client), "");
     }
 }
 
-/// Each signal interrupts what the program waits in.
+/// Each signal interrupts the wait of the program.
 #[test]
-fn suspended_again_and_again_under_load_it_loses_nothing() {
+fn repeated_suspensions_under_load_lose_no_request() {
     const SUSPENSIONS: u32 = 40;
     let (program, addr) = listening("reactor_echo", &LONG);
-    let (over, exchanges) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (done, exchanges) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let mut client = connect(addr);
-                while !over.load(Ordering::Relaxed) {
-                    say(&mut client, "hello");
-                    assert_eq!(hear(&mut client, 5), "hello");
+                while !done.load(Ordering::Relaxed) {
+                    send(&mut client, "hello");
+                    assert_eq!(receive(&mut client, 5), "hello");
                     exchanges.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -89,14 +91,14 @@ fn suspended_again_and_again_under_load_it_loses_nothing() {
         for round in 1..=SUSPENSIONS {
             suspend(&program);
             program.signal("-CONT");
-            // Some are served between two suspensions.
-            let deadline = Instant::now() + PATIENCE;
+            // Some requests are answered between two suspensions.
+            let deadline = Instant::now() + TIMEOUT;
             while exchanges.load(Ordering::Relaxed) < 20 * round {
-                assert!(Instant::now() < deadline, "nobody is served");
+                assert!(Instant::now() < deadline, "no request is answered");
                 thread::yield_now();
             }
         }
-        over.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
     });
     program.signal("-TERM");
     let (status, stdout, stderr) = program.end();
@@ -104,7 +106,7 @@ fn suspended_again_and_again_under_load_it_loses_nothing() {
     assert!(stdout[0].contains("4 put, 0 busy, 4 closed"), "{stdout:#?}");
 }
 
-/// A clock that a test can turn, for programs started with it.
+/// A clock that the test can set, for programs that are started with it.
 struct Clock {
     library: PathBuf,
     offset: PathBuf,
@@ -112,12 +114,12 @@ struct Clock {
 }
 
 impl Clock {
-    /// `None`, which is said, if libfaketime is missing.
+    /// Returns `None` and prints a message if libfaketime is missing.
     fn new() -> Option<Self> {
-        let folders = ["x86_64-linux-gnu/", "aarch64-linux-gnu/", ""];
-        let paths = folders.map(|folder| format!("/usr/lib/{folder}faketime/libfaketime.so.1"));
+        let prefixes = ["x86_64-linux-gnu/", "aarch64-linux-gnu/", ""];
+        let paths = prefixes.map(|prefix| format!("/usr/lib/{prefix}faketime/libfaketime.so.1"));
         let Some(library) = paths.into_iter().map(PathBuf::from).find(|path| path.exists()) else {
-            eprintln!("libfaketime is missing: no clock jumps");
+            eprintln!("skipped: libfaketime is missing");
             return None;
         };
         let directory = Dir::new();
@@ -126,14 +128,14 @@ impl Clock {
         Some(clock)
     }
 
-    /// Sets it so many seconds before or behind the true time, in one step.
+    /// Sets the offset from the true time in seconds, such as `+3600`, in one step.
     fn turn(&self, offset: &str) {
         let next = self.offset.with_extension("next");
         fs::write(&next, offset).expect("a file");
         fs::rename(&next, &self.offset).expect("a file in its place");
     }
 
-    /// `reactor_echo` with this clock. With `monotonic` 1, its monotonic clock stays the true one.
+    /// Starts `reactor_echo` with this clock. If `monotonic` is 1, only the wall clock is faked.
     fn start(&self, deadline: &str, monotonic: &str) -> (Program, SocketAddr) {
         let mut command = program("reactor_echo");
         command.args(LOOPBACK).args(["--deadline-ms", deadline]);
@@ -146,58 +148,60 @@ impl Clock {
 }
 
 #[test]
-fn a_jump_of_the_monotonic_clock_ends_the_silent_and_answers_who_spoke() {
+fn a_jump_of_the_monotonic_clock_expires_only_idle_connections() {
     let Some(clock) = Clock::new() else { return };
     let (program, addr) = clock.start("600000", "0");
     let (mut silent, mut speaker) = (connect(addr), connect(addr));
-    say(&mut silent, "hello");
-    assert_eq!(hear(&mut silent, 5), "hello");
-    // Who is served in the very turn that the jump prolongs has not been silent since it began.
+    send(&mut silent, "hello");
+    assert_eq!(receive(&mut silent, 5), "hello");
+    // A connection that is served in the turn in which the clock jumps does not expire. These
+    // exchanges make sure that `silent` is not served in that turn.
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(20) {
-        say(&mut speaker, "hello");
-        assert_eq!(hear(&mut speaker, 5), "hello");
+        send(&mut speaker, "hello");
+        assert_eq!(receive(&mut speaker, 5), "hello");
     }
     suspend(&program);
-    say(&mut speaker, "before the jump");
+    send(&mut speaker, "before the jump");
     clock.turn("+3600");
     program.signal("-CONT");
-    assert_eq!(hear(&mut speaker, 15), "before the jump");
-    assert_eq!(hear_all(&mut silent), "", "an hour has passed for it");
-    say(&mut speaker, "behind the jump");
-    assert_eq!(hear(&mut speaker, 15), "behind the jump");
+    assert_eq!(receive(&mut speaker, 15), "before the jump");
+    assert_eq!(receive_all(&mut silent), "", "its deadline has passed");
+    send(&mut speaker, "behind the jump");
+    assert_eq!(receive(&mut speaker, 15), "behind the jump");
     program.signal("-TERM");
     assert_eq!(program.end().0.code(), Some(0));
 }
 
 #[test]
-fn jumps_of_the_wall_clock_are_not_noticed() {
+fn jumps_of_the_wall_clock_have_no_effect() {
     let Some(clock) = Clock::new() else { return };
     let (program, addr) = clock.start("60000", "1");
     let (mut silent, mut speaker) = (connect(addr), connect(addr));
-    say(&mut silent, "hello");
-    assert_eq!(hear(&mut silent, 5), "hello");
+    send(&mut silent, "hello");
+    assert_eq!(receive(&mut silent, 5), "hello");
     for offset in ["+3600", "-7200", "+360000"] {
         clock.turn(offset);
         for _ in 0..10 {
-            say(&mut speaker, "hello");
-            assert_eq!(hear(&mut speaker, 5), "hello");
+            send(&mut speaker, "hello");
+            assert_eq!(receive(&mut speaker, 5), "hello");
         }
     }
-    say(&mut silent, "still here");
-    assert_eq!(hear(&mut silent, 10), "still here");
+    send(&mut silent, "still here");
+    assert_eq!(receive(&mut silent, 10), "still here");
     program.signal("-TERM");
     assert_eq!(program.end().0.code(), Some(0));
 }
 
-/// A pipe in the file system, of which this is both ends.
+/// A named pipe, open for reading and writing.
 struct Pipe {
     file: File,
     path: PathBuf,
     _directory: Dir,
 }
 
-/// `O_NONBLOCK`, which concerns the test's end only: the program opens the pipe by itself.
+/// `O_NONBLOCK`. It applies only to the test's end of the pipe. The program's end is opened
+/// separately.
 const NONBLOCK: i32 = 0o4000;
 
 impl Pipe {
@@ -205,12 +209,12 @@ impl Pipe {
         let directory = Dir::new();
         let path = directory.path("pipe");
         assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
-        // Reading and writing, it waits for no other end.
+        // Opening the pipe for reading and writing does not wait for another process.
         let options = File::options().read(true).write(true).custom_flags(NONBLOCK).open(&path);
         Self { file: options.expect("a pipe"), path, _directory: directory }
     }
 
-    /// Leaves room for not a byte more.
+    /// Writes until the pipe has no space for another byte.
     fn fill(&mut self) {
         for chunk in [4096, 1] {
             while self.file.write(&vec![b'.'; chunk]).is_ok() {}
@@ -229,12 +233,12 @@ impl Pipe {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Reads until this was said.
+    /// Reads until the text contains `part`.
     fn await_line(&mut self, part: &str) {
-        let (deadline, mut said) = (Instant::now() + PATIENCE, String::new());
-        while !said.contains(part) {
-            assert!(Instant::now() < deadline, "{said}");
-            said += &self.drain();
+        let (deadline, mut text) = (Instant::now() + TIMEOUT, String::new());
+        while !text.contains(part) {
+            assert!(Instant::now() < deadline, "{text}");
+            text += &self.drain();
         }
     }
 
@@ -246,21 +250,21 @@ impl Pipe {
     }
 }
 
-/// Waits until a program waits in a call on its stderr, as `/proc/PID/syscall` has it: the call's
-/// number and its arguments.
-fn await_stuck(program: &Program) {
+/// Waits until the program is blocked in a system call on its stderr. `/proc/PID/syscall` lists the
+/// number of the call and its arguments.
+fn wait_until_blocked(program: &Program) {
     let path = format!("/proc/{}/syscall", program.child.id());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while fs::read_to_string(&path).is_ok_and(|call| call.split(' ').nth(1) != Some("0x2")) {
-        assert!(Instant::now() < deadline, "it does not wait for its stderr");
+        assert!(Instant::now() < deadline, "the program is not blocked on its stderr");
         thread::yield_now();
     }
 }
 
-/// Per connection and per request nothing is logged at the default level, so nothing waits for
-/// the pipe: not in echo, not in refusals, resets and deadlines.
+/// At the default level the program logs nothing per connection or request, so echo, refusals,
+/// resets and deadlines do not block on the pipe.
 #[test]
-fn with_its_stderr_full_it_goes_on_serving_and_only_its_last_words_wait() {
+fn a_full_stderr_blocks_only_the_log_line_of_the_stop() {
     let mut pipe = Pipe::new();
     let program = pipe.start(&["--max", "8", "--deadline-ms", "1000"]);
     let addr = program.addr();
@@ -269,40 +273,40 @@ fn with_its_stderr_full_it_goes_on_serving_and_only_its_last_words_wait() {
     for _ in 0..50 {
         let mut clients: Vec<TcpStream> = (0..4).map(|_| connect(addr)).collect();
         for client in &mut clients {
-            say(client, "hello");
-            assert_eq!(hear(client, 5), "hello");
+            send(client, "hello");
+            assert_eq!(receive(client, 5), "hello");
         }
         for client in &mut clients {
             client.shutdown(Shutdown::Write).expect("shutdown");
-            assert_eq!(hear_all(client), "");
+            assert_eq!(receive_all(client), "");
         }
         reset(connect(addr));
     }
     let mut silent = connect(addr);
-    say(&mut silent, "hello");
-    assert_eq!(hear(&mut silent, 5), "hello");
-    assert_eq!(hear_all(&mut silent), "", "its deadline comes");
+    send(&mut silent, "hello");
+    assert_eq!(receive(&mut silent, 5), "hello");
+    assert_eq!(receive_all(&mut silent), "", "closed by its deadline");
     let _eight: Vec<TcpStream> = (0..8).map(|_| connect(addr)).collect();
-    assert_eq!(hear_all(&mut connect(addr)), ERROR_SERVER_BUSY);
+    assert_eq!(receive_all(&mut connect(addr)), ERROR_SERVER_BUSY);
     program.signal("-TERM");
-    await_stuck(&program);
+    wait_until_blocked(&program);
     pipe.await_line("stopping: ");
     let (status, stdout, _) = program.end();
     assert_eq!(status.code(), Some(0));
     assert!(stdout[0].starts_with("stopped: "), "{stdout:#?}");
 }
 
-/// `env_logger` waits for its reader. So what is said at the start, or about each connection with
-/// `--debug`, has to be read.
+/// `env_logger` blocks if its output is not read. So a reader is needed for the lines at the start,
+/// and with `--debug` for the lines about each connection.
 #[test]
-fn with_its_stderr_full_from_the_start_it_waits_for_a_reader() {
+fn a_stderr_that_is_full_from_the_start_blocks_the_program() {
     let mut pipe = Pipe::new();
     pipe.fill();
     let program = pipe.start(&[]);
-    await_stuck(&program);
+    wait_until_blocked(&program);
     pipe.drain();
     let addr = program.addr();
     let mut client = connect(addr);
-    say(&mut client, "hello");
-    assert_eq!(hear(&mut client, 5), "hello");
+    send(&mut client, "hello");
+    assert_eq!(receive(&mut client, 5), "hello");
 }

@@ -1,8 +1,8 @@
-//! What a request costs in system calls: one read, one write, its share of one wait, and no
-//! change of a registration.
+//! The cost of a request in system calls: one read, one write, a share of one wait, and no change
+//! of a registration.
 //!
-//! mio's poll(2) backend has to be told after each `WouldBlock` to report again, so there every
-//! request is read to that, and registered anew.
+//! mio's poll(2) backend reports a descriptor again only after a `WouldBlock`. With it, each
+//! request is read until `WouldBlock`, and the descriptor is registered again.
 
 mod support;
 
@@ -12,9 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use pool_manager::{Config, Conn, Framing, Handler, Manager, Stats};
-use support::{PATIENCE, pair};
+use support::{TIMEOUT, pair};
 
-/// Reads of a request that leaves room in the buffer, on TCP.
+/// The number of reads per request on TCP if the request does not fill the buffer.
 const READS: u64 = if cfg!(mio_unsupported_force_poll_poll) { 2 } else { 1 };
 
 fn echo(config: Config) -> Manager<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
@@ -28,14 +28,14 @@ fn drained() -> Config {
 }
 
 fn until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(Stats) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done(manager.stats()) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
-        manager.turn(Some(PATIENCE)).expect("turn");
+        assert!(Instant::now() < deadline, "timed out: {}", manager.stats());
+        manager.turn(Some(TIMEOUT)).expect("turn");
     }
 }
 
-/// TCP connections that have been put, and whose first, writable event is over.
+/// Puts TCP connections and waits for the first event of each, which reports it as writable.
 fn connections<H: Handler>(manager: &mut Manager<H>, count: usize) -> Vec<TcpStream> {
     let put = |_| {
         let (client, ours) = pair();
@@ -47,8 +47,8 @@ fn connections<H: Handler>(manager: &mut Manager<H>, count: usize) -> Vec<TcpStr
     clients
 }
 
-/// Each client sends `request`, then they are served, then each reads its reply: `rounds` times.
-/// Returns what the manager counted meanwhile.
+/// In each of `rounds` rounds, all clients send `request`, the manager serves them, and all clients
+/// read their reply. Returns the system calls of the manager.
 fn cost<H: Handler, S: Read + Write>(
     manager: &mut Manager<H>,
     clients: &mut [S],
@@ -69,7 +69,7 @@ fn cost<H: Handler, S: Read + Write>(
         }
     }
     let after = manager.stats();
-    assert_eq!(after.turns - before.turns, after.waits - before.waits, "one wait a turn");
+    assert_eq!(after.turns - before.turns, after.waits - before.waits, "one wait per turn");
     Cost {
         reads: after.reads - before.reads,
         writes: after.writes - before.writes,
@@ -89,12 +89,12 @@ fn a_request_costs_one_read_one_write_and_one_wait() {
     let mut manager = echo(drained());
     let mut clients = connections(&mut manager, 1);
     let cost = cost(&mut manager, &mut clients, &[b'a'; 100], 100, 1_000);
-    assert_eq!((cost.reads, cost.writes), (1_000 * READS, 1_000), "no read beyond the short one");
+    assert_eq!((cost.reads, cost.writes), (1_000 * READS, 1_000), "no read after a short one");
     assert!((1_000..=1_100).contains(&cost.waits), "{cost:?}");
 }
 
 #[test]
-fn at_64_connections_they_share_the_wait() {
+fn sixty_four_connections_share_one_wait() {
     const CONNECTIONS: u64 = 64;
     const ROUNDS: u64 = 100;
     let mut manager = echo(drained());
@@ -114,25 +114,27 @@ fn a_burst_of_lines_costs_one_read_and_one_write() {
     assert_eq!(manager.stats().requests_total(), 1_600);
 }
 
-/// One visit has a budget of 256 callbacks at most; the rest has been read already.
+/// A visit makes at most 256 callbacks. The remaining requests have already been read.
 #[test]
-fn a_burst_beyond_the_budget_of_one_visit_costs_no_more_reads() {
+fn a_burst_beyond_the_budget_of_a_visit_costs_no_more_reads() {
     let mut manager = echo(drained().framing(Framing::Delimited(b'\n')));
     let mut clients = connections(&mut manager, 1);
     let cost = cost(&mut manager, &mut clients, &b"a\n".repeat(300), 300, 10);
     assert_eq!((cost.reads, cost.writes), (10 * READS, 20));
 }
 
-/// A body as long as the buffer fills the read, which then does not say that nothing is left.
+/// A body of the size of the buffer fills the read. Only another read shows that no bytes are
+/// left.
 #[test]
-fn a_read_that_was_not_short_costs_one_more() {
+fn a_read_that_fills_the_buffer_costs_one_more_read() {
     let mut manager = echo(drained().buffer_size(100));
     let mut clients = connections(&mut manager, 1);
     let cost = cost(&mut manager, &mut clients, &[b'a'; 100], 100, 100);
     assert_eq!((cost.reads, cost.writes), (200, 100));
 }
 
-/// Passed descriptors cut its reads short as well, so a short one says nothing.
+/// On a Unix socket, passed descriptors also cut a read short. A short read therefore does not show
+/// that no bytes are left.
 #[test]
 fn a_unix_socket_costs_one_more_read() {
     let mut manager = echo(drained());
@@ -144,7 +146,7 @@ fn a_unix_socket_costs_one_more_read() {
 }
 
 #[test]
-fn a_connection_that_is_put_and_says_nothing_is_not_read() {
+fn a_connection_that_sends_nothing_is_not_read() {
     let mut manager = echo(drained());
     let _clients = connections(&mut manager, 64);
     let stats = manager.stats();
@@ -165,7 +167,7 @@ fn an_idle_manager_makes_no_turns() {
     assert!((1..=4).contains(&(after.waits - before.waits)), "{before}; {after}");
     assert_eq!((after.reads, after.events), (before.reads, before.events));
     let next = manager.next_timeout().expect("a deadline");
-    assert!(next > Duration::from_secs(1), "left alone it sleeps for long, not {next:?}");
+    assert!(next > Duration::from_secs(1), "an idle manager waits for long, not {next:?}");
 }
 
 #[cfg(not(mio_unsupported_force_poll_poll))]
@@ -176,12 +178,12 @@ mod traced {
 
     use super::*;
 
-    /// Set for the process that is traced: how many requests to make.
+    /// Environment variable of the traced process: the number of requests.
     const TRACED: &str = "POOL_MANAGER_TRACED_REQUESTS";
 
-    /// What strace counts, with the whole work of a process as the difference of two of them.
+    /// Compares the counts of strace for two processes that differ only in the number of requests.
     #[test]
-    fn requests_change_no_registration_and_cost_what_the_counters_say() {
+    fn strace_confirms_the_counters_and_sees_no_registration() {
         if let Ok(requests) = std::env::var(TRACED) {
             let mut manager = echo(drained());
             let mut clients = connections(&mut manager, 1);
@@ -196,16 +198,14 @@ mod traced {
         }
         let probe = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
         if !probe.is_ok_and(|probe| probe.status.success()) {
-            eprintln!(
-                "strace is missing or may not trace here: only the manager's own counters count"
-            );
+            eprintln!("skipped: strace is missing or may not trace here");
             return;
         }
         let (few, many) = (trace(10), trace(1_010));
         let difference = |call| many.calls(call) - few.calls(call);
         assert_eq!(difference("epoll_ctl"), 0);
-        assert!(few.calls("epoll_ctl") > 0, "it does count:\n{}", few.0);
-        // The client reads and writes once a request as well.
+        assert!(few.calls("epoll_ctl") > 0, "strace counts the call:\n{}", few.0);
+        // The client also reads and writes once per request.
         assert_eq!(difference("recvfrom") + difference("read"), 2_000);
         assert_eq!(difference("sendto") + difference("write"), 2_000);
         let waits = difference("epoll_wait") + difference("epoll_pwait");
@@ -223,7 +223,7 @@ mod traced {
         }
     }
 
-    /// Runs this test once more, traced, with so many requests.
+    /// Runs this test in a traced process with this number of requests.
     fn trace(requests: u32) -> Table {
         let file =
             File(std::env::temp_dir().join(format!("trace-{}-{requests}", std::process::id())));
@@ -233,10 +233,7 @@ mod traced {
             .arg("-o")
             .arg(&file.0)
             .arg(std::env::current_exe().expect("this program"))
-            .args([
-                "--exact",
-                "traced::requests_change_no_registration_and_cost_what_the_counters_say",
-            ])
+            .args(["--exact", "traced::strace_confirms_the_counters_and_sees_no_registration"])
             .env(TRACED, requests.to_string())
             .output()
             .expect("strace runs");
@@ -244,7 +241,7 @@ mod traced {
         Table(fs::read_to_string(&file.0).expect("a table"))
     }
 
-    /// Removed when the test is done with it.
+    /// A file that is removed on drop.
     struct File(PathBuf);
 
     impl Drop for File {

@@ -1,7 +1,7 @@
-//! Peers that take their replies slowly, late, in part or not at all.
+//! Peers that read their replies slowly, late, in part or not at all.
 //!
-//! The kernel's buffers are made as small as it lets them be: without that a backlog would test
-//! nothing.
+//! The tests make the kernel's socket buffers as small as possible, so that part of a reply stays
+//! unsent.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,41 +15,44 @@ use pool_manager::{
 
 use crate::support::{Rig, Seen, pair, reset, rig, shrink_buffers, unix_pair};
 
-const LATER: Duration = Duration::from_secs(600);
+/// A deadline that no test reaches.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
-/// More than fits between two ends, whatever the kernel adds.
-const LONG: usize = 400_000;
+/// Length of a reply that does not fit into the socket buffers of both ends.
+const LONG_REPLY: usize = 400_000;
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
 fn drained() -> Config {
-    Config::new().framing(Framing::Drained).clients_deadline(LATER)
+    Config::new().framing(Framing::Drained).clients_deadline(LONG_DEADLINE)
 }
 
 fn lines() -> Config {
-    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LATER)
+    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG_DEADLINE)
 }
 
-/// A rig whose reply is as long as the body says, or `LONG` if it says nothing.
+/// Returns a rig that takes the body as a decimal number and replies with that many bytes. If the
+/// body is not a number, it replies with `LONG_REPLY` bytes.
 fn replies(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     let all = pattern(3 << 20);
     rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
         let length = std::str::from_utf8(body).ok().and_then(|body| body.trim().parse().ok());
-        conn.write_all(&all[..length.unwrap_or(LONG)])
+        conn.write_all(&all[..length.unwrap_or(LONG_REPLY)])
     })
 }
 
 fn pattern(length: usize) -> Vec<u8> {
-    // A prime number of bytes, so that no shift by a power of two goes unnoticed.
+    // The length of the block is prime, so that a shift by a power of two changes the bytes.
     let block: Vec<u8> = (0..4093_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
     let mut bytes = block.repeat(length / block.len() + 1);
     bytes.truncate(length);
     bytes
 }
 
-/// A TCP connection between whose ends little fits; it would take the kernel minutes to drain.
+/// Connects over TCP with small socket buffers at both ends. Reading a long reply through them
+/// would take minutes.
 fn connect_stuck<F>(rig: &mut Rig<F>) -> (TcpStream, ConnId)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -59,7 +62,8 @@ where
     (client, rig.manager.put(ours).expect("put"))
 }
 
-/// A TCP connection whose sending side alone is narrow, so that the client can catch up.
+/// Connects over TCP with a small send buffer at the pool's end only, so that the client can read
+/// a long reply quickly.
 fn connect_tcp<F>(rig: &mut Rig<F>) -> (TcpStream, ConnId)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -69,7 +73,7 @@ where
     (client, rig.manager.put(ours).expect("put"))
 }
 
-/// A Unix connection of which the same is true.
+/// Connects over a Unix socket with a small send buffer at the pool's end.
 fn connect_unix<F>(rig: &mut Rig<F>) -> (TcpStream, ConnId)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -79,31 +83,36 @@ where
     (client, rig.manager.put(ours).expect("put"))
 }
 
+/// Counts the calls of `flushed`.
 fn flushes(seen: &[Seen]) -> usize {
     seen.iter().filter(|seen| matches!(seen, Seen::Flushed(_))).count()
 }
 
 #[test]
-fn a_connection_that_owes_a_reply_is_not_read() {
+fn a_connection_with_an_unsent_reply_is_not_read() {
     let mut rig = replies(drained());
     let (mut client, _) = connect_tcp(&mut rig);
     client.write_all(b"first").unwrap();
     rig.requests(1);
     rig.quiet();
     let before = rig.manager.stats();
-    assert!(before.bytes_out < LONG as u64, "some of the reply is blocked");
+    assert!(before.bytes_out < LONG_REPLY as u64, "part of the reply is unsent");
     client.write_all(b"10").unwrap();
     rig.quiet();
     let after = rig.manager.stats();
-    assert_eq!((after.bytes_in, after.reads), (5, before.reads), "left to the kernel");
-    assert_eq!(rig.read_exact(&mut client, LONG), pattern(LONG));
-    assert_eq!(rig.read_exact(&mut client, 10), pattern(10), "remembered, without a new edge");
+    assert_eq!(
+        (after.bytes_in, after.reads),
+        (5, before.reads),
+        "the second request stays in the kernel"
+    );
+    assert_eq!(rig.read_exact(&mut client, LONG_REPLY), pattern(LONG_REPLY));
+    assert_eq!(rig.read_exact(&mut client, 10), pattern(10), "read without a new event");
     assert_eq!(rig.record.requests().len(), 2);
 }
 
-/// The request fills the buffer, so that there may be more to read when its reply is there.
+/// The request fills the read buffer, so bytes may be left in the socket after the callback.
 #[test]
-fn a_connection_whose_reply_does_not_fit_is_not_read_on() {
+fn a_connection_whose_reply_blocks_is_not_read_again() {
     let mut rig = replies(lines().buffer_size(16));
     let (mut client, ours) = unix_pair();
     ours.set_nonblocking(true).unwrap();
@@ -112,11 +121,11 @@ fn a_connection_whose_reply_does_not_fit_is_not_read_on() {
     client.write_all(b"fifteen letters\nand more").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert_eq!(rig.manager.stats().bytes_in, 16, "the rest is left to the kernel");
+    assert_eq!(rig.manager.stats().bytes_in, 16, "the rest stays in the kernel");
 }
 
 #[test]
-fn a_long_reply_goes_out_in_order_with_every_byte_right() {
+fn a_long_reply_arrives_complete_and_in_order() {
     const REPLY: usize = 3 << 20;
     for tcp in [true, false] {
         let mut rig = replies(drained().write_limit(REPLY));
@@ -126,24 +135,24 @@ fn a_long_reply_goes_out_in_order_with_every_byte_right() {
         rig.quiet();
         let stats = rig.manager.stats();
         assert_eq!((stats.bytes_out, stats.bytes_unsent), (REPLY as u64, 0));
-        assert!(stats.writes > 3, "{} writes: it went out in parts", stats.writes);
+        assert!(stats.writes > 3, "{} writes: the reply was sent in parts", stats.writes);
         assert_eq!(flushes(&rig.record.all()), 1);
     }
 }
 
 #[test]
-fn the_flushed_hook_runs_once_when_the_backlog_has_gone() {
+fn the_flushed_hook_runs_once_when_a_blocked_reply_is_sent() {
     let mut rig = replies(drained());
     let (mut client, id) = connect_tcp(&mut rig);
     client.write_all(b"100").unwrap();
     rig.read_exact(&mut client, 100);
     rig.quiet();
-    assert_eq!(flushes(&rig.record.all()), 0, "not for a reply that went out at once");
+    assert_eq!(flushes(&rig.record.all()), 0, "not for a reply that was sent at once");
     client.write_all(b"long").unwrap();
     rig.requests(2);
     rig.quiet();
-    assert_eq!(flushes(&rig.record.all()), 0, "not before it has gone");
-    rig.read_exact(&mut client, LONG);
+    assert_eq!(flushes(&rig.record.all()), 0, "not before the reply is sent");
+    rig.read_exact(&mut client, LONG_REPLY);
     rig.until(|rig| flushes(&rig.record.all()) == 1);
     client.write_all(b"100").unwrap();
     rig.read_exact(&mut client, 100);
@@ -155,10 +164,10 @@ fn the_flushed_hook_runs_once_when_the_backlog_has_gone() {
 }
 
 #[test]
-fn frames_held_while_the_socket_is_full_are_all_answered_later_and_in_order() {
+fn frames_held_while_the_socket_is_full_are_answered_later_in_order() {
     const FRAMES: usize = 200;
     const REPLY: usize = 8 << 10;
-    // All replies are 1.6 MB; what may wait at a time is little more than one flush.
+    // The replies are 1.6 MB in all. `write_limit` is little more than the bytes of one flush.
     let config = lines().write_limit((64 << 10) + REPLY);
     for unix in [false, true] {
         let mut rig = rig(config.clone(), |conn: &mut Conn<'_>, body: &[u8]| {
@@ -168,11 +177,11 @@ fn frames_held_while_the_socket_is_full_are_all_answered_later_and_in_order() {
         let (mut client, _) = if unix { connect_unix(&mut rig) } else { connect_tcp(&mut rig) };
         let frames: Vec<String> = (0..FRAMES).map(|number| format!("{number}\n")).collect();
         client.write_all(frames.concat().as_bytes()).unwrap();
-        // Nothing is read here until the socket is full.
+        // The client reads nothing until the socket is full.
         rig.requests(1);
         rig.quiet();
         let answered = rig.record.requests().len();
-        assert!(answered < FRAMES, "{answered} frames, with nobody reading");
+        assert!(answered < FRAMES, "{answered} frames answered before the client reads");
         let reply = rig.read_exact(&mut client, FRAMES * REPLY);
         let expected: Vec<u8> = (0..FRAMES).flat_map(|number| [number as u8; REPLY]).collect();
         assert!(reply == expected, "in order");
@@ -182,7 +191,7 @@ fn frames_held_while_the_socket_is_full_are_all_answered_later_and_in_order() {
 }
 
 #[test]
-fn frames_held_while_the_socket_is_full_are_answered_though_the_peer_has_closed_its_side() {
+fn frames_held_while_the_socket_is_full_are_answered_after_end_of_file() {
     const FRAMES: usize = 60;
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&[b'r'; 10_000]));
     let (mut client, _) = connect_unix(&mut rig);
@@ -201,27 +210,27 @@ fn frames_held_while_the_socket_is_full_are_answered_though_the_peer_has_closed_
 }
 
 #[test]
-fn a_peer_that_takes_nothing_is_closed_at_its_deadline() {
+fn a_peer_that_reads_nothing_is_closed_at_its_deadline() {
     let deadline = millis(100);
     let mut rig = replies(drained().clients_deadline(deadline));
     let (mut client, _) = connect_stuck(&mut rig);
     client.write_all(b"long").unwrap();
     rig.requests(1);
     rig.quiet();
-    let moved = Instant::now();
+    let began = Instant::now();
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
-    assert!(moved.elapsed() < deadline + millis(1000));
+    assert!(began.elapsed() < deadline + millis(1000));
     let end = rig.record.ends()[0];
     assert!(end.age >= deadline, "{end:?}");
     assert!(end.bytes_unsent > 0);
-    assert_eq!(end.bytes_out + end.bytes_unsent, LONG as u64);
+    assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
     assert_eq!(rig.manager.stats().bytes_unsent, end.bytes_unsent);
-    assert_eq!(rig.record.requests().len(), 1, "no callback of an expired one that owes");
-    assert_eq!(rig.manager.stats().lingering, 0, "nor is it waited for");
+    assert_eq!(rig.record.requests().len(), 1, "no callback at the expiry with an unsent reply");
+    assert_eq!(rig.manager.stats().lingering, 0, "the socket does not linger");
 }
 
 #[test]
-fn input_of_a_peer_that_takes_nothing_does_not_save_it() {
+fn input_from_a_peer_that_reads_nothing_extends_no_deadline() {
     let mut rig = replies(drained().clients_deadline(millis(100)));
     let (mut client, _) = connect_stuck(&mut rig);
     client.write_all(b"long").unwrap();
@@ -235,27 +244,27 @@ fn input_of_a_peer_that_takes_nothing_does_not_save_it() {
         rig.pass(millis(10));
     }
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
-    assert_eq!(rig.record.ends()[0].bytes_in, 4, "not read while it owed");
+    assert_eq!(rig.record.ends()[0].bytes_in, 4, "not read while the reply is unsent");
 }
 
-/// Reads a little now and then, until the connection ends.
+/// Reads a little every 10 ms until the connection ends. Returns the number of bytes read.
 fn read_slowly<F>(rig: &mut Rig<F>, client: &mut TcpStream) -> usize
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
     client.set_nonblocking(true).unwrap();
-    let mut taken = 0;
+    let mut received = 0;
     while rig.record.ends().is_empty() {
         match client.read(&mut [0; 2_000]) {
             Ok(0) => break,
-            Ok(count) => taken += count,
+            Ok(count) => received += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => break,
         }
         rig.pass(millis(10));
-        assert!(taken < 1 << 20, "it goes on for ever");
+        assert!(received < 1 << 20, "the connection does not end");
     }
-    taken
+    received
 }
 
 #[test]
@@ -270,51 +279,55 @@ fn a_slow_reader_survives_the_idle_deadline_but_not_the_total_one() {
     read_slowly(&mut rig, &mut client);
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
     let end = rig.record.ends()[0];
-    assert!(end.age >= total, "{end:?}: not at the idle deadline");
+    assert!(end.age >= total, "{end:?}: closed at the total deadline, not at the idle one");
     assert!(end.bytes_unsent > 0);
 }
 
 #[test]
-fn without_a_total_deadline_a_slow_reader_gets_it_all() {
+fn without_a_total_deadline_a_slow_reader_gets_the_whole_reply() {
     const REPLY: usize = 60_000;
     let config = drained().clients_deadline(millis(250)).request_deadline(Duration::ZERO);
     let mut rig = replies(config);
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(REPLY.to_string().as_bytes()).unwrap();
     rig.requests(1);
-    let taken = read_slowly(&mut rig, &mut client);
+    let received = read_slowly(&mut rig, &mut client);
     rig.first_close();
-    assert_eq!(rig.record.closed(), [CloseReason::Expired], "as one that was served");
+    assert_eq!(
+        rig.record.closed(),
+        [CloseReason::Expired],
+        "closed while idle, after the whole reply"
+    );
     let end = rig.record.ends()[0];
-    assert!(end.age >= millis(300), "{end:?}: it took longer than the idle deadline");
+    assert!(end.age >= millis(300), "{end:?}: the reply took longer than the idle deadline");
     assert_eq!((end.bytes_out, end.bytes_unsent), (REPLY as u64, 0));
-    assert!(taken <= REPLY);
+    assert!(received <= REPLY);
 }
 
 #[test]
-fn the_total_deadline_of_a_reply_ends_when_it_is_out() {
+fn the_total_deadline_of_a_reply_ends_when_the_reply_is_sent() {
     let total = millis(150);
     let mut rig = replies(drained().request_deadline(total));
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(b"long").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert!(rig.manager.stats().bytes_out < LONG as u64, "it had to wait");
-    rig.read_exact(&mut client, LONG);
+    assert!(rig.manager.stats().bytes_out < LONG_REPLY as u64, "part of the reply had to wait");
+    rig.read_exact(&mut client, LONG_REPLY);
     rig.pass(2 * total);
     assert_eq!(rig.record.ends(), []);
 }
 
-/// A transport that takes few bytes at a time, though never none.
-struct Nibbler(UnixStream);
+/// A transport that writes at most 10 bytes per call.
+struct SmallWrites(UnixStream);
 
-impl Read for Nibbler {
+impl Read for SmallWrites {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.0.read(into)
     }
 }
 
-impl Write for Nibbler {
+impl Write for SmallWrites {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(&bytes[..bytes.len().min(10)])
     }
@@ -324,79 +337,79 @@ impl Write for Nibbler {
     }
 }
 
-impl AsFd for Nibbler {
+impl AsFd for SmallWrites {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Transport for Nibbler {
+impl Transport for SmallWrites {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.0.shutdown(Shutdown::Write)
     }
 }
 
 #[test]
-fn a_reply_beyond_the_write_budget_of_a_visit_goes_on_without_another_edge() {
+fn a_reply_beyond_the_write_budget_continues_without_another_event() {
     let mut rig = replies(drained());
     let (mut client, ours) = UnixStream::pair().unwrap();
-    let boxed: Box<dyn Transport> = Box::new(Nibbler(ours));
+    let boxed: Box<dyn Transport> = Box::new(SmallWrites(ours));
     rig.manager.put(boxed).unwrap();
     client.write_all(b"1000").unwrap();
-    // The client takes nothing meanwhile, so nothing makes the socket writable anew.
+    // The client reads nothing meanwhile, so no new event reports the socket as writable.
     rig.until(|rig| rig.manager.stats().bytes_out == 1000);
     let mut got = vec![0; 1000];
     client.read_exact(&mut got).unwrap();
     assert_eq!(got, pattern(1000));
 }
 
-/// Fifty of them made the Go package grow by half a gigabyte in a second.
+/// In the Go package, fifty such peers took half a gigabyte of memory within a second.
 #[test]
-fn peers_that_never_read_cost_no_more_than_their_limit_and_nobody_else_anything() {
+fn peers_that_never_read_use_at_most_their_limit_and_delay_no_other() {
     const LIMIT: usize = 100_000;
     let config = lines().write_limit(LIMIT);
     let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(&body.repeat(500)));
-    let mut deaf: Vec<TcpStream> = (0..50)
+    let mut stalled_clients: Vec<TcpStream> = (0..50)
         .map(|_| {
             let (client, _) = connect_stuck(&mut rig);
             client.set_nonblocking(true).unwrap();
             client
         })
         .collect();
-    let (mut hearing, hearing_id) = rig.connect();
-    let asks = b"deaf\n".repeat(2_000);
+    let (mut reader, reader_id) = rig.connect();
+    let requests = b"ping\n".repeat(2_000);
     for _ in 0..5 {
-        for client in &mut deaf {
-            // What the kernel does not take is the peer's affair.
-            let _ = client.write(&asks);
+        for client in &mut stalled_clients {
+            // A short or failed write is expected once the socket is full.
+            let _ = client.write(&requests);
         }
-        hearing.write_all(b"hello\n").unwrap();
-        assert_eq!(rig.read_exact(&mut hearing, 2_500), b"hello".repeat(500));
+        reader.write_all(b"hello\n").unwrap();
+        assert_eq!(rig.read_exact(&mut reader, 2_500), b"hello".repeat(500));
     }
     rig.quiet();
-    assert_eq!(rig.record.ends(), [], "they stop between frames, within the limit");
+    assert_eq!(rig.record.ends(), [], "the pool stops between two frames, within the limit");
     let bytes_in = rig.manager.stats().bytes_in;
     let reads = rig.manager.stats().reads;
-    hearing.write_all(b"hello\n").unwrap();
-    assert_eq!(rig.read_exact(&mut hearing, 2_500).len(), 2_500);
+    reader.write_all(b"hello\n").unwrap();
+    assert_eq!(rig.read_exact(&mut reader, 2_500).len(), 2_500);
     rig.quiet();
-    assert_eq!(rig.manager.stats().bytes_in, bytes_in + 6, "the deaf are not read");
+    assert_eq!(rig.manager.stats().bytes_in, bytes_in + 6, "the stalled connections are not read");
     assert!(rig.manager.stats().reads <= reads + 2);
     rig.manager.set_config(lines().write_limit(LIMIT).clients_deadline(millis(1))).unwrap();
     rig.until(|rig| rig.manager.stats().live == 0);
     let ends = rig.record.ends();
     let stalled = ends.iter().filter(|end| end.reason == CloseReason::WriteStalled);
     assert_eq!(stalled.count(), 50);
-    for end in ends.iter().filter(|end| end.id != hearing_id) {
+    for end in ends.iter().filter(|end| end.id != reader_id) {
         assert!((1..=LIMIT as u64).contains(&end.bytes_unsent), "{end:?}");
-        assert!(end.bytes_dropped <= 5120, "{end:?}: no more held than a buffer");
+        assert!(end.bytes_dropped <= 5120, "{end:?}: at most one buffer is held");
     }
 }
 
 #[test]
-fn close_waits_until_the_reply_is_out() {
+fn close_waits_until_the_reply_is_sent() {
     let mut rig = rig(drained(), |conn: &mut Conn<'_>, _: &[u8]| {
-        conn.write_all(&pattern(LONG))?;
+        conn.write_all(&pattern(LONG_REPLY))?;
         conn.close();
         Ok(())
     });
@@ -404,29 +417,29 @@ fn close_waits_until_the_reply_is_out() {
     client.write_all(b"bye").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert_eq!(rig.record.ends(), [], "not before");
-    assert!(rig.read_to_end(&mut client).unwrap() == pattern(LONG));
+    assert_eq!(rig.record.ends(), [], "not closed before the reply is sent");
+    assert!(rig.read_to_end(&mut client).unwrap() == pattern(LONG_REPLY));
     assert_eq!(rig.record.closed(), [CloseReason::Requested]);
-    assert_eq!(flushes(&rig.record.all()), 0, "nothing is called for one that is ending");
+    assert_eq!(flushes(&rig.record.all()), 0, "no hook runs for a closing connection");
     assert_eq!(rig.record.ends()[0].bytes_unsent, 0);
 }
 
 #[test]
-fn an_error_of_a_callback_waits_until_the_reply_is_out() {
+fn a_callback_error_closes_after_the_reply_is_sent() {
     let mut rig = rig(drained(), |conn: &mut Conn<'_>, _: &[u8]| {
-        conn.write_all(&pattern(LONG))?;
+        conn.write_all(&pattern(LONG_REPLY))?;
         Err(ErrorKind::Other.into())
     });
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(b"bye").unwrap();
-    assert!(rig.read_to_end(&mut client).unwrap() == pattern(LONG));
+    assert!(rig.read_to_end(&mut client).unwrap() == pattern(LONG_REPLY));
     assert_eq!(rig.record.closed(), [CloseReason::Failed]);
 }
 
 #[test]
-fn a_connection_that_is_ending_still_has_a_deadline() {
+fn a_closing_connection_still_has_a_deadline() {
     let mut rig = rig(drained().clients_deadline(millis(80)), |conn: &mut Conn<'_>, _: &[u8]| {
-        conn.write_all(&pattern(LONG))?;
+        conn.write_all(&pattern(LONG_REPLY))?;
         conn.close();
         Ok(())
     });
@@ -434,7 +447,7 @@ fn a_connection_that_is_ending_still_has_a_deadline() {
     client.write_all(b"bye").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
     let end = rig.record.ends()[0];
-    assert_eq!(end.bytes_out + end.bytes_unsent, LONG as u64);
+    assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
 }
 
 #[test]
@@ -456,26 +469,26 @@ fn abort_does_not_flush() {
     assert_eq!(rig.manager.stats().lingering, 0);
 }
 
-/// Greets each connection, and aborts it in the same breath.
-struct Rude;
+/// Writes to each new connection and aborts it in the same callback.
+struct AbortsInOpened;
 
-impl Handler for Rude {
+impl Handler for AbortsInOpened {
     type Session = ();
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        conn.write_all(b"never mind")?;
+        conn.write_all(b"not sent!!")?;
         conn.abort();
         Ok(())
     }
 
     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
-        panic!("it was aborted before");
+        panic!("the connection was aborted in `opened`");
     }
 }
 
 #[test]
-fn abort_does_not_flush_what_the_opened_hook_wrote() {
-    let mut manager = Manager::with_handler(drained(), Rude).unwrap();
+fn abort_does_not_flush_the_output_of_the_opened_hook() {
+    let mut manager = Manager::with_handler(drained(), AbortsInOpened).unwrap();
     manager.start().unwrap();
     let (mut client, ours) = pair();
     manager.put(ours).unwrap();
@@ -491,7 +504,7 @@ fn abort_does_not_flush_what_the_opened_hook_wrote() {
 }
 
 #[test]
-fn end_of_file_while_a_reply_is_blocked_does_not_cut_it_short() {
+fn end_of_file_while_a_reply_is_blocked_does_not_truncate_it() {
     for unix in [true, false] {
         let mut rig = replies(drained());
         let (mut client, _) = if unix { connect_unix(&mut rig) } else { connect_tcp(&mut rig) };
@@ -507,7 +520,8 @@ fn end_of_file_while_a_reply_is_blocked_does_not_cut_it_short() {
     }
 }
 
-/// poll(2) is armed again after each write that would block, and reports the end each time.
+/// This test is left out with poll(2). There, mio arms the descriptor again after each write that
+/// would block, and the end of file is then reported again.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 #[test]
 fn end_of_file_while_a_reply_is_blocked_does_not_spin() {
@@ -535,13 +549,14 @@ fn a_reset_while_a_reply_is_blocked_closes_at_once() {
     reset(client);
     assert_eq!(rig.first_close(), CloseReason::Reset);
     let end = rig.record.ends()[0];
-    assert_eq!(end.bytes_out + end.bytes_unsent, LONG as u64);
+    assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
     assert!(end.bytes_unsent > 0);
 }
 
-/// A rig in which `pause N`, `resume N`, `close N` and `send N text` are for the N-th connection
-/// that spoke, and anything else is echoed.
-fn operator(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+/// Returns a rig that executes the commands `pause N`, `resume N`, `close N` and `send N text`. N
+/// is the index of a connection, in the order of the first requests of all connections. Other
+/// bodies are echoed.
+fn command_rig(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     let mut known: Vec<ConnId> = Vec::new();
     rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
         if !known.contains(&conn.id()) {
@@ -563,7 +578,7 @@ fn operator(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Resul
 
 #[test]
 fn a_callback_pauses_and_resumes_another_connection() {
-    let mut rig = operator(lines());
+    let mut rig = command_rig(lines());
     let ((mut first, first_id), (mut second, _)) = (rig.connect(), rig.connect());
     first.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut first, 5), b"hello");
@@ -573,18 +588,18 @@ fn a_callback_pauses_and_resumes_another_connection() {
     let bytes_in = rig.manager.stats().bytes_in;
     first.write_all(b"one\ntwo\n").unwrap();
     rig.quiet();
-    assert_eq!(rig.manager.stats().bytes_in, bytes_in, "a paused one is not read");
+    assert_eq!(rig.manager.stats().bytes_in, bytes_in, "a paused connection is not read");
     second.write_all(b"me\n").unwrap();
-    assert_eq!(rig.read_exact(&mut second, 2), b"me", "others are");
+    assert_eq!(rig.read_exact(&mut second, 2), b"me", "another connection is served");
     second.write_all(b"resume 0\n").unwrap();
-    assert_eq!(rig.read_exact(&mut first, 6), b"onetwo", "remembered, without a new edge");
+    assert_eq!(rig.read_exact(&mut first, 6), b"onetwo", "read without a new event");
     second.write_all(b"pause 0\n").unwrap();
     rig.requests(7);
     rig.quiet();
     first.write_all(b"lost\n").unwrap();
     second.write_all(b"close 0\n").unwrap();
     assert_eq!(rig.first_close(), CloseReason::Requested);
-    assert_eq!(rig.record.ends()[0].id, first_id, "paused or not");
+    assert_eq!(rig.record.ends()[0].id, first_id, "a paused connection can be closed");
 }
 
 #[test]
@@ -598,7 +613,11 @@ fn frames_held_by_a_paused_connection_wait_for_the_resume() {
     let handle = rig.manager.handle();
     let (mut client, id) = rig.connect();
     client.write_all(b"one\nwait\ntwo\nthr").unwrap();
-    assert_eq!(rig.read_exact(&mut client, 7), b"onewait", "what it wrote goes out");
+    assert_eq!(
+        rig.read_exact(&mut client, 7),
+        b"onewait",
+        "the output of the callback that pauses is sent"
+    );
     rig.quiet();
     assert_eq!(rig.record.requests().len(), 2);
     handle.resume(id).unwrap();
@@ -607,9 +626,10 @@ fn frames_held_by_a_paused_connection_wait_for_the_resume() {
     assert_eq!(rig.read_exact(&mut client, 5), b"three");
 }
 
-/// Nothing is out of the ordinary about it by then: a configuration has had all filed anew.
+/// `set_config` has armed the timer again, so no flag is set when the connection is visited after
+/// the resume.
 #[test]
-fn a_connection_that_is_resumed_is_not_read_if_nothing_came() {
+fn a_resumed_connection_without_new_input_is_not_read() {
     let mut rig = replies(lines());
     let (mut client, id) = rig.connect();
     client.write_all(b"1\n").unwrap();
@@ -627,7 +647,7 @@ fn a_connection_that_is_resumed_is_not_read_if_nothing_came() {
 }
 
 #[test]
-fn a_paused_connection_hears_of_the_end_when_it_is_resumed() {
+fn a_paused_connection_sees_end_of_file_when_it_is_resumed() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, body: &[u8]| {
         if body == b"wait" {
             conn.pause();
@@ -648,7 +668,7 @@ fn a_paused_connection_hears_of_the_end_when_it_is_resumed() {
 }
 
 #[test]
-fn one_that_is_paused_in_its_last_callback_is_kept_until_the_answer_has_come() {
+fn a_connection_paused_in_its_last_callback_stays_open_until_resumed() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
         Ok(())
@@ -669,17 +689,17 @@ fn one_that_is_paused_in_its_last_callback_is_kept_until_the_answer_has_come() {
 }
 
 #[test]
-fn a_paused_connection_that_owes_is_flushed_but_not_read() {
+fn a_paused_connection_is_flushed_but_not_read() {
     let mut rig = rig(drained(), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
-        conn.write_all(&pattern(LONG))
+        conn.write_all(&pattern(LONG_REPLY))
     });
     let handle = rig.manager.handle();
     let (mut client, id) = connect_unix(&mut rig);
     client.write_all(b"first").unwrap();
     rig.requests(1);
     client.write_all(b"second").unwrap();
-    assert!(rig.read_exact(&mut client, LONG) == pattern(LONG));
+    assert!(rig.read_exact(&mut client, LONG_REPLY) == pattern(LONG_REPLY));
     rig.quiet();
     assert_eq!(rig.record.requests().len(), 1);
     handle.resume(id).unwrap();
@@ -687,10 +707,10 @@ fn a_paused_connection_that_owes_is_flushed_but_not_read() {
 }
 
 #[test]
-fn a_paused_connection_that_owes_and_whose_peer_takes_nothing_is_closed() {
+fn a_paused_connection_whose_peer_reads_nothing_is_closed() {
     let mut rig = rig(drained().clients_deadline(millis(80)), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
-        conn.write_all(&pattern(LONG))
+        conn.write_all(&pattern(LONG_REPLY))
     });
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(b"first").unwrap();
@@ -699,7 +719,7 @@ fn a_paused_connection_that_owes_and_whose_peer_takes_nothing_is_closed() {
 
 #[test]
 fn a_callback_sends_to_other_connections() {
-    let mut rig = operator(lines());
+    let mut rig = command_rig(lines());
     let ((mut first, _), (mut second, _)) = (rig.connect(), rig.connect());
     first.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut first, 5), b"hello");
@@ -716,14 +736,14 @@ fn a_callback_sends_to_other_connections() {
 }
 
 #[test]
-fn what_others_send_goes_behind_a_reply_that_is_blocked() {
-    let mut owing = None;
-    let mut rig = rig(drained(), move |conn: &mut Conn<'_>, body: &[u8]| match owing {
+fn bytes_sent_by_another_callback_follow_a_blocked_reply() {
+    let mut blocked = None;
+    let mut rig = rig(drained(), move |conn: &mut Conn<'_>, body: &[u8]| match blocked {
         None => {
-            owing = Some(conn.id());
-            conn.write_all(&pattern(LONG))
+            blocked = Some(conn.id());
+            conn.write_all(&pattern(LONG_REPLY))
         }
-        Some(owing) => Ok(conn.commands().send(owing, body)?),
+        Some(blocked) => Ok(conn.commands().send(blocked, body)?),
     });
     let (mut first, _) = connect_unix(&mut rig);
     first.write_all(b"long").unwrap();
@@ -732,20 +752,21 @@ fn what_others_send_goes_behind_a_reply_that_is_blocked() {
     second.write_all(b"and this").unwrap();
     rig.requests(2);
     rig.quiet();
-    let expected = [pattern(LONG), b"and this".to_vec()].concat();
+    let expected = [pattern(LONG_REPLY), b"and this".to_vec()].concat();
     assert!(rig.read_exact(&mut first, expected.len()) == expected);
     rig.quiet();
     assert_eq!(flushes(&rig.record.all()), 1);
 }
 
 #[test]
-fn what_is_sent_to_a_connection_that_reads_input_does_not_lose_the_input() {
-    let mut rig = operator(lines());
+fn a_send_to_a_connection_does_not_lose_its_input() {
+    let mut rig = command_rig(lines());
     let ((mut first, _), (mut second, _)) = (connect_unix(&mut rig), rig.connect());
     first.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut first, 5), b"hello");
     for _ in 0..20 {
-        // Both in one wait: the command finds the first one listed or makes it so.
+        // Both writes may arrive in one turn. The command finds the first connection on the ready
+        // list, or puts it there.
         second.write_all(b"send 0 news \n").unwrap();
         first.write_all(b"ping\n").unwrap();
         let mut got = rig.read_exact(&mut first, 9);
@@ -757,7 +778,7 @@ fn what_is_sent_to_a_connection_that_reads_input_does_not_lose_the_input() {
 }
 
 #[test]
-fn a_reply_of_several_flushes_in_one_turn_is_whole() {
+fn replies_of_several_flushes_in_one_turn_are_complete() {
     let mut rig = rig(lines().buffer_size(64 << 10), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(&pattern(1000))
     });
@@ -770,7 +791,7 @@ fn a_reply_of_several_flushes_in_one_turn_is_whole() {
 }
 
 #[test]
-fn nothing_is_written_to_a_peer_that_is_owed_nothing() {
+fn nothing_is_written_without_a_reply() {
     let mut rig = rig(drained(), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
     let (mut client, _) = rig.connect();
     client.write_all(b"no reply").unwrap();
@@ -781,7 +802,7 @@ fn nothing_is_written_to_a_peer_that_is_owed_nothing() {
 }
 
 #[test]
-fn replies_that_gather_do_not_count_against_the_next_one() {
+fn earlier_replies_of_a_visit_do_not_count_against_the_next_one() {
     let mut rig = rig(lines(), |conn, body| {
         let size: usize = std::str::from_utf8(body).unwrap().parse().unwrap();
         conn.write_all(&vec![b'x'; size])

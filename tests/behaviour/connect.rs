@@ -1,4 +1,4 @@
-//! Connections that begin here: told when they are there, or that they never were.
+//! Outgoing connections. Hooks run when a connection is established and when it fails.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,78 +11,80 @@ use pool_manager::{
     Handler, Manager,
 };
 
-use crate::support::{PATIENCE, alone, descriptors, patient, reset, turn_until};
+use crate::support::{TIMEOUT, alone, descriptors, reset, turn_until, with_timeouts};
 
-/// What a caller was told.
+/// The hook calls that a handler has recorded.
 #[derive(Debug, Default)]
-struct Told {
+struct Calls {
     opened: Vec<(ConnId, Option<u64>, Option<SocketAddr>)>,
-    heard: Vec<(Cause, Vec<u8>)>,
-    ends: Vec<Closed>,
-    back: Vec<Vec<u8>>,
+    requests: Vec<(Cause, Vec<u8>)>,
+    closed: Vec<Closed>,
+    undelivered: Vec<Vec<u8>>,
 }
 
-impl Told {
+impl Calls {
     fn reasons(&self) -> Vec<CloseReason> {
-        self.ends.iter().map(|end| end.reason).collect()
+        self.closed.iter().map(|closed| closed.reason).collect()
     }
 }
 
-/// Greets whom it reaches; asked for `again` it connects there, from `closed` if `on_end`.
-struct Caller {
-    told: Rc<RefCell<Told>>,
+/// Writes `greeting` to each established connection. If `connect_to` is set, connects to it once:
+/// in the first `request`, or already in a `closed` if `from_closed` is set.
+struct Connector {
+    calls: Rc<RefCell<Calls>>,
     greeting: &'static [u8],
-    again: Option<SocketAddr>,
-    on_end: bool,
+    connect_to: Option<SocketAddr>,
+    from_closed: bool,
 }
 
-impl Handler for Caller {
+impl Handler for Connector {
     type Session = ();
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         assert_eq!(conn.cause(), Cause::Opened);
         let peer = conn.peer_addr();
-        self.told.borrow_mut().opened.push((conn.id(), conn.key(), peer));
+        self.calls.borrow_mut().opened.push((conn.id(), conn.key(), peer));
         conn.write_all(self.greeting)
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        self.told.borrow_mut().heard.push((conn.cause(), body.to_vec()));
-        if let Some(addr) = self.again.take() {
+        self.calls.borrow_mut().requests.push((conn.cause(), body.to_vec()));
+        if let Some(addr) = self.connect_to.take() {
             conn.commands().connect_with(addr, ConnectOptions::new().key(77))?;
         }
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), commands: &mut Commands) {
-        self.told.borrow_mut().ends.push(*end);
-        if let Some(addr) = self.again.filter(|_| self.on_end) {
-            self.again = None;
+    fn closed(&mut self, closed: &Closed, (): (), commands: &mut Commands) {
+        self.calls.borrow_mut().closed.push(*closed);
+        if let Some(addr) = self.connect_to.filter(|_| self.from_closed) {
+            self.connect_to = None;
             commands.connect_with(addr, ConnectOptions::new().key(78)).unwrap();
         }
     }
 
-    fn undelivered(&mut self, _id: ConnId, bytes: Vec<u8>, _desk: &mut Commands) {
-        self.told.borrow_mut().back.push(bytes);
+    fn undelivered(&mut self, _id: ConnId, bytes: Vec<u8>, _commands: &mut Commands) {
+        self.calls.borrow_mut().undelivered.push(bytes);
     }
 }
 
-type Called = (Manager<Caller>, Rc<RefCell<Told>>);
+type Started = (Manager<Connector>, Rc<RefCell<Calls>>);
 
-fn caller_with(config: Config, greeting: &'static [u8]) -> Called {
-    let told = Rc::<RefCell<Told>>::default();
-    let caller = Caller { told: told.clone(), greeting, again: None, on_end: false };
-    let mut manager = Manager::with_handler(config, caller).unwrap();
+fn connector_with(config: Config, greeting: &'static [u8]) -> Started {
+    let calls = Rc::<RefCell<Calls>>::default();
+    let connector =
+        Connector { calls: calls.clone(), greeting, connect_to: None, from_closed: false };
+    let mut manager = Manager::with_handler(config, connector).unwrap();
     manager.start().unwrap();
-    (manager, told)
+    (manager, calls)
 }
 
-fn caller() -> Called {
-    caller_with(drained(), b"hello ")
+fn connector() -> Started {
+    connector_with(drained(), b"hello ")
 }
 
 fn drained() -> Config {
-    Config::new().framing(Framing::Drained).connect_deadline(PATIENCE)
+    Config::new().framing(Framing::Drained).connect_deadline(TIMEOUT)
 }
 
 fn listener() -> (TcpListener, SocketAddr) {
@@ -91,7 +93,8 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// A port at which nobody listens, and which nobody else gets meanwhile.
+/// Returns an address that refuses connections. The returned socket is bound to it but does not
+/// listen, so that no other process gets the port.
 fn refusing() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -99,30 +102,35 @@ fn refusing() -> (socket2::Socket, SocketAddr) {
     (socket, addr)
 }
 
-/// A listener whose queue is full, so that who connects is not answered, and who fills it.
+/// Returns a listener with a full accept queue and the streams that fill it. Further connections
+/// get no answer.
 fn silent() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     let (listener, addr) = listener();
     socket2::SockRef::from(&listener).listen(1).unwrap();
-    let patience = Duration::from_millis(100);
-    let crowd = std::iter::from_fn(|| TcpStream::connect_timeout(&addr, patience).ok());
-    let crowd: Vec<TcpStream> = crowd.take(16).collect();
-    assert!(crowd.len() < 16, "a queue that is never full");
-    (listener, addr, crowd)
+    let timeout = Duration::from_millis(100);
+    let queued = std::iter::from_fn(|| TcpStream::connect_timeout(&addr, timeout).ok());
+    let queued: Vec<TcpStream> = queued.take(16).collect();
+    assert!(queued.len() < 16, "the accept queue never fills");
+    (listener, addr, queued)
 }
 
-/// Lets in one of those who wait at a silent listener that is not of its crowd.
-fn let_in(listener: &TcpListener, crowd: Vec<TcpStream>) -> impl FnMut() -> Option<TcpStream> {
-    let mut left = crowd.len();
+/// Returns a function that accepts one stream of a silent listener per call. It discards the
+/// streams that filled the queue, and returns the first one after them.
+fn accept_after(
+    listener: &TcpListener,
+    queued: Vec<TcpStream>,
+) -> impl FnMut() -> Option<TcpStream> {
+    let mut left = queued.len();
     listener.set_nonblocking(true).unwrap();
     let listener = listener.try_clone().unwrap();
     move || {
-        let _ = &crowd;
+        let _ = &queued;
         let (stream, _) = listener.accept().ok()?;
         left = left.checked_sub(1).unwrap_or(usize::MAX);
         if left == usize::MAX {
             stream.set_nonblocking(false).unwrap();
         }
-        (left == usize::MAX).then(|| patient(stream))
+        (left == usize::MAX).then(|| with_timeouts(stream))
     }
 }
 
@@ -131,21 +139,21 @@ fn unreachable(kind: ErrorKind) -> Vec<CloseReason> {
 }
 
 #[test]
-fn what_is_reached_is_a_connection_like_any_other() {
-    let (mut manager, told) = caller();
+fn an_established_connection_works_like_any_other() {
+    let (mut manager, calls) = connector();
     let (listener, addr) = listener();
     let id = manager.connect(addr).unwrap();
     assert_eq!((manager.stats().live, manager.stats().connects), (1, 1));
-    assert!(told.borrow().opened.is_empty(), "nobody knows of it yet");
-    let mut peer = patient(listener.accept().unwrap().0);
+    assert!(calls.borrow().opened.is_empty(), "no hook has run yet");
+    let mut peer = with_timeouts(listener.accept().unwrap().0);
     turn_until(&mut manager, |manager| manager.stats().bytes_out == 6);
-    assert_eq!(told.borrow().opened, [(id, None, Some(addr))]);
+    assert_eq!(calls.borrow().opened, [(id, None, Some(addr))]);
     let mut greeting = [0; 6];
     peer.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"hello ");
     peer.write_all(b"welcome").unwrap();
-    turn_until(&mut manager, |_| !told.borrow().heard.is_empty());
-    assert_eq!(told.borrow().heard, [(Cause::Drained, b"welcome".to_vec())]);
+    turn_until(&mut manager, |_| !calls.borrow().requests.is_empty());
+    assert_eq!(calls.borrow().requests, [(Cause::Drained, b"welcome".to_vec())]);
     manager.handle().send(id, &b"and bye"[..]).unwrap();
     manager.handle().close(id).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
@@ -154,66 +162,70 @@ fn what_is_reached_is_a_connection_like_any_other() {
     assert_eq!(rest, b"and bye");
     drop(peer);
     drop(listener);
-    assert_eq!(told.borrow().reasons(), [CloseReason::Requested]);
+    assert_eq!(calls.borrow().reasons(), [CloseReason::Requested]);
     let stats = manager.stats();
     assert_eq!((stats.connects, stats.connected, stats.put), (1, 1, 1), "{stats}");
 }
 
 #[test]
-fn no_descriptor_is_left_of_any_of_them() {
-    alone("connect::no_descriptor_is_left_of_any_of_them", 64, || {
+fn no_connect_leaves_a_descriptor_open() {
+    alone("connect::no_connect_leaves_a_descriptor_open", 64, || {
         let before = descriptors();
-        what_is_reached_is_a_connection_like_any_other();
-        a_port_at_which_nobody_listens_is_told_once();
-        who_never_answers_is_given_up_at_the_deadline_and_not_before();
-        a_close_while_connecting_is_told_at_once();
-        a_stop_while_connecting_is_told_at_once();
+        an_established_connection_works_like_any_other();
+        a_refused_connect_calls_closed_once();
+        a_connect_without_an_answer_fails_at_its_deadline_and_not_before();
+        a_close_while_connecting_calls_closed_at_once();
+        a_stop_while_connecting_calls_closed_at_once();
         assert_eq!(descriptors(), before);
     });
 }
 
 #[test]
-fn a_port_at_which_nobody_listens_is_told_once() {
-    let (mut manager, told) = caller();
+fn a_refused_connect_calls_closed_once() {
+    let (mut manager, calls) = connector();
     let (_reserved, addr) = refusing();
     let id = manager.connect_with(addr, ConnectOptions::new().key(5)).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    let told = told.borrow();
-    assert_eq!(told.reasons(), unreachable(ErrorKind::ConnectionRefused));
-    assert_eq!((told.ends[0].id, told.ends[0].key), (id, Some(5)));
-    assert!(told.opened.is_empty());
+    let calls = calls.borrow();
+    assert_eq!(calls.reasons(), unreachable(ErrorKind::ConnectionRefused));
+    assert_eq!((calls.closed[0].id, calls.closed[0].key), (id, Some(5)));
+    assert!(calls.opened.is_empty());
     let stats = manager.stats();
     assert_eq!((stats.connects, stats.connected), (1, 0));
-    assert_eq!(stats.closed(CloseReason::Unreachable(ErrorKind::Other)), 1, "of any kind");
+    assert_eq!(
+        stats.closed(CloseReason::Unreachable(ErrorKind::Other)),
+        1,
+        "one class for all kinds"
+    );
     assert_eq!((stats.reads, stats.writes), (0, 0), "neither read nor written");
 }
 
 #[test]
-fn who_never_answers_is_given_up_at_the_deadline_and_not_before() {
-    let config = drained().clients_deadline(PATIENCE * 2);
-    let (mut manager, told) = caller_with(config.clone(), b"");
-    let (_listener, addr, _crowd) = silent();
+fn a_connect_without_an_answer_fails_at_its_deadline_and_not_before() {
+    let config = drained().clients_deadline(TIMEOUT * 2);
+    let (mut manager, calls) = connector_with(config.clone(), b"");
+    let (_listener, addr, _queued) = silent();
     let deadline = Duration::from_micros(150_500);
     let began = Instant::now();
     manager.connect_with(addr, ConnectOptions::new().deadline(deadline)).unwrap();
     let next = manager.next_timeout().unwrap();
-    assert!(next <= Duration::from_millis(152), "planned in {next:?}");
+    assert!(next <= Duration::from_millis(152), "the next timeout is {next:?}");
     turn_until(&mut manager, |manager| manager.stats().live == 0);
     let took = began.elapsed();
     assert!(took >= deadline, "{took:?}");
-    assert_eq!(told.borrow().reasons(), unreachable(ErrorKind::TimedOut));
+    assert_eq!(calls.borrow().reasons(), unreachable(ErrorKind::TimedOut));
     assert_eq!(manager.stats().expired, 1);
-    // The configured one, which is that of those who have no other.
+    // Without a deadline in the options, `connect_deadline` applies.
     manager.set_config(config.connect_deadline(Duration::from_millis(40))).unwrap();
     let began = Instant::now();
     manager.connect(addr).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    assert!(began.elapsed() >= Duration::from_millis(40) && began.elapsed() < PATIENCE);
-    assert_eq!(told.borrow().reasons().len(), 2);
+    assert!(began.elapsed() >= Duration::from_millis(40) && began.elapsed() < TIMEOUT);
+    assert_eq!(calls.borrow().reasons().len(), 2);
 }
 
 #[test]
-fn what_begins_in_a_slow_turn_has_its_time_from_that_turn_s_end() {
+fn a_connect_in_a_slow_turn_has_its_full_deadline_after_that_turn() {
     let slow = Duration::from_millis(200);
     let mut manager = Manager::new(drained(), move |_: &mut Conn<'_>, _: &[u8]| {
         std::thread::sleep(slow);
@@ -224,72 +236,82 @@ fn what_begins_in_a_slow_turn_has_its_time_from_that_turn_s_end() {
     let (mut client, ours) = crate::support::pair();
     manager.put(ours).unwrap();
     client.write_all(b"?").unwrap();
-    let (_listener, addr, _crowd) = silent();
+    let (_listener, addr, _queued) = silent();
     manager.handle().connect_with(addr, ConnectOptions::new().deadline(slow / 2)).unwrap();
     turn_until(&mut manager, |manager| manager.stats().requests(Cause::Drained) == 1);
-    assert_eq!(manager.stats().connects, 1, "in the turn that was slow");
+    assert_eq!(manager.stats().connects, 1, "started in the slow turn");
     manager.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(manager.stats().live, 2, "its time has only begun");
+    assert_eq!(manager.stats().live, 2, "its deadline has only begun");
     turn_until(&mut manager, |manager| manager.stats().live == 1);
 }
 
-/// Once it is there its deadlines are those of any other.
+/// An established connection has only the usual deadlines.
 #[test]
-fn the_connect_deadline_ends_with_the_connect() {
+fn the_connect_deadline_ends_when_the_connection_is_established() {
     let idle = Duration::from_millis(80);
-    let (mut manager, told) = caller_with(drained().clients_deadline(idle), b"");
+    let (mut manager, calls) = connector_with(drained().clients_deadline(idle), b"");
     let (listener, addr) = listener();
-    manager.connect_with(addr, ConnectOptions::new().deadline(PATIENCE)).unwrap();
+    manager.connect_with(addr, ConnectOptions::new().deadline(TIMEOUT)).unwrap();
     let _peer = listener.accept().unwrap();
     let began = Instant::now();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    assert!(began.elapsed() < PATIENCE);
-    assert_eq!(told.borrow().reasons(), [CloseReason::Expired]);
+    assert!(began.elapsed() < TIMEOUT);
+    assert_eq!(calls.borrow().reasons(), [CloseReason::Expired]);
 }
 
 #[test]
-fn a_callback_connects_and_knows_it_by_its_key() {
-    let (mut manager, told) = caller();
+fn a_callback_connects_and_identifies_the_connection_by_its_key() {
+    let (mut manager, calls) = connector();
     let (listener, addr) = listener();
-    let (_reserved, nobody) = refusing();
+    let (_reserved, refusing) = refusing();
     manager.connect_with(addr, ConnectOptions::new().key(1)).unwrap();
-    manager.handle().connect_with(nobody, ConnectOptions::new().key(2)).unwrap();
+    manager.handle().connect_with(refusing, ConnectOptions::new().key(2)).unwrap();
     turn_until(&mut manager, |manager| manager.stats().closed_total() == 1);
-    assert_eq!(told.borrow().ends[0].key, Some(2), "a handle's");
+    assert_eq!(calls.borrow().closed[0].key, Some(2), "the connect of the handle failed");
     drop(manager);
     let _ = listener.accept();
-    let told = Rc::<RefCell<Told>>::default();
-    let caller = Caller { told: told.clone(), greeting: b"", again: Some(addr), on_end: false };
-    let mut manager = Manager::with_handler(drained(), caller).unwrap();
+    let calls = Rc::<RefCell<Calls>>::default();
+    let connector = Connector {
+        calls: calls.clone(),
+        greeting: b"",
+        connect_to: Some(addr),
+        from_closed: false,
+    };
+    let mut manager = Manager::with_handler(drained(), connector).unwrap();
     manager.start().unwrap();
     manager.connect(addr).unwrap();
-    let mut peer = patient(listener.accept().unwrap().0);
+    let mut peer = with_timeouts(listener.accept().unwrap().0);
     peer.write_all(b"?").unwrap();
     turn_until(&mut manager, |manager| manager.stats().connected == 2);
-    let keys: Vec<_> = told.borrow().opened.iter().map(|opened| opened.1).collect();
+    let keys: Vec<_> = calls.borrow().opened.iter().map(|opened| opened.1).collect();
     assert_eq!(keys, [None, Some(77)]);
     drop(manager);
-    assert_eq!(told.borrow().ends.iter().map(|end| end.key).max(), Some(Some(77)));
+    assert_eq!(calls.borrow().closed.iter().map(|closed| closed.key).max(), Some(Some(77)));
 }
 
 #[test]
-fn who_is_told_of_an_end_may_connect_again() {
+fn the_closed_hook_may_connect_again() {
     let (listener, addr) = listener();
-    let (_reserved, nobody) = refusing();
-    let told = Rc::<RefCell<Told>>::default();
-    let caller = Caller { told: told.clone(), greeting: b"", again: Some(addr), on_end: true };
-    let mut manager = Manager::with_handler(drained().max_workers(1), caller).unwrap();
+    let (_reserved, refusing) = refusing();
+    let calls = Rc::<RefCell<Calls>>::default();
+    let connector = Connector {
+        calls: calls.clone(),
+        greeting: b"",
+        connect_to: Some(addr),
+        from_closed: true,
+    };
+    let mut manager = Manager::with_handler(drained().max_workers(1), connector).unwrap();
     manager.start().unwrap();
-    manager.connect(nobody).unwrap();
+    manager.connect(refusing).unwrap();
     turn_until(&mut manager, |manager| manager.stats().connected == 1);
-    assert_eq!(told.borrow().opened[0].1, Some(78));
+    assert_eq!(calls.borrow().opened[0].1, Some(78));
     drop(listener);
 }
 
 #[test]
-fn it_takes_a_place_and_is_refused_without_one() {
-    let (mut manager, told) = caller_with(drained().max_workers(1), b"");
-    let (_listener, silent, _crowd) = silent();
+fn a_connect_takes_a_worker_and_is_refused_if_none_is_free() {
+    let (mut manager, calls) = connector_with(drained().max_workers(1), b"");
+    let (_listener, silent, _queued) = silent();
     let id = manager.connect(silent).unwrap();
     let refused = manager.connect(silent).unwrap_err();
     assert!(matches!(refused, Error::Busy { max_workers: 1 }), "{refused}");
@@ -299,19 +321,19 @@ fn it_takes_a_place_and_is_refused_without_one() {
     assert_eq!(manager.stats().busy, 3);
     manager.handle().close(id).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    // A handle takes the place before its connection begins.
+    // A handle takes the permit before the connect begins.
     manager.handle().connect(silent).unwrap();
     assert!(matches!(manager.connect(silent), Err(Error::Busy { max_workers: 1 })));
-    assert_eq!(told.borrow().reasons(), [CloseReason::Requested]);
+    assert_eq!(calls.borrow().reasons(), [CloseReason::Requested]);
     manager.stop().unwrap();
     assert!(matches!(manager.connect(silent), Err(Error::NotRunning)));
     assert!(matches!(manager.handle().connect(silent), Err(Error::NotRunning)));
 }
 
 #[test]
-fn a_connection_that_cannot_begin_leaves_its_place() {
-    let (mut manager, told) = caller_with(drained().max_workers(1), b"");
-    // Nobody can connect to the broadcast address.
+fn a_connect_that_fails_at_once_frees_its_worker() {
+    let (mut manager, calls) = connector_with(drained().max_workers(1), b"");
+    // A TCP connect to the broadcast address fails at once.
     let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 9));
     for _ in 0..3 {
         let error = manager.connect(nowhere).unwrap_err();
@@ -319,35 +341,36 @@ fn a_connection_that_cannot_begin_leaves_its_place() {
         assert!(error.to_string().starts_with("can't connect to 255.255.255.255:9: "), "{error}");
     }
     assert_eq!((manager.stats().put, manager.stats().live), (0, 0));
-    assert!(told.borrow().ends.is_empty(), "the caller knows");
-    // Who asks from elsewhere is told.
+    assert!(calls.borrow().closed.is_empty(), "the error was returned instead");
+    // A handle cannot return the error, so `closed` is called.
     let options = ConnectOptions::new().key(9);
     for turn in 1..=3 {
         manager.handle().connect_with(nowhere, options).unwrap();
         turn_until(&mut manager, |manager| manager.stats().closed_total() == turn);
     }
-    let told = told.borrow();
-    let ids: std::collections::HashSet<ConnId> = told.ends.iter().map(|end| end.id).collect();
-    assert_eq!(ids.len(), 3, "an id is never used again");
-    for end in &told.ends {
-        assert!(matches!(end.reason, CloseReason::Unreachable(_)), "{end:?}");
-        assert_eq!(end.key, Some(9));
+    let calls = calls.borrow();
+    let ids: std::collections::HashSet<ConnId> =
+        calls.closed.iter().map(|closed| closed.id).collect();
+    assert_eq!(ids.len(), 3, "no id is reused");
+    for closed in &calls.closed {
+        assert!(matches!(closed.reason, CloseReason::Unreachable(_)), "{closed:?}");
+        assert_eq!(closed.key, Some(9));
     }
     let stats = manager.stats();
     assert_eq!((stats.put, stats.connects, stats.live), (3, 3, 0), "{stats}");
 }
 
 #[test]
-fn without_descriptors_it_says_so_and_the_place_is_free() {
-    alone("connect::without_descriptors_it_says_so_and_the_place_is_free", 40, || {
-        let (mut manager, told) = caller_with(drained().max_workers(1), b"");
+fn a_connect_without_descriptors_fails_and_frees_its_worker() {
+    alone("connect::a_connect_without_descriptors_fails_and_frees_its_worker", 40, || {
+        let (mut manager, calls) = connector_with(drained().max_workers(1), b"");
         let (listener, addr) = listener();
         let taken: Vec<_> = std::iter::from_fn(|| listener.try_clone().ok()).collect();
         let error = manager.connect(addr).unwrap_err();
         assert!(error.to_string().contains("Too many open files"), "{error}");
         manager.handle().connect_with(addr, ConnectOptions::new().key(3)).unwrap();
         turn_until(&mut manager, |manager| manager.stats().closed_total() == 1);
-        assert_eq!(told.borrow().ends[0].key, Some(3));
+        assert_eq!(calls.borrow().closed[0].key, Some(3));
         drop(taken);
         manager.connect(addr).unwrap();
         turn_until(&mut manager, |manager| manager.stats().connected == 1);
@@ -355,73 +378,73 @@ fn without_descriptors_it_says_so_and_the_place_is_free() {
 }
 
 #[test]
-fn a_close_while_connecting_is_told_at_once() {
-    let (mut manager, told) = caller();
-    let (_listener, addr, _crowd) = silent();
+fn a_close_while_connecting_calls_closed_at_once() {
+    let (mut manager, calls) = connector();
+    let (_listener, addr, _queued) = silent();
     let id = manager.connect(addr).unwrap();
     let handle = manager.handle();
     handle.send(id, &b"never sent"[..]).unwrap();
     handle.close(id).unwrap();
     handle.send(id, &b"too late"[..]).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    let told = told.borrow();
-    assert_eq!(told.reasons(), [CloseReason::Requested]);
-    assert_eq!((told.ends[0].id, told.ends[0].bytes_unsent), (id, 10));
-    assert_eq!(told.back, [b"too late".to_vec()]);
+    let calls = calls.borrow();
+    assert_eq!(calls.reasons(), [CloseReason::Requested]);
+    assert_eq!((calls.closed[0].id, calls.closed[0].bytes_unsent), (id, 10));
+    assert_eq!(calls.undelivered, [b"too late".to_vec()]);
     let stats = manager.stats();
     assert_eq!((stats.writes, stats.lingering, stats.connected), (0, 0, 0), "{stats}");
 }
 
 #[test]
-fn a_stop_while_connecting_is_told_at_once() {
-    let (mut manager, told) = caller_with(drained().stop_deadline(PATIENCE), b"");
-    let (_listener, addr, _crowd) = silent();
+fn a_stop_while_connecting_calls_closed_at_once() {
+    let (mut manager, calls) = connector_with(drained().stop_deadline(TIMEOUT), b"");
+    let (_listener, addr, _queued) = silent();
     let id = manager.connect(addr).unwrap();
     let began = Instant::now();
     let report = manager.stop().unwrap();
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < TIMEOUT);
     assert_eq!((report.idle, report.finished, report.aborted), (1, 0, 0), "{report}");
     assert_eq!(
-        (told.borrow().reasons(), told.borrow().ends[0].id),
+        (calls.borrow().reasons(), calls.borrow().closed[0].id),
         (vec![CloseReason::Stopped], id)
     );
 }
 
-/// It is told as well of one that a stop comes before, in the same batch of commands.
+/// `closed` is called even if the manager stops before the connect begins.
 #[test]
-fn a_stop_before_it_begins_is_told_by_its_key() {
-    let (mut manager, told) = caller_with(drained().max_workers(1), b"");
+fn a_stop_before_a_queued_connect_calls_closed_with_its_key() {
+    let (mut manager, calls) = connector_with(drained().max_workers(1), b"");
     let (_listener, addr) = listener();
     let options = ConnectOptions::new().key(4);
     manager.handle().connect_with(addr, options).unwrap();
     let report = manager.stop().unwrap();
     assert_eq!(report.aborted, 0, "{report}");
-    assert_eq!(told.borrow().ends[0].key, Some(4));
+    assert_eq!(calls.borrow().closed[0].key, Some(4));
     manager.start().unwrap();
     let handle = manager.handle();
-    // Behind its own stop there is no place any more; before it there is.
+    // Both commands run in one turn. The connect begins, and the stop closes the connection.
     handle.connect_with(addr, options).unwrap();
     handle.stop().unwrap();
     manager.run().unwrap();
-    assert_eq!(told.borrow().reasons(), [CloseReason::Stopped; 2]);
+    assert_eq!(calls.borrow().reasons(), [CloseReason::Stopped; 2]);
     manager.start().unwrap();
-    manager.connect(addr).expect("the places of both are free again");
+    manager.connect(addr).expect("both connects have freed their worker");
 }
 
 #[test]
-fn a_drop_while_connecting_is_told() {
-    let (mut manager, told) = caller();
-    let (_listener, addr, _crowd) = silent();
+fn dropping_the_manager_while_connecting_calls_closed() {
+    let (mut manager, calls) = connector();
+    let (_listener, addr, _queued) = silent();
     manager.connect(addr).unwrap();
     drop(manager);
-    assert_eq!(told.borrow().reasons(), [CloseReason::Stopped]);
+    assert_eq!(calls.borrow().reasons(), [CloseReason::Stopped]);
 }
 
-/// The kernel asks again after a second.
+/// This takes a second, because the kernel does not repeat the unanswered SYN before that.
 #[test]
-fn what_is_sent_meanwhile_goes_out_behind_the_greeting() {
-    let (mut manager, told) = caller();
-    let (listener, addr, crowd) = silent();
+fn bytes_sent_while_connecting_follow_the_output_of_opened() {
+    let (mut manager, calls) = connector();
+    let (listener, addr, queued) = silent();
     let id = manager.connect(addr).unwrap();
     let handle = manager.handle();
     handle.send(id, &b"one "[..]).unwrap();
@@ -430,9 +453,9 @@ fn what_is_sent_meanwhile_goes_out_behind_the_greeting() {
     for _ in 0..4 {
         manager.turn(Some(Duration::from_millis(5))).unwrap();
     }
-    assert!(told.borrow().opened.is_empty());
-    assert!(manager.next_timeout().is_some(), "a pause does not stop its clock");
-    let mut next = let_in(&listener, crowd);
+    assert!(calls.borrow().opened.is_empty());
+    assert!(manager.next_timeout().is_some(), "a pause does not suspend the connect deadline");
+    let mut next = accept_after(&listener, queued);
     let mut peer = None;
     turn_until(&mut manager, |_| {
         peer = peer.take().or_else(&mut next);
@@ -443,57 +466,57 @@ fn what_is_sent_meanwhile_goes_out_behind_the_greeting() {
     let mut peer = peer.unwrap();
     peer.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"hello one two");
-    peer.write_all(b"heard?").unwrap();
+    peer.write_all(b"later?").unwrap();
     for _ in 0..4 {
         manager.turn(Some(Duration::from_millis(5))).unwrap();
     }
-    assert!(told.borrow().heard.is_empty(), "it is paused");
+    assert!(calls.borrow().requests.is_empty(), "the connection is paused");
     manager.handle().resume(id).unwrap();
-    turn_until(&mut manager, |_| !told.borrow().heard.is_empty());
+    turn_until(&mut manager, |_| !calls.borrow().requests.is_empty());
 }
 
 #[test]
-fn more_than_write_limit_ends_it_before_and_when_it_is_there() {
+fn more_than_write_limit_closes_before_and_after_the_connect() {
     let config = drained().write_limit(10);
-    let (mut manager, told) = caller_with(config, b"hello ");
-    let (_listener, silent, _crowd) = silent();
+    let (mut manager, calls) = connector_with(config, b"hello ");
+    let (_listener, silent, _queued) = silent();
     let handle = manager.handle();
     let id = manager.connect(silent).unwrap();
     handle.send(id, vec![b'x'; 10]).unwrap();
     handle.send(id, vec![b'y'; 1]).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    assert_eq!(told.borrow().reasons(), [CloseReason::WriteLimit]);
-    assert_eq!((told.borrow().back.len(), told.borrow().ends[0].bytes_unsent), (1, 10));
+    assert_eq!(calls.borrow().reasons(), [CloseReason::WriteLimit]);
+    assert_eq!((calls.borrow().undelivered.len(), calls.borrow().closed[0].bytes_unsent), (1, 10));
     let (_listener, addr) = listener();
     let id = manager.connect(addr).unwrap();
     handle.send(id, vec![b'x'; 5]).unwrap();
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    let told = told.borrow();
-    assert_eq!(told.opened.len(), 1, "the greeting alone would not be too much");
-    assert_eq!(told.reasons(), [CloseReason::WriteLimit; 2]);
-    assert_eq!(told.ends[1].bytes_unsent, 11);
+    let calls = calls.borrow();
+    assert_eq!(calls.opened.len(), 1, "the greeting alone is within the limit");
+    assert_eq!(calls.reasons(), [CloseReason::WriteLimit; 2]);
+    assert_eq!(calls.closed[1].bytes_unsent, 11);
 }
 
-/// Whatever comes first, each is told of once.
+/// `closed` is called once for each connection, whether it was established first or not.
 #[test]
-fn who_resets_at_once_is_told_of_once() {
-    let (mut manager, told) = caller();
+fn a_connection_that_is_reset_at_once_calls_closed_once() {
+    let (mut manager, calls) = connector();
     let (listener, addr) = listener();
     for _ in 0..20 {
         manager.connect(addr).unwrap();
         reset(listener.accept().unwrap().0);
     }
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    assert_eq!(told.borrow().ends.len(), 20);
+    assert_eq!(calls.borrow().closed.len(), 20);
     let ids: std::collections::HashSet<ConnId> =
-        told.borrow().ends.iter().map(|end| end.id).collect();
+        calls.borrow().closed.iter().map(|closed| closed.id).collect();
     assert_eq!(ids.len(), 20);
 }
 
 #[test]
-fn hundreds_at_once_all_come_about() {
+fn hundreds_of_connects_at_once_are_all_established() {
     let began = Instant::now();
-    let (mut manager, told) = caller_with(drained().buffer_size(64), b"ping");
+    let (mut manager, calls) = connector_with(drained().buffer_size(64), b"ping");
     let (listener, addr) = listener();
     listener.set_nonblocking(true).unwrap();
     let mut peers = Vec::new();
@@ -505,10 +528,10 @@ fn hundreds_at_once_all_come_about() {
         peers.extend(listener.accept().ok());
         manager.stats().bytes_out == 1_200
     });
-    assert_eq!(told.borrow().opened.len(), 300);
+    assert_eq!(calls.borrow().opened.len(), 300);
     peers.extend(std::iter::from_fn(|| listener.accept().ok()));
     assert_eq!(peers.len(), 300);
     drop(peers);
     turn_until(&mut manager, |manager| manager.stats().live == 0);
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < TIMEOUT);
 }

@@ -1,7 +1,7 @@
-//! When a connection's time is up, and what becomes of it then.
+//! The times at which deadlines expire, and the effects of an expiry on a connection.
 //!
-//! Where two connections can be compared, the order in which they end is the assertion: it holds
-//! on a machine that is as slow as it likes.
+//! Where possible, a test compares two connections and asserts the order in which they close. The
+//! order does not depend on the speed of the machine.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -15,7 +15,8 @@ use pool_manager::{Cause, CloseReason, Commands, Config, Conn, ConnId, Framing, 
 
 use crate::support::{Rig, echo, pair, rig, unix_pair};
 
-const LATER: Duration = Duration::from_secs(600);
+/// A deadline that no test reaches.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -26,10 +27,10 @@ fn idle(deadline: Duration) -> Config {
 }
 
 fn lines() -> Config {
-    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LATER)
+    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG_DEADLINE)
 }
 
-/// Lets time pass in which the manager is not turn_ended, as if the process were suspended.
+/// Waits without running a turn, as if the process were suspended.
 fn suspend(time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
@@ -37,8 +38,9 @@ fn suspend(time: Duration) {
     }
 }
 
-/// The ids of those that ended, in order, once `count` have.
-fn ended<F>(rig: &mut Rig<F>, count: usize) -> Vec<ConnId>
+/// Runs turns until `count` connections have closed. Returns the ids of all closed connections, in
+/// order.
+fn closed_ids<F>(rig: &mut Rig<F>, count: usize) -> Vec<ConnId>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>,
 {
@@ -58,7 +60,7 @@ fn a_served_peer_that_falls_silent_is_closed_without_a_callback() {
 }
 
 #[test]
-fn a_peer_that_never_spoke_is_delivered_once_and_empty_and_gets_its_reply() {
+fn a_silent_peer_expires_with_one_empty_body_and_gets_its_reply() {
     for framing in [Framing::Filled, Framing::Drained, Framing::Delimited(b'\n')] {
         let config = idle(millis(40)).framing(framing);
         let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
@@ -73,7 +75,7 @@ fn a_peer_that_never_spoke_is_delivered_once_and_empty_and_gets_its_reply() {
 }
 
 #[test]
-fn what_is_held_at_a_deadline_is_delivered_answered_and_then_closed() {
+fn held_bytes_are_delivered_and_answered_at_a_deadline() {
     for (framing, sent, body) in [
         (Framing::Filled, &b"part"[..], &b"part"[..]),
         (Framing::Delimited(b'\n'), b"part", b"part"),
@@ -93,11 +95,11 @@ fn what_is_held_at_a_deadline_is_delivered_answered_and_then_closed() {
 }
 
 #[test]
-fn a_deadline_is_never_early_and_soon_after_its_time() {
+fn a_deadline_expires_never_early_and_soon_after_its_time() {
     let deadline = millis(20);
     let mut rig = echo(idle(deadline));
     for offset in 0..8 {
-        // Somewhere within a millisecond.
+        // Begin at different offsets within a millisecond.
         suspend(Duration::from_micros(offset * 137));
         let began = Instant::now();
         let (_client, _) = rig.connect();
@@ -111,7 +113,7 @@ fn a_deadline_is_never_early_and_soon_after_its_time() {
 }
 
 #[test]
-fn every_byte_moves_the_idle_deadline() {
+fn every_byte_restarts_the_idle_deadline() {
     let mut rig = echo(idle(millis(300)).framing(Framing::Filled));
     let (mut talker, talker_id) = rig.connect();
     let (_silent, silent_id) = rig.connect();
@@ -121,11 +123,11 @@ fn every_byte_moves_the_idle_deadline() {
         rig.pass(millis(20));
     }
     assert!(began.elapsed() >= millis(299));
-    assert_eq!(ended(&mut rig, 2), [silent_id, talker_id]);
+    assert_eq!(closed_ids(&mut rig, 2), [silent_id, talker_id]);
 }
 
 #[test]
-fn bytes_that_go_out_move_the_idle_deadline_too() {
+fn sent_bytes_restart_the_idle_deadline_too() {
     let mut target = None;
     let mut rig = rig(idle(millis(200)), move |conn: &mut Conn<'_>, body: &[u8]| {
         match target {
@@ -142,14 +144,15 @@ fn bytes_that_go_out_move_the_idle_deadline_too() {
     let (mut sender, sender_id) = rig.connect();
     sender.write_all(b"news").unwrap();
     assert_eq!(rig.read_exact(&mut reader, 4), b"news");
-    assert_eq!(ended(&mut rig, 3)[0], between_id);
+    assert_eq!(closed_ids(&mut rig, 3)[0], between_id);
     assert!(rig.record.ends().iter().any(|end| end.id == reader_id && end.bytes_out == 4));
     assert!(rig.record.ends().iter().any(|end| end.id == sender_id));
 }
 
-/// Two workers of one connection are both told of its bytes, and one of them takes them all.
+/// Two workers share one connection. Both get the event. One of them reads all bytes, and the other
+/// finds none.
 #[test]
-fn readiness_without_bytes_moves_no_deadline() {
+fn a_readable_event_without_bytes_restarts_no_deadline() {
     let mut rig = rig(idle(millis(250)), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
     let (mut client, ours) = pair();
     rig.manager.put(ours.try_clone().unwrap()).unwrap();
@@ -162,15 +165,15 @@ fn readiness_without_bytes_moves_no_deadline() {
     client.write_all(b"for one").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert!(rig.manager.stats().reads >= 2, "both have tried");
-    let order = ended(&mut rig, 3);
+    assert!(rig.manager.stats().reads >= 2, "both workers have tried to read");
+    let order = closed_ids(&mut rig, 3);
     let bytes: Vec<u64> = rig.record.ends().iter().map(|end| end.bytes_in).collect();
     assert_eq!((order[1], &bytes[..]), (between_id, &[0, 0, 7][..]), "{order:?}");
 }
 
-/// A Unix socket says that it is writable whenever its peer has read.
+/// A Unix socket reports that it is writable whenever its peer has read.
 #[test]
-fn a_writable_event_moves_no_deadline() {
+fn a_writable_event_restarts_no_deadline() {
     let mut rig = echo(idle(millis(250)));
     let (mut peer, ours) = UnixStream::pair().unwrap();
     let first = rig.manager.put(ours).unwrap();
@@ -186,14 +189,14 @@ fn a_writable_event_moves_no_deadline() {
     if cfg!(not(mio_unsupported_force_poll_poll)) {
         assert!(rig.manager.stats().events > events, "there was an event");
     }
-    assert_eq!(ended(&mut rig, 2), [first, between]);
+    assert_eq!(closed_ids(&mut rig, 2), [first, between]);
 }
 
-/// In the Go package every byte re-armed the one deadline there was.
+/// In the Go package every byte restarted the only deadline.
 #[test]
 fn one_byte_at_a_time_does_not_hold_a_worker_past_the_request_deadline() {
     let deadline = millis(120);
-    let config = Config::new().clients_deadline(LATER).request_deadline(deadline);
+    let config = Config::new().clients_deadline(LONG_DEADLINE).request_deadline(deadline);
     for framing in [Framing::Filled, Framing::Delimited(b'\n')] {
         let mut rig = echo(config.clone().framing(framing));
         let (mut client, _) = rig.connect();
@@ -204,14 +207,14 @@ fn one_byte_at_a_time_does_not_hold_a_worker_past_the_request_deadline() {
                 sent += 1;
             }
             rig.pass(millis(5));
-            assert!(sent < 4000, "it drips for ever");
+            assert!(sent < 4000, "the connection never expires");
         }
         let took = began.elapsed();
-        assert!(took >= deadline, "{took:?}: counted from the first byte");
+        assert!(took >= deadline, "{took:?}: the deadline counts from the first byte");
         let requests = rig.record.requests();
         assert_eq!(requests.len(), 1);
         assert_eq!(requests[0].0, Cause::Expired);
-        assert!(requests[0].1.len() >= 2, "what had come by then");
+        assert!(requests[0].1.len() >= 2, "the body holds the bytes received by then");
         assert_eq!(rig.record.closed(), [CloseReason::Expired]);
     }
 }
@@ -226,24 +229,24 @@ fn the_request_deadline_does_not_run_before_the_first_byte() {
     client.write_all(b"line\n").unwrap();
     assert_eq!(rig.read_exact(&mut client, 4), b"line");
     rig.pass(millis(100));
-    assert_eq!(rig.record.ends(), [], "nor between two requests");
+    assert_eq!(rig.record.ends(), [], "the deadline does not run between two requests either");
 }
 
 #[test]
-fn no_request_deadline_lets_a_request_take_as_long_as_it_likes() {
+fn without_a_request_deadline_a_request_may_take_any_time() {
     let mut rig = echo(lines().request_deadline(Duration::ZERO));
     let (mut client, _) = rig.connect();
     client.write_all(b".").unwrap();
     rig.bytes_in(1);
     let next = rig.manager.next_timeout().unwrap();
-    assert!(next > Duration::from_secs(60), "{next:?}: the idle one alone");
+    assert!(next > Duration::from_secs(60), "{next:?}: only the idle deadline is armed");
     rig.pass(millis(60));
     client.write_all(b"\n").unwrap();
     assert_eq!(rig.requests(1), [(Cause::Framed, b".".to_vec())]);
 }
 
 #[test]
-fn each_request_has_a_total_deadline_of_its_own() {
+fn each_request_has_its_own_total_deadline() {
     let deadline = millis(250);
     let mut rig = echo(lines().request_deadline(deadline));
     let (mut client, _) = rig.connect();
@@ -252,12 +255,12 @@ fn each_request_has_a_total_deadline_of_its_own() {
     let mut lines = 0;
     while began.elapsed() < 2 * deadline {
         rig.pass(millis(40));
-        // The end of one request and the beginning of the next.
+        // This ends one request and begins the next.
         client.write_all(b"\nx").unwrap();
         lines += 1;
         rig.requests(lines);
     }
-    assert_eq!(rig.record.ends(), [], "none took that long by itself");
+    assert_eq!(rig.record.ends(), [], "no single request took that long");
     let last = Instant::now();
     rig.first_close();
     assert!(last.elapsed() + millis(1) >= deadline);
@@ -265,7 +268,7 @@ fn each_request_has_a_total_deadline_of_its_own() {
 }
 
 #[test]
-fn a_connection_may_have_an_idle_deadline_of_its_own() {
+fn a_connection_may_have_its_own_idle_deadline() {
     let mut rig = rig(idle(millis(100)), |conn: &mut Conn<'_>, body: &[u8]| {
         let own: u64 = std::str::from_utf8(body).unwrap().trim().parse().unwrap();
         conn.set_idle_deadline(millis(own));
@@ -279,14 +282,14 @@ fn a_connection_may_have_an_idle_deadline_of_its_own() {
     }
     let began = Instant::now();
     let ids = |picked: [usize; 3]| picked.map(|index| clients[index].1);
-    assert_eq!(ended(&mut rig, 3), ids([1, 3, 0]), "30, the configured 100, 220");
+    assert_eq!(closed_ids(&mut rig, 3), ids([1, 3, 0]), "in order: 30, the configured 100, 220 ms");
     assert!(began.elapsed() >= millis(219));
     rig.pass(millis(50));
     assert_eq!(rig.manager.stats().live, 1);
 }
 
 #[test]
-fn a_paused_connection_s_clocks_stand_still_and_start_anew() {
+fn a_pause_suspends_the_deadlines_and_a_resume_restarts_them() {
     let deadline = millis(80);
     let mut rig = rig(idle(deadline), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
@@ -298,16 +301,16 @@ fn a_paused_connection_s_clocks_stand_still_and_start_anew() {
     rig.requests(1);
     rig.pass(2 * deadline);
     assert_eq!(rig.record.ends(), []);
-    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None, "no timer is armed");
     handle.resume(id).unwrap();
     let began = Instant::now();
     assert_eq!(rig.first_close(), CloseReason::Expired);
     assert!(began.elapsed() >= deadline, "{:?}", began.elapsed());
 }
 
-/// The total deadline is a clock as well.
+/// A pause suspends the total deadline too.
 #[test]
-fn a_request_that_was_paused_in_the_middle_has_its_time_when_resumed() {
+fn a_request_paused_in_the_middle_has_its_full_time_when_resumed() {
     let deadline = millis(80);
     let mut rig = rig(lines().request_deadline(deadline), |conn: &mut Conn<'_>, body: &[u8]| {
         if body == b"pause" {
@@ -329,26 +332,27 @@ fn a_request_that_was_paused_in_the_middle_has_its_time_when_resumed() {
 }
 
 #[test]
-fn a_suspended_process_does_not_punish_peers_who_spoke() {
+fn a_suspended_process_does_not_expire_peers_that_sent_in_time() {
     let deadline = millis(300);
     let mut rig = echo(idle(deadline).request_deadline(deadline));
-    let mut speakers: Vec<TcpStream> = (0..10).map(|_| rig.connect().0).collect();
+    let mut senders: Vec<TcpStream> = (0..10).map(|_| rig.connect().0).collect();
     let (_silent, silent_id) = rig.connect();
     rig.quiet();
-    for speaker in &mut speakers {
-        speaker.write_all(b"in time").unwrap();
+    for sender in &mut senders {
+        sender.write_all(b"in time").unwrap();
     }
     suspend(deadline + millis(20));
     rig.turn();
     assert_eq!(rig.record.ends().iter().map(|end| end.id).collect::<Vec<_>>(), [silent_id]);
-    for speaker in &mut speakers {
-        assert_eq!(rig.read_exact(speaker, 7), b"in time");
+    for sender in &mut senders {
+        assert_eq!(rig.read_exact(sender, 7), b"in time");
     }
 }
 
-/// More were ready than one wait returns, so the last read is what saves the rest.
+/// More connections are ready than one wait reports. The connections that it does not report do not
+/// expire either, because each is read once more before it expires.
 #[test]
-fn a_suspended_process_hears_even_those_that_one_wait_does_not_report() {
+fn a_suspended_process_reads_data_that_one_wait_does_not_report() {
     let deadline = millis(425);
     let mut rig = echo(idle(deadline));
     let began = Instant::now();
@@ -359,9 +363,10 @@ fn a_suspended_process_hears_even_those_that_one_wait_does_not_report() {
             peer
         })
         .collect();
-    // The wheel has sorted the first of them to the millisecond: it does so at multiples of 64.
+    // Wait until the wheel holds the earliest timers in slots of one millisecond. It moves timers
+    // to such slots at multiples of 64 ms.
     rig.pass(millis(395).saturating_sub(began.elapsed()));
-    // Those whose time is up first are reported last.
+    // Write in reverse order, so that the connections that expire first are reported last.
     for peer in peers.iter_mut().rev() {
         peer.write_all(b"in time").unwrap();
     }
@@ -391,11 +396,14 @@ fn data_and_deadline_in_the_same_turn_count_as_data() {
     suspend(2 * deadline);
     rig.turn();
     assert_eq!(rig.read_exact(&mut whole, 5), b"whole");
-    assert_eq!(ended(&mut rig, 3)[0], gone_id);
+    assert_eq!(closed_ids(&mut rig, 3)[0], gone_id);
     let causes: Vec<_> = rig.record.requests();
     assert!(causes.contains(&(Cause::Framed, b"whole".to_vec())));
     assert!(causes.contains(&(Cause::Eof, b"gone".to_vec())));
-    assert!(causes.contains(&(Cause::Expired, b"half".to_vec())), "after the bytes moved it");
+    assert!(
+        causes.contains(&(Cause::Expired, b"half".to_vec())),
+        "expired later, because the bytes restarted the deadline"
+    );
     assert_eq!(causes.len(), 3);
     assert!(rig.record.ends().iter().any(|end| end.id == half_id));
     assert!(rig.record.ends().iter().any(|end| end.id == whole_id));
@@ -405,7 +413,7 @@ fn data_and_deadline_in_the_same_turn_count_as_data() {
 fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
     const MANY: usize = 2_000;
     let deadline = millis(300);
-    let mut rig = rig(idle(LATER), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
+    let mut rig = rig(idle(LONG_DEADLINE), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
     let peers: Vec<UnixStream> = (0..MANY)
         .map(|_| {
             let (peer, ours) = UnixStream::pair().unwrap();
@@ -416,7 +424,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
     let (mut busy, busy_id) = rig.connect();
     rig.turn();
     assert_eq!(rig.record.ends(), []);
-    // Only now, however long it took to put so many.
+    // Set the deadline only now, so that the time that the puts took does not count.
     rig.manager.set_config(idle(deadline)).unwrap();
     suspend(deadline);
     busy.write_all(b"hello").unwrap();
@@ -425,7 +433,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
         let turn = rig.manager.turn(None).unwrap();
         assert!(turn.expired <= 256, "{} in one turn", turn.expired);
         if expired + turn.expired < MANY {
-            assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO), "more are due");
+            assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO), "more timers are due");
         }
         expired += turn.expired;
         turns += 1;
@@ -433,13 +441,17 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
     assert!((MANY / 256..MANY / 16).contains(&turns), "{turns} turns");
     assert_eq!(rig.manager.stats().expired, MANY as u64);
     assert_eq!(rig.manager.stats().requests(Cause::Expired), MANY as u64);
-    assert_eq!(rig.record.requests()[0], (Cause::Drained, b"hello".to_vec()), "served first");
+    assert_eq!(
+        rig.record.requests()[0],
+        (Cause::Drained, b"hello".to_vec()),
+        "served before the expiries"
+    );
     assert!(rig.record.ends().iter().all(|end| end.id != busy_id));
     drop(peers);
 }
 
 #[test]
-fn deadlines_beyond_every_clock_never_come_and_never_spin() {
+fn deadlines_beyond_the_clock_never_expire_and_never_spin() {
     let day = Duration::from_secs(86_400);
     for far in [Duration::MAX, day.mul_f64(24.9), day * 50, Duration::from_secs(u64::MAX)] {
         let config = lines().clients_deadline(far).request_deadline(far).reap_interval(far);
@@ -451,7 +463,7 @@ fn deadlines_beyond_every_clock_never_come_and_never_spin() {
         let turns = rig.manager.stats().turns;
         rig.pass(millis(30));
         let turns = rig.manager.stats().turns - turns;
-        assert!(turns <= 3, "{turns} turns for nothing, {far:?}");
+        assert!(turns <= 3, "{turns} turns without work, {far:?}");
         client.write_all(b" a line\n").unwrap();
         assert_eq!(rig.requests(1), [(Cause::Framed, b"half a line".to_vec())]);
         rig.manager.handle().close(id).unwrap();
@@ -460,20 +472,20 @@ fn deadlines_beyond_every_clock_never_come_and_never_spin() {
 }
 
 #[test]
-fn a_connection_s_own_deadline_may_be_beyond_every_clock() {
+fn a_connection_s_own_deadline_may_be_beyond_the_clock() {
     let mut rig = rig(idle(millis(40)), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.set_idle_deadline(Duration::MAX);
         Ok(())
     });
     let (mut client, _) = rig.connect();
-    client.write_all(b"patience").unwrap();
+    client.write_all(b"hello").unwrap();
     rig.requests(1);
     rig.pass(millis(100));
     assert_eq!(rig.record.ends(), []);
 }
 
 #[test]
-fn the_shortest_deadlines_come_at_once_and_only_once() {
+fn the_shortest_deadlines_expire_at_once_and_only_once() {
     for short in [Duration::from_nanos(1), Duration::from_micros(999), millis(1)] {
         let mut rig = echo(idle(short).request_deadline(short));
         let began = Instant::now();
@@ -486,19 +498,20 @@ fn the_shortest_deadlines_come_at_once_and_only_once() {
 }
 
 #[test]
-fn the_next_deadline_says_when_to_call_again() {
+fn next_timeout_says_when_to_call_turn_again() {
     let deadline = millis(100);
     let mut rig = echo(idle(deadline).request_deadline(Duration::ZERO));
     assert_eq!(rig.manager.next_timeout(), None);
     rig.turn();
-    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None, "no timer is armed");
     let (mut client, _) = rig.connect();
     let next = rig.manager.next_timeout().unwrap();
     assert!(next <= deadline + millis(1), "{next:?}");
-    // As an embedder would: wait as long as it says, then turn without waiting.
+    // Do as an embedding program does: wait for `next_timeout`, then run a turn with a zero
+    // timeout.
     let (mut calls, began) = (0, Instant::now());
     while rig.record.ends().is_empty() {
-        let next = rig.manager.next_timeout().expect("something is planned");
+        let next = rig.manager.next_timeout().expect("a timer is armed");
         suspend(next);
         rig.turn();
         let next = rig.manager.next_timeout();
@@ -512,12 +525,12 @@ fn the_next_deadline_says_when_to_call_again() {
 }
 
 #[test]
-fn work_that_is_left_is_due_at_once() {
+fn remaining_work_is_due_at_once() {
     let mut rig = echo(lines().buffer_size(8192));
     let (mut client, _) = rig.connect();
     client.write_all(&b"x\n".repeat(1000)).unwrap();
     rig.bytes_in(2);
-    assert!(rig.record.requests().len() < 1000, "more than one batch");
+    assert!(rig.record.requests().len() < 1000, "the requests take more than one visit");
     assert_eq!(rig.manager.next_timeout(), Some(Duration::ZERO));
     let turn = rig.manager.turn(None).unwrap();
     assert_eq!((turn.served, rig.manager.next_timeout()), (1, Some(Duration::ZERO)));
@@ -527,7 +540,7 @@ fn work_that_is_left_is_due_at_once() {
 }
 
 #[test]
-fn changed_deadlines_hold_for_connections_that_are_there() {
+fn changed_deadlines_apply_to_open_connections() {
     let mut rig = echo(lines());
     let (_silent, _) = rig.connect();
     let (mut half, half_id) = rig.connect();
@@ -535,7 +548,7 @@ fn changed_deadlines_hold_for_connections_that_are_there() {
     rig.bytes_in(4);
     rig.pass(millis(20));
     rig.manager.set_config(lines().request_deadline(millis(60))).unwrap();
-    assert_eq!(ended(&mut rig, 1), [half_id]);
+    assert_eq!(closed_ids(&mut rig, 1), [half_id]);
     rig.manager.set_config(lines().clients_deadline(millis(60))).unwrap();
     assert!(rig.manager.next_timeout().unwrap() <= millis(60));
     rig.until(|rig| rig.manager.stats().live == 0);
@@ -544,7 +557,7 @@ fn changed_deadlines_hold_for_connections_that_are_there() {
     let (_silent, _) = rig.connect();
     rig.manager.set_config(lines()).unwrap();
     rig.pass(millis(150));
-    assert_eq!(rig.record.ends(), [], "a later deadline holds as well");
+    assert_eq!(rig.record.ends(), [], "a later deadline applies as well");
 }
 
 #[test]
@@ -562,13 +575,16 @@ fn a_waiting_turn_does_not_spin() {
         let turns = rig.manager.stats().turns - before.turns;
         assert!(turns <= 6, "{turns} turns in {deadline:?}");
         let reads = rig.manager.stats().reads - before.reads;
-        assert!(reads <= 2, "{reads} reads: a last one, and one to see whether it lingers");
+        assert!(
+            reads <= 2,
+            "{reads} reads: one before the expiry, and one while the socket lingers"
+        );
     }
 }
 
 #[test]
-fn a_turn_waits_no_longer_than_it_is_told() {
-    let mut rig = echo(idle(LATER));
+fn a_turn_waits_no_longer_than_its_timeout() {
+    let mut rig = echo(idle(LONG_DEADLINE));
     let (_client, _) = rig.connect();
     rig.quiet();
     let began = Instant::now();
@@ -578,7 +594,7 @@ fn a_turn_waits_no_longer_than_it_is_told() {
 }
 
 #[test]
-fn an_expired_one_does_not_disturb_its_successor() {
+fn the_timer_of_a_closed_connection_does_not_expire_its_successor() {
     let mut rig = echo(idle(millis(60)));
     let (_first, first) = rig.connect();
     suspend(millis(30));
@@ -587,8 +603,8 @@ fn an_expired_one_does_not_disturb_its_successor() {
     let began = Instant::now();
     let (mut client, second) = rig.connect();
     assert_eq!(first.as_u64() as u32, second.as_u64() as u32, "the same slot");
-    assert_eq!(ended(&mut rig, 2), [first, second]);
-    assert!(began.elapsed() >= millis(60), "its own deadline, not that of the first");
+    assert_eq!(closed_ids(&mut rig, 2), [first, second]);
+    assert!(began.elapsed() >= millis(60), "the deadline of the second, not that of the first");
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
 }
 
@@ -600,12 +616,12 @@ fn an_expired_request_gets_time_for_a_long_reply() {
     let (mut client, ours) = unix_pair();
     rig.manager.put(ours).unwrap();
     rig.requests(1);
-    assert_eq!(rig.record.ends(), [], "the reply is on its way");
+    assert_eq!(rig.record.ends(), [], "the reply is being sent");
     assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
 
-/// Counts its ticks; panics in the second, and stops in the fourth.
+/// Counts its ticks. Panics in the second tick and stops the manager in the fourth.
 struct Ticking(Rc<Cell<u32>>);
 
 impl Handler for Ticking {
@@ -618,7 +634,7 @@ impl Handler for Ticking {
     fn tick(&mut self, commands: &mut Commands) {
         self.0.set(self.0.get() + 1);
         match self.0.get() {
-            2 => std::panic::panic_any("as planned"),
+            2 => std::panic::panic_any("a test panic"),
             4 => commands.stop().unwrap(),
             _ => {}
         }
@@ -626,7 +642,7 @@ impl Handler for Ticking {
 }
 
 #[test]
-fn a_handler_is_called_every_so_often_though_nobody_is_there() {
+fn tick_is_called_at_its_interval_without_any_connection() {
     let (ticks, interval) = (Rc::new(Cell::new(0)), millis(30));
     let config = Config::new().tick(interval);
     let mut manager = Manager::with_handler(config, Ticking(ticks.clone())).unwrap();
@@ -636,23 +652,23 @@ fn a_handler_is_called_every_so_often_though_nobody_is_there() {
     assert!(began.elapsed() >= interval * 4, "{:?}", began.elapsed());
     let stats = manager.stats();
     assert_eq!((ticks.get(), stats.ticks, stats.panics), (4, 4, 1));
-    assert!(stats.turns < 30, "it sleeps in between: {stats}");
+    assert!(stats.turns < 30, "the loop sleeps between two ticks: {stats}");
     manager.set_config(Config::new()).unwrap();
     manager.start().unwrap();
     assert_eq!(manager.next_timeout(), None);
 }
 
 #[test]
-fn a_configuration_that_is_set_again_and_again_does_not_put_off_the_tick() {
+fn setting_the_configuration_repeatedly_does_not_postpone_the_tick() {
     let (ticks, config) = (Rc::new(Cell::new(0)), Config::new().tick(millis(40)));
     let mut manager = Manager::with_handler(config.clone(), Ticking(ticks.clone())).unwrap();
     manager.start().unwrap();
     let began = Instant::now();
-    while ticks.get() == 0 && began.elapsed() < crate::support::PATIENCE {
+    while ticks.get() == 0 && began.elapsed() < crate::support::TIMEOUT {
         manager.turn(Some(millis(5))).unwrap();
         manager.set_config(config.clone()).unwrap();
     }
     assert_eq!(ticks.get(), 1);
     manager.set_config(config.tick(millis(3_600_000))).unwrap();
-    assert!(manager.next_timeout() > Some(millis(3_000_000)), "another one is planned anew");
+    assert!(manager.next_timeout() > Some(millis(3_000_000)), "a new interval takes effect");
 }

@@ -1,5 +1,5 @@
-//! How connections end, and what must not end with them: slow callbacks, pauses after the last
-//! body, panics outside of callbacks, stops.
+//! The end of connections: after slow callbacks, pauses after the last body, panics outside of
+//! callbacks, and stops.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,36 +13,38 @@ use pool_manager::{
 
 use crate::support::plain::Plain;
 use crate::support::{
-    PATIENCE, Rig, Seen, echo, pair, rig, shrink_buffers, unix_pair, write_behind,
+    Rig, Seen, TIMEOUT, echo, pair, rig, shrink_buffers, unix_pair, write_behind,
 };
 
-const LONG: Duration = Duration::from_secs(600);
+/// A deadline that no test reaches.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
 fn drained() -> Config {
-    Config::new().framing(Framing::Drained).clients_deadline(LONG)
+    Config::new().framing(Framing::Drained).clients_deadline(LONG_DEADLINE)
 }
 
 fn lines() -> Config {
-    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG)
+    Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG_DEADLINE)
 }
 
-/// Turns until somebody else's manager has done something.
+/// Runs turns of a manager without a rig until `done` returns true.
 #[track_caller]
 fn until<H: Handler>(manager: &mut Manager<H>, mut done: impl FnMut(&Manager<H>) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done(manager) {
-        assert!(Instant::now() < deadline, "it never came: {}", manager.stats());
+        assert!(Instant::now() < deadline, "timed out: {}", manager.stats());
         manager.turn(Some(millis(10))).unwrap();
     }
 }
 
-/// Frames that are complete wait for us, not for the peer: no deadline makes one body of them.
+/// The complete frames wait for callbacks, and not for the peer. A deadline must not merge them
+/// into one body.
 #[test]
-fn complete_frames_held_up_by_our_own_callbacks_stay_frames() {
+fn complete_frames_delayed_by_slow_callbacks_stay_separate() {
     for config in [lines().clients_deadline(millis(20)), lines().request_deadline(millis(20))] {
         let mut rig = rig(config, |_: &mut Conn<'_>, _: &[u8]| {
             let began = Instant::now();
@@ -52,16 +54,17 @@ fn complete_frames_held_up_by_our_own_callbacks_stay_frames() {
         let (mut client, _) = rig.connect();
         client.write_all(&[b'\n'; 1_000]).unwrap();
         let requests = rig.requests(1_000);
-        let odd = |(cause, body): &&(Cause, Vec<u8>)| *cause != Cause::Framed || !body.is_empty();
-        assert_eq!(requests.iter().find(odd), None);
+        let unexpected =
+            |(cause, body): &&(Cause, Vec<u8>)| *cause != Cause::Framed || !body.is_empty();
+        assert_eq!(requests.iter().find(unexpected), None);
         assert_eq!(rig.record.closed(), []);
     }
 }
 
-/// Says more than it may to whoever comes.
-struct Chatterbox;
+/// Writes 16 bytes to each new connection, in two writes.
+struct Greeter;
 
-impl Handler for Chatterbox {
+impl Handler for Greeter {
     type Session = ();
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -76,7 +79,7 @@ impl Handler for Chatterbox {
 
 #[test]
 fn a_write_beyond_the_limit_in_opened_sends_nothing() {
-    let mut manager = Manager::with_handler(lines().write_limit(10), Chatterbox).unwrap();
+    let mut manager = Manager::with_handler(lines().write_limit(10), Greeter).unwrap();
     manager.start().unwrap();
     let (mut client, ours) = pair();
     manager.put(ours).unwrap();
@@ -89,8 +92,8 @@ fn a_write_beyond_the_limit_in_opened_sends_nothing() {
 }
 
 #[test]
-fn a_greeting_goes_out_though_a_stop_comes_at_once() {
-    let mut manager = Manager::with_handler(lines(), Chatterbox).unwrap();
+fn the_output_of_opened_is_sent_even_if_a_stop_follows_at_once() {
+    let mut manager = Manager::with_handler(lines(), Greeter).unwrap();
     manager.start().unwrap();
     let (mut client, ours) = pair();
     manager.put(ours).unwrap();
@@ -103,7 +106,7 @@ fn a_greeting_goes_out_though_a_stop_comes_at_once() {
 }
 
 #[test]
-fn resuming_who_is_not_paused_prolongs_nothing() {
+fn resuming_a_connection_that_is_not_paused_extends_no_deadline() {
     let deadline = millis(60);
     let mut rig = echo(lines().clients_deadline(deadline));
     let (_client, id) = rig.connect();
@@ -116,7 +119,8 @@ fn resuming_who_is_not_paused_prolongs_nothing() {
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
 
-/// A rig whose callback pauses at the causes that are a connection's last.
+/// Returns a rig whose callback pauses the connection if its cause is one that ends a connection.
+/// connections.
 fn pauses_at_the_end(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(b"wait; ")?;
@@ -127,27 +131,32 @@ fn pauses_at_the_end(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> 
     })
 }
 
-/// The connection stays, is sent to, and closes for its own reason once it is resumed.
+/// Checks that a paused connection stays open, that bytes can be sent to it, and that it closes
+/// with `reason` once it is resumed.
 #[track_caller]
-fn answered_late<F>(rig: &mut Rig<F>, client: &mut TcpStream, cause: Cause, reason: CloseReason)
-where
+fn assert_late_answer<F>(
+    rig: &mut Rig<F>,
+    client: &mut TcpStream,
+    cause: Cause,
+    reason: CloseReason,
+) where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
     assert_eq!(rig.requests(1)[0].0, cause);
     assert_eq!(rig.read_exact(client, 6), b"wait; ");
     let Some(Seen::Opened(id)) = rig.record.all().first().cloned() else { panic!("not opened") };
     let turns = rig.turns_in(millis(100));
-    assert!(turns < 5, "{turns} turns to wait for an answer");
-    assert_eq!(rig.record.closed(), [], "somebody is still to answer");
+    assert!(turns < 5, "{turns} turns while the connection waits for its answer");
+    assert_eq!(rig.record.closed(), [], "the connection waits for its answer");
     let handle = rig.manager.handle();
     handle.send(id, b"the ".to_vec()).unwrap();
     assert_eq!(rig.read_exact(client, 4), b"the ");
-    assert_eq!(rig.record.closed(), [], "an answer in parts");
+    assert_eq!(rig.record.closed(), [], "a part of the answer does not close it");
     handle.send(id, b"answer".to_vec()).unwrap();
     handle.resume(id).unwrap();
     assert_eq!(rig.read_to_end(client).unwrap(), b"answer");
     assert_eq!(rig.record.closed(), [reason]);
-    assert_eq!(rig.record.requests().len(), 1, "its last body");
+    assert_eq!(rig.record.requests().len(), 1, "no callback follows the last body");
     assert_eq!(rig.record.ends()[0].bytes_unsent, 0);
 }
 
@@ -157,7 +166,7 @@ fn a_pause_after_end_of_file_keeps_the_connection_until_it_is_resumed() {
     let (mut client, _) = rig.connect();
     client.write_all(b"question").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    answered_late(&mut rig, &mut client, Cause::Eof, CloseReason::Eof);
+    assert_late_answer(&mut rig, &mut client, Cause::Eof, CloseReason::Eof);
 }
 
 #[test]
@@ -166,20 +175,20 @@ fn a_pause_at_a_deadline_keeps_the_connection_until_it_is_resumed() {
         let mut rig = pauses_at_the_end(lines().clients_deadline(millis(50)));
         let (mut client, _) = rig.connect();
         client.write_all(question.as_bytes()).unwrap();
-        answered_late(&mut rig, &mut client, Cause::Expired, CloseReason::Expired);
+        assert_late_answer(&mut rig, &mut client, Cause::Expired, CloseReason::Expired);
     }
 }
 
 #[test]
-fn a_pause_after_an_overlong_frame_keeps_the_connection_until_it_is_resumed() {
+fn a_pause_after_an_overlong_frame_keeps_the_connection_until_resumed() {
     let mut rig = pauses_at_the_end(lines().clients_deadline(millis(50)).buffer_size(8));
     let (mut client, _) = rig.connect();
     client.write_all(b"a long question\n").unwrap();
-    answered_late(&mut rig, &mut client, Cause::Overlong, CloseReason::Overlong);
+    assert_late_answer(&mut rig, &mut client, Cause::Overlong, CloseReason::Overlong);
 }
 
 #[test]
-fn who_is_paused_after_end_of_file_can_be_closed() {
+fn a_connection_paused_after_end_of_file_can_be_closed() {
     let mut rig = pauses_at_the_end(lines());
     let (mut client, id) = rig.connect();
     client.write_all(b"question").unwrap();
@@ -191,9 +200,9 @@ fn who_is_paused_after_end_of_file_can_be_closed() {
     assert_eq!(rig.record.open_lives(), 0);
 }
 
-/// Nobody will answer for a callback that failed.
+/// If the callback fails or closes the connection, the connection does not wait for an answer.
 #[test]
-fn who_is_paused_and_then_fails_or_closes_is_not_kept() {
+fn a_connection_that_pauses_and_then_fails_or_closes_is_not_kept() {
     for (body, reason) in [
         (&b"fail"[..], CloseReason::Failed),
         (b"panic", CloseReason::Panicked),
@@ -206,7 +215,7 @@ fn who_is_paused_and_then_fails_or_closes_is_not_kept() {
                 b"fail" => return Err(ErrorKind::Other.into()),
                 b"close" => conn.close(),
                 b"abort" => conn.abort(),
-                _ => panic!("as asked"),
+                _ => panic!("a test panic"),
             }
             Ok(())
         });
@@ -217,9 +226,10 @@ fn who_is_paused_and_then_fails_or_closes_is_not_kept() {
     }
 }
 
-/// A peer that always stays a little behind, for ever: what is sent is let go of.
+/// The peer always reads a little too late, so a part of the output is always unsent. The part that
+/// was sent must be freed.
 #[test]
-fn a_slow_reader_costs_no_more_than_its_limit() {
+fn the_memory_for_a_slow_reader_is_bounded() {
     const PIECE: usize = 16 << 10;
     let used = allocation_counter::measure(|| {
         let mut rig = echo(lines().request_deadline(Duration::ZERO).write_limit(256 << 10));
@@ -249,27 +259,28 @@ fn a_slow_reader_costs_no_more_than_its_limit() {
         }
         assert_eq!(rig.record.closed(), []);
     });
-    assert!(used.bytes_max < 2 << 20, "{} bytes at most, for 256 KiB", used.bytes_max);
+    assert!(used.bytes_max < 2 << 20, "a peak of {} bytes with a limit of 256 KiB", used.bytes_max);
 }
 
-/// A session that cannot be made while its fuse burns; one for each test.
-macro_rules! bomb {
-    ($bomb:ident, $fuse:ident) => {
-        struct $bomb;
-        static $fuse: AtomicBool = AtomicBool::new(false);
-        impl Default for $bomb {
+/// Defines a session whose `default` panics while a flag is set. Each test defines its own session
+/// and flag.
+macro_rules! panicking_session {
+    ($session:ident, $panics:ident) => {
+        struct $session;
+        static $panics: AtomicBool = AtomicBool::new(false);
+        impl Default for $session {
             fn default() -> Self {
-                assert!(!$fuse.load(Ordering::Relaxed), "the session's default panics");
+                assert!(!$panics.load(Ordering::Relaxed), "the session's default panics");
                 Self
             }
         }
     };
 }
 
-/// A handler with a session of any kind.
-struct With<S>(std::marker::PhantomData<S>);
+/// An echo handler with a session of any type.
+struct Echo<S>(std::marker::PhantomData<S>);
 
-impl<S: Default> Handler for With<S> {
+impl<S: Default> Handler for Echo<S> {
     type Session = S;
 
     fn request(&mut self, conn: &mut Conn<'_>, _: &mut S, body: &[u8]) -> io::Result<()> {
@@ -277,39 +288,39 @@ impl<S: Default> Handler for With<S> {
     }
 }
 
-fn with<S: Default>(config: Config) -> Manager<With<S>> {
-    let mut manager = Manager::with_handler(config, With(std::marker::PhantomData)).unwrap();
+fn started<S: Default>(config: Config) -> Manager<Echo<S>> {
+    let mut manager = Manager::with_handler(config, Echo(std::marker::PhantomData)).unwrap();
     manager.start().unwrap();
     manager
 }
 
 #[test]
-fn a_session_whose_default_panics_gives_the_socket_back_and_leaves_the_place_free() {
-    bomb!(Bomb, FUSE);
-    let mut manager = with::<Bomb>(drained().max_workers(1));
-    FUSE.store(true, Ordering::Relaxed);
+fn a_panic_in_session_default_returns_the_socket_and_frees_the_worker() {
+    panicking_session!(Session, PANICS);
+    let mut manager = started::<Session>(drained().max_workers(1));
+    PANICS.store(true, Ordering::Relaxed);
     let (mut client, ours) = pair();
     let refused = manager.put(ours).unwrap_err();
     assert!(matches!(refused.error(), Error::Unsuitable(_)), "{refused}");
     assert!(refused.to_string().contains("panicked"), "{refused}");
-    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("another socket") };
+    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("not the TCP socket") };
     ours.write_all(b"well").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
     assert_eq!(
         (manager.stats().live, manager.stats().admit_failures, manager.stats().busy),
         (0, 0, 0)
     );
-    FUSE.store(false, Ordering::Relaxed);
-    manager.put(ours).expect("its place is free");
+    PANICS.store(false, Ordering::Relaxed);
+    manager.put(ours).expect("the worker is free");
 }
 
 #[test]
-fn a_session_whose_default_panics_is_counted_as_lost_with_nobody_to_give_it_back_to() {
-    bomb!(Bomb, FUSE);
-    let mut manager = with::<Bomb>(drained().max_workers(1));
+fn a_panic_in_session_default_is_counted_as_an_admit_failure() {
+    panicking_session!(Session, PANICS);
+    let mut manager = started::<Session>(drained().max_workers(1));
     let addr = manager.listen("127.0.0.1:0").unwrap();
     let handle = manager.handle();
-    FUSE.store(true, Ordering::Relaxed);
+    PANICS.store(true, Ordering::Relaxed);
     let (client, ours) = pair();
     handle.put(ours).unwrap();
     until(&mut manager, |manager| manager.stats().admit_failures == 1);
@@ -317,7 +328,7 @@ fn a_session_whose_default_panics_is_counted_as_lost_with_nobody_to_give_it_back
     let client = TcpStream::connect(addr).unwrap();
     until(&mut manager, |manager| manager.stats().admit_failures == 2);
     assert_eq!((&client).read(&mut [0]).unwrap(), 0, "closed");
-    FUSE.store(false, Ordering::Relaxed);
+    PANICS.store(false, Ordering::Relaxed);
     let mut client = TcpStream::connect(addr).unwrap();
     client.write_all(b"hello").unwrap();
     until(&mut manager, |manager| manager.stats().bytes_out == 5);
@@ -334,14 +345,14 @@ fn a_listener_that_was_shut_down_does_not_starve_the_others() {
     socket2::SockRef::from(&other).shutdown(Shutdown::Both).unwrap();
     rig.quiet();
     let turns = rig.turns_in(millis(100));
-    assert!(turns < 5, "{turns} turns for a listener that never listens again");
+    assert!(turns < 5, "{turns} turns for a listener that was shut down");
     let mut client = TcpStream::connect(addr).unwrap();
     client.write_all(b"hello").unwrap();
     assert_eq!(rig.read_exact(&mut client, 5), b"hello");
     assert_eq!((rig.manager.stats().accepted, rig.manager.stats().fd_exhausted), (1, 0));
 }
 
-/// Its end of file is known, its reply is stuck: nothing is left to hear of.
+/// The pool has seen the end of file, and the reply is blocked, so there is no work left.
 #[test]
 fn a_half_closed_peer_that_reads_nothing_does_not_spin() {
     let reply = |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]);
@@ -358,15 +369,15 @@ fn a_half_closed_peer_that_reads_nothing_does_not_spin() {
     rig.requests(2);
     rig.quiet();
     let turns = rig.turns_in(millis(100));
-    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(turns < 5, "{turns} turns without work");
     assert_eq!(rig.record.closed(), []);
     assert_eq!(rig.read_to_end(&mut unix).unwrap().len(), 900 << 10);
     assert_eq!(rig.record.closed(), [CloseReason::Eof]);
 }
 
-/// Nor does one that closes its side, or sends on, once the reply is stuck.
+/// After the replies are blocked, all peers send more, and some of them shut down their write side.
 #[test]
-fn what_a_peer_does_that_takes_no_reply_does_not_spin() {
+fn input_from_a_peer_that_reads_nothing_does_not_spin() {
     let mut rig = rig(drained(), |conn: &mut Conn<'_>, body: &[u8]| match body {
         b"long" => conn.write_all(&vec![7; 900 << 10]),
         body => conn.write_all(body),
@@ -380,20 +391,21 @@ fn what_a_peer_does_that_takes_no_reply_does_not_spin() {
             clients.push((client, half_closed));
         }
     }
-    let mut say = |what: &[u8]| clients.iter_mut().for_each(|(it, _)| it.write_all(what).unwrap());
-    say(b"short");
+    let mut send_all =
+        |bytes: &[u8]| clients.iter_mut().for_each(|(client, _)| client.write_all(bytes).unwrap());
+    send_all(b"short");
     rig.requests(4);
     rig.quiet();
-    say(b"long");
+    send_all(b"long");
     rig.requests(8);
     rig.quiet();
-    say(b"more");
+    send_all(b"more");
     for (client, _) in clients.iter().filter(|(_, half_closed)| *half_closed) {
         client.shutdown(Shutdown::Write).unwrap();
     }
     rig.quiet();
     let turns = rig.turns_in(millis(100));
-    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(turns < 5, "{turns} turns without work");
     let total = b"short".len() + (900 << 10) + b"more".len();
     for (client, _) in clients {
         let mut client = TcpStream::from(std::os::fd::OwnedFd::from(client));
@@ -401,9 +413,9 @@ fn what_a_peer_does_that_takes_no_reply_does_not_spin() {
     }
 }
 
-/// What is heard of a connection whose first words had to wait is not lost.
+/// No event is lost while the first output of a connection has to wait.
 #[test]
-fn who_was_greeted_at_length_is_heard() {
+fn a_connection_whose_first_output_blocks_is_read_afterwards() {
     let mut rig = echo(drained());
     for boxed in [false, true] {
         let (client, ours) = UnixStream::pair().unwrap();
@@ -420,8 +432,8 @@ fn who_was_greeted_at_length_is_heard() {
 }
 
 #[test]
-fn a_report_adds_up_to_those_that_were_there() {
-    let mut rig = echo(Config::new().clients_deadline(LONG).stop_deadline(millis(50)));
+fn a_stop_report_counts_each_connection_once() {
+    let mut rig = echo(Config::new().clients_deadline(LONG_DEADLINE).stop_deadline(millis(50)));
     let mut clients: Vec<_> = (0..5).map(|_| rig.connect()).collect();
     clients[0].0.write_all(b"half a request").unwrap();
     let handle = rig.manager.handle();
@@ -430,14 +442,14 @@ fn a_report_adds_up_to_those_that_were_there() {
     clients[3].0.shutdown(Shutdown::Write).unwrap();
     let began = Instant::now();
     let report = rig.manager.stop().unwrap();
-    assert!(began.elapsed() >= millis(50), "two were still at it");
+    assert!(began.elapsed() >= millis(50), "two connections were in progress");
     assert_eq!(report.idle + report.finished + report.aborted, 5, "{report:?}");
     assert_eq!(report.dropped_bytes, 14);
     assert_eq!(rig.record.open_lives(), 0);
 }
 
 #[test]
-fn end_of_file_that_is_there_when_a_stop_begins_is_the_reason() {
+fn end_of_file_before_a_stop_is_the_close_reason() {
     let mut rig = echo(drained());
     drop(rig.connect());
     let report = rig.manager.stop().unwrap();
@@ -446,9 +458,9 @@ fn end_of_file_that_is_there_when_a_stop_begins_is_the_reason() {
 }
 
 #[test]
-fn after_a_stop_in_the_middle_of_work_a_restart_plans_nothing() {
+fn a_restart_after_an_aborting_stop_has_no_work_left() {
     let config = drained().stop_deadline(Duration::ZERO);
-    let mut manager = Manager::with_handler(config, Chatterbox).unwrap();
+    let mut manager = Manager::with_handler(config, Greeter).unwrap();
     manager.start().unwrap();
     let handle = manager.handle();
     for _ in 0..3 {
@@ -463,9 +475,9 @@ fn after_a_stop_in_the_middle_of_work_a_restart_plans_nothing() {
 }
 
 #[test]
-fn a_stop_waits_for_those_that_linger_but_not_past_its_deadline() {
+fn a_stop_waits_for_lingering_sockets_but_not_past_its_deadline() {
     let mut rig = echo(drained().stop_deadline(millis(80)));
-    for patient in [true, false] {
+    for peer_stays in [true, false] {
         let (mut client, id) = rig.connect();
         client.write_all(b"hello").unwrap();
         assert_eq!(rig.read_exact(&mut client, 5), b"hello");
@@ -474,19 +486,19 @@ fn a_stop_waits_for_those_that_linger_but_not_past_its_deadline() {
         let began = Instant::now();
         rig.manager.handle().stop().unwrap();
         rig.turn();
-        assert_eq!(rig.manager.stats().lingering, 1, "it is waited for");
-        if !patient {
+        assert_eq!(rig.manager.stats().lingering, 1, "the stop waits for it");
+        if !peer_stays {
             drop(client);
         }
         while rig.manager.turn(None).unwrap().stopped.is_none() {}
-        assert!(began.elapsed() >= millis(80) || !patient, "{:?}", began.elapsed());
+        assert!(began.elapsed() >= millis(80) || !peer_stays, "{:?}", began.elapsed());
         assert_eq!(rig.manager.stats().lingering, 0);
         rig.manager.start().unwrap();
     }
 }
 
 #[test]
-fn a_stop_waits_for_those_that_are_paused_but_not_past_its_deadline() {
+fn a_stop_waits_for_paused_connections_but_not_past_its_deadline() {
     for answered in [true, false] {
         let mut rig = pauses_at_the_end(lines().stop_deadline(millis(80)));
         let (mut client, id) = rig.connect();
@@ -497,7 +509,7 @@ fn a_stop_waits_for_those_that_are_paused_but_not_past_its_deadline() {
         handle.stop().unwrap();
         rig.turn();
         rig.turn();
-        assert_eq!(rig.record.closed(), [], "somebody is still to answer");
+        assert_eq!(rig.record.closed(), [], "the connection waits for its answer");
         if answered {
             handle.send(id, b"answer".to_vec()).unwrap();
             handle.resume(id).unwrap();
@@ -513,7 +525,7 @@ fn a_stop_waits_for_those_that_are_paused_but_not_past_its_deadline() {
 }
 
 #[test]
-fn a_callback_that_stops_and_puts_again_and_again_takes_no_place_with_it() {
+fn a_callback_that_stops_and_puts_repeatedly_leaks_no_permit() {
     let mut peers = Vec::new();
     let config = drained().max_workers(3).stop_deadline(millis(50));
     let mut rig = rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
@@ -524,18 +536,22 @@ fn a_callback_that_stops_and_puts_again_and_again_takes_no_place_with_it() {
             assert_eq!(
                 refused,
                 peers.len() % 4 == 3 || peers.len() % 4 == 0,
-                "two places are left"
+                "two workers are free"
             );
             conn.commands().stop().unwrap();
         }
         conn.write_all(body)
     });
-    for lap in 1..=3 {
+    for round in 1..=3 {
         let (mut client, _) = rig.connect();
         client.write_all(b"stop").unwrap();
         let report = rig.manager.run().unwrap();
-        assert_eq!(report.aborted + report.finished + report.idle, 2, "it, and whom it put first");
-        assert_eq!(rig.record.closed().len(), 2 * lap);
+        assert_eq!(
+            report.aborted + report.finished + report.idle,
+            2,
+            "the connection and the first socket that it put"
+        );
+        assert_eq!(rig.record.closed().len(), 2 * round);
         rig.manager.start().unwrap();
     }
     let clients: Vec<_> = (0..3).map(|_| rig.connect()).collect();
@@ -544,13 +560,13 @@ fn a_callback_that_stops_and_puts_again_and_again_takes_no_place_with_it() {
 }
 
 #[test]
-fn the_smallest_buffer_does_not_keep_a_refusal_from_arriving() {
+fn a_refusal_arrives_even_with_the_smallest_buffer() {
     let mut rig = echo(drained().buffer_size(1).max_workers(1));
     let _busy = rig.connect();
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(addr).unwrap();
     let writing = write_behind(&client, vec![0; 64 << 10]);
-    let got = rig.read_to_end(&mut client).expect("no reset before the last word");
+    let got = rig.read_to_end(&mut client).expect("no reset before the refusal");
     assert_eq!(got, ERROR_SERVER_BUSY.as_bytes());
     rig.until(|_| writing.is_finished());
     drop(client);
@@ -558,20 +574,20 @@ fn the_smallest_buffer_does_not_keep_a_refusal_from_arriving() {
     let _ = writing.join();
 }
 
-/// Panics in the hook that it is told to.
-struct Touchy(&'static str);
+/// Panics in the named hook.
+struct PanicsIn(&'static str);
 
-impl Touchy {
-    fn touch(&self, hook: &str) {
+impl PanicsIn {
+    fn check(&self, hook: &str) {
         assert_ne!(self.0, hook, "{hook} panics");
     }
 }
 
-impl Handler for Touchy {
+impl Handler for PanicsIn {
     type Session = ();
 
     fn opened(&mut self, _: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        self.touch("opened");
+        self.check("opened");
         Ok(())
     }
 
@@ -580,24 +596,24 @@ impl Handler for Touchy {
             return conn.write_all(&vec![7; 900 << 10]);
         }
         conn.write_all(body)?;
-        self.touch("request");
+        self.check("request");
         Ok(())
     }
 
     fn flushed(&mut self, _: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        self.touch("flushed");
+        self.check("flushed");
         Ok(())
     }
 
     fn closed(&mut self, _: &pool_manager::Closed, (): (), _: &mut pool_manager::Commands) {
-        self.touch("closed");
+        self.check("closed");
     }
 }
 
 #[test]
 fn a_panic_in_any_hook_is_counted_once() {
     for hook in ["opened", "request", "flushed", "closed", "none"] {
-        let mut manager = Manager::with_handler(lines(), Touchy(hook)).unwrap();
+        let mut manager = Manager::with_handler(lines(), PanicsIn(hook)).unwrap();
         manager.start().unwrap();
         let (mut client, ours) = unix_pair();
         manager.put(ours).unwrap();
@@ -613,9 +629,9 @@ fn a_panic_in_any_hook_is_counted_once() {
     }
 }
 
-/// Why the connection then ends is another matter.
+/// The panic is not the close reason, because the earlier replies are still unsent at the deadline.
 #[test]
-fn a_panic_is_counted_though_the_peer_takes_none_of_the_earlier_replies() {
+fn a_panic_is_counted_even_if_the_earlier_replies_stay_unsent() {
     let config = lines().clients_deadline(millis(50)).buffer_size(64);
     let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
         assert_ne!(body, b"bad");

@@ -1,4 +1,4 @@
-//! When the callback runs, and with what.
+//! The conditions under which the request callback runs, and the bodies that it gets.
 
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,11 +9,11 @@ use pool_manager::{Cause, CloseReason, Config, Conn, Frame, Framing, Prefix};
 
 use crate::support::{Rig, echo, pair, reset, rig, write_behind};
 
-/// Longer than any test has patience: what is delivered is not delivered by a deadline.
-const LATER: Duration = Duration::from_secs(600);
+/// A deadline that no test reaches, so that no body is delivered because of a deadline.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
 fn config(framing: Framing, buffer_size: usize) -> Config {
-    Config::new().framing(framing).buffer_size(buffer_size).clients_deadline(LATER)
+    Config::new().framing(framing).buffer_size(buffer_size).clients_deadline(LONG_DEADLINE)
 }
 
 fn lines() -> Framing {
@@ -24,7 +24,8 @@ fn prefixed(prefix: Prefix) -> Framing {
     Framing::LengthPrefixed { prefix, limit: 0 }
 }
 
-/// A letter, then as many bytes as it says; anything else is invalid.
+/// Returns a framing whose frames begin with a letter. The distance of the letter from `a` is the
+/// number of bytes that follow it. Any other first byte is invalid.
 fn letters() -> Framing {
     Framing::custom(|held| match held[0] {
         letter @ b'a'..=b'z' if held.len() > usize::from(letter - b'a') => {
@@ -35,29 +36,29 @@ fn letters() -> Framing {
     })
 }
 
-/// A rig that answers each body between angle brackets, so that empty ones show.
+/// Returns a rig that replies with each body in angle brackets, so that empty bodies are visible.
 fn quote(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(&[b"<", body, b">"].concat()))
 }
 
-fn of(cause: Cause, bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
+fn with_cause(cause: Cause, bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
     bodies.iter().map(|body| (cause, body.to_vec())).collect()
 }
 
 fn framed(bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
-    of(Cause::Framed, bodies)
+    with_cause(Cause::Framed, bodies)
 }
 
-/// Bytes of which no two stretches look alike.
+/// Returns bytes that repeat only every 4093 bytes.
 fn pattern(length: usize) -> Vec<u8> {
-    // A prime number of bytes, so that no shift by a power of two goes unnoticed.
+    // The length of the block is prime, so that a shift by a power of two changes the bytes.
     let block: Vec<u8> = (0..4093_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
     let mut bytes = block.repeat(length / block.len() + 1);
     bytes.truncate(length);
     bytes
 }
 
-/// Every framing, with a stream of frames and a remainder.
+/// Returns each framing with a stream. The last three streams end with an incomplete frame.
 fn streams() -> [(Framing, &'static [u8]); 5] {
     [
         (Framing::Filled, b"sixteen byte bufhold, and a rest"),
@@ -87,7 +88,7 @@ fn filled_waits_for_a_full_buffer() {
     assert_eq!(rig.record.requests(), []);
     client.write_all(b"!").unwrap();
     assert_eq!(rig.read_exact(&mut client, 8), b"seven b!");
-    assert_eq!(rig.record.requests(), of(Cause::Full, &[b"seven b!"]));
+    assert_eq!(rig.record.requests(), with_cause(Cause::Full, &[b"seven b!"]));
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn the_default_framing_is_filled() {
 }
 
 #[test]
-fn frames_in_one_segment_are_callbacks_in_order_and_one_write() {
+fn frames_in_one_segment_cause_ordered_callbacks_and_one_write() {
     for (framing, segment, bodies) in [
         (lines(), &b"one\n\ntwo\n"[..], [&b"one"[..], b"", b"two"]),
         (prefixed(Prefix::U8), b"\x03one\0\x03two", [b"one", b"", b"two"]),
@@ -113,7 +114,7 @@ fn frames_in_one_segment_are_callbacks_in_order_and_one_write() {
 }
 
 #[test]
-fn every_length_prefix_is_read_as_it_says() {
+fn every_length_prefix_is_decoded() {
     for (prefix, frames) in [
         (Prefix::U8, &b"\x02hi\0\x01!"[..]),
         (Prefix::U16Be, b"\0\x02hi\0\0\0\x01!"),
@@ -143,7 +144,8 @@ fn a_frame_may_come_in_fragments() {
     assert_eq!(rig.read_exact(&mut client, 17), b"<one><two><three>");
 }
 
-/// What is delivered of a stream that arrives in fragments of so many bytes and then ends.
+/// Sends a stream in fragments of `fragment` bytes, then the end of file. Returns the requests that
+/// were delivered.
 fn delivered(framing: &Framing, stream: &[u8], fragment: usize) -> Vec<(Cause, Vec<u8>)> {
     let mut rig = echo(config(framing.clone(), 16));
     let (mut client, _) = rig.connect();
@@ -162,10 +164,10 @@ fn one_byte_fragmentation_gives_the_same_callbacks_as_one_write() {
         let whole = delivered(&framing, stream, stream.len());
         let mut bytes = delivered(&framing, stream, 1);
         if let Framing::Drained = framing {
-            // A chunk of a stream is whatever was there: each byte is one.
+            // `Drained` delivers the bytes that have arrived, so each byte is a body.
             let expected: Vec<&[u8]> = stream.chunks(1).collect();
-            assert_eq!(bytes, of(Cause::Drained, &expected));
-            bytes = of(Cause::Drained, &[&bytes.concat_bodies()]);
+            assert_eq!(bytes, with_cause(Cause::Drained, &expected));
+            bytes = with_cause(Cause::Drained, &[&bytes.concat_bodies()]);
         }
         assert_eq!(bytes, whole, "{framing:?}");
     }
@@ -182,7 +184,7 @@ impl Bodies for Vec<(Cause, Vec<u8>)> {
 }
 
 #[test]
-fn what_is_held_at_end_of_file_is_delivered_answered_and_then_closed() {
+fn held_bytes_are_delivered_and_answered_at_end_of_file() {
     for (framing, remainder, body) in [
         (Framing::Filled, &b"rest"[..], &b"rest"[..]),
         (lines(), b"rest", b"rest"),
@@ -193,17 +195,17 @@ fn what_is_held_at_end_of_file_is_delivered_answered_and_then_closed() {
         let (mut client, _) = rig.connect();
         client.write_all(remainder).unwrap();
         rig.bytes_in(remainder.len() as u64);
-        assert_eq!(rig.record.requests(), [], "{framing:?}: not before the end");
+        assert_eq!(rig.record.requests(), [], "{framing:?}: not before the end of file");
         client.shutdown(Shutdown::Write).unwrap();
         let reply = rig.read_to_end(&mut client).unwrap();
         assert_eq!(reply, [b"<", body, b">"].concat(), "a half-closed peer gets its reply");
-        assert_eq!(rig.record.requests(), of(Cause::Eof, &[body]), "{framing:?}");
+        assert_eq!(rig.record.requests(), with_cause(Cause::Eof, &[body]), "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Eof]);
     }
 }
 
 #[test]
-fn complete_frames_and_a_remainder_before_end_of_file_are_told_apart() {
+fn complete_frames_and_the_remainder_have_different_causes() {
     for (framing, stream) in streams() {
         let (mut client, ours) = pair();
         client.write_all(stream).unwrap();
@@ -214,13 +216,13 @@ fn complete_frames_and_a_remainder_before_end_of_file_are_told_apart() {
         let expected = match framing {
             Framing::Filled => {
                 let full: [&[u8]; 2] = [&stream[..16], &stream[16..]];
-                of(Cause::Full, &full)
+                with_cause(Cause::Full, &full)
             }
-            Framing::Drained => of(Cause::Eof, &[stream]),
+            Framing::Drained => with_cause(Cause::Eof, &[stream]),
             Framing::Delimited(_) | Framing::LengthPrefixed { .. } => {
-                [framed(&[b"one", b"", b"two"]), of(Cause::Eof, &[b"thr"])].concat()
+                [framed(&[b"one", b"", b"two"]), with_cause(Cause::Eof, &[b"thr"])].concat()
             }
-            _ => [framed(&[b"a", b"dONE", b"cTW"]), of(Cause::Eof, &[b"zTHREE"])].concat(),
+            _ => [framed(&[b"a", b"dONE", b"cTW"]), with_cause(Cause::Eof, &[b"zTHREE"])].concat(),
         };
         assert_eq!(rig.record.requests(), expected, "{framing:?}");
         let quoted: Vec<u8> =
@@ -234,9 +236,9 @@ fn complete_frames_and_a_remainder_before_end_of_file_are_told_apart() {
 fn a_body_never_contains_its_delimiter_or_any_of_its_prefix() {
     for (framing, stream, expected) in [
         (lines(), &b"\n\na\n"[..], framed(&[b"", b"", b"a"])),
-        (prefixed(Prefix::U32Be), b"\0\0\0\x05he", of(Cause::Eof, &[b"he"])),
-        (prefixed(Prefix::U32Be), b"\0\0\0\x05", of(Cause::Eof, &[b""])),
-        (prefixed(Prefix::U32Be), b"\0\0", of(Cause::Eof, &[b""])),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05he", with_cause(Cause::Eof, &[b"he"])),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05", with_cause(Cause::Eof, &[b""])),
+        (prefixed(Prefix::U32Be), b"\0\0", with_cause(Cause::Eof, &[b""])),
     ] {
         let mut rig = echo(config(framing, 16));
         let (mut client, _) = rig.connect();
@@ -248,7 +250,7 @@ fn a_body_never_contains_its_delimiter_or_any_of_its_prefix() {
 }
 
 #[test]
-fn end_of_file_with_nothing_held_is_a_health_check() {
+fn end_of_file_without_held_bytes_runs_no_callback() {
     for (framing, _) in streams() {
         let mut rig = echo(config(framing, 16));
         let (client, _) = rig.connect();
@@ -260,7 +262,7 @@ fn end_of_file_with_nothing_held_is_a_health_check() {
 }
 
 #[test]
-fn end_of_file_after_a_whole_request_is_no_request() {
+fn end_of_file_after_a_complete_request_runs_no_callback() {
     for (framing, request) in [
         (Framing::Filled, &b"0123456789abcdef"[..]),
         (Framing::Drained, b"ping"),
@@ -277,7 +279,7 @@ fn end_of_file_after_a_whole_request_is_no_request() {
 }
 
 #[test]
-fn data_and_end_of_file_in_the_same_edge_never_wait_for_a_deadline() {
+fn data_and_end_of_file_in_one_event_do_not_wait_for_a_deadline() {
     for (framing, stream) in streams() {
         let mut rig = quote(config(framing.clone(), 64));
         let (mut client, ours) = pair();
@@ -297,7 +299,7 @@ fn data_and_end_of_file_in_the_same_edge_never_wait_for_a_deadline() {
 }
 
 #[test]
-fn end_of_file_that_comes_between_the_wait_and_the_read_is_seen() {
+fn end_of_file_between_the_wait_and_the_read_is_seen() {
     let (mut second, ours) = pair();
     let mut sender = second.try_clone().unwrap();
     let mut rig = rig(config(Framing::Filled, 64), move |_: &mut Conn<'_>, body: &[u8]| {
@@ -310,11 +312,12 @@ fn end_of_file_that_comes_between_the_wait_and_the_read_is_seen() {
     let (mut first, _) = rig.connect();
     rig.manager.put(ours).unwrap();
     rig.quiet();
-    // Both are ready in one wait; the first one's callback adds to what the second is read for.
+    // Both connections are ready in one wait. The callback of the first one sends more bytes, and
+    // the end of file, to the second one before the pool reads the second one.
     first.write_all(b"first").unwrap();
     first.shutdown(Shutdown::Write).unwrap();
     second.write_all(b"early").unwrap();
-    assert_eq!(rig.requests(2), of(Cause::Eof, &[b"first", b"early+late"]));
+    assert_eq!(rig.requests(2), with_cause(Cause::Eof, &[b"first", b"early+late"]));
 }
 
 #[test]
@@ -331,7 +334,11 @@ fn a_request_of_exactly_k_buffers_is_delivered_at_once() {
             assert_eq!(rig.read_exact(&mut client, request.len()), request);
             rig.quiet();
             let chunks: Vec<&[u8]> = request.chunks(64).collect();
-            assert_eq!(rig.record.requests(), of(Cause::Full, &chunks), "{framing:?}, {k} buffers");
+            assert_eq!(
+                rig.record.requests(),
+                with_cause(Cause::Full, &chunks),
+                "{framing:?}, {k} buffers"
+            );
             assert_eq!(rig.manager.stats().live, u64::from(waits));
         }
     }
@@ -351,13 +358,16 @@ fn a_burst_is_delivered_to_its_last_byte_without_another_packet() {
             client.write_all(&burst).unwrap();
         }
         assert_eq!(rig.read_exact(&mut client, burst.len()), burst);
-        let full = of(Cause::Full, &[&burst[..64], &burst[64..128]]);
-        assert_eq!(rig.record.requests(), [full, of(Cause::Drained, &[&burst[128..]])].concat());
+        let full = with_cause(Cause::Full, &[&burst[..64], &burst[64..128]]);
+        assert_eq!(
+            rig.record.requests(),
+            [full, with_cause(Cause::Drained, &[&burst[128..]])].concat()
+        );
     }
 }
 
 #[test]
-fn sizes_around_the_buffer_are_cut_where_they_must_be() {
+fn input_of_about_the_buffer_size_is_split_at_the_buffer_size() {
     for size in [0, 1, 63, 64, 65, 127, 128, 129] {
         for framing in [Framing::Filled, Framing::Drained] {
             let request = pattern(size);
@@ -369,7 +379,7 @@ fn sizes_around_the_buffer_are_cut_where_they_must_be() {
             client.shutdown(Shutdown::Write).unwrap();
             assert_eq!(rig.read_to_end(&mut client).unwrap(), request);
             let (full, rest) = request.split_at(size / 64 * 64);
-            let mut expected = of(Cause::Full, &full.chunks(64).collect::<Vec<_>>());
+            let mut expected = with_cause(Cause::Full, &full.chunks(64).collect::<Vec<_>>());
             if !rest.is_empty() {
                 let drained = matches!(framing, Framing::Drained);
                 expected.push((if drained { Cause::Drained } else { Cause::Eof }, rest.to_vec()));
@@ -396,7 +406,7 @@ fn a_frame_that_cannot_fit_is_overlong_answered_and_closed() {
         client.write_all(stream).unwrap();
         let reply = rig.read_to_end(&mut client).unwrap();
         assert_eq!(reply, [b"<", body, b">"].concat(), "{framing:?}");
-        assert_eq!(rig.record.requests(), of(Cause::Overlong, &[body]), "{framing:?}");
+        assert_eq!(rig.record.requests(), with_cause(Cause::Overlong, &[body]), "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Overlong]);
     }
 }
@@ -420,7 +430,7 @@ fn the_largest_frame_fits_with_its_delimiter_or_prefix() {
 }
 
 #[test]
-fn overlong_replies_follow_those_to_the_frames_before() {
+fn the_reply_to_an_overlong_frame_follows_the_earlier_replies() {
     let mut rig = quote(config(lines(), 16));
     let (mut client, _) = rig.connect();
     client.write_all(b"one\n0123456789abcdefg").unwrap();
@@ -429,7 +439,7 @@ fn overlong_replies_follow_those_to_the_frames_before() {
 }
 
 #[test]
-fn a_custom_framing_decides() {
+fn a_custom_framing_finds_the_frames() {
     let mut rig = quote(config(letters(), 16));
     let (mut client, _) = rig.connect();
     client.write_all(b"ab").unwrap();
@@ -438,14 +448,14 @@ fn a_custom_framing_decides() {
     assert_eq!(rig.read_exact(&mut client, 4), b"<b1>");
     client.write_all(b"23a!lost").unwrap();
     let reply = rig.read_to_end(&mut client).unwrap();
-    assert_eq!(reply, b"<c23><a>", "what came before the invalid bytes is answered");
+    assert_eq!(reply, b"<c23><a>", "frames before the invalid bytes are answered");
     assert_eq!(rig.record.closed(), [CloseReason::Invalid]);
     assert_eq!(rig.record.requests(), framed(&[b"a", b"b1", b"c23", b"a"]));
     assert_eq!(rig.manager.stats().bytes_dropped, 5);
 }
 
 #[test]
-fn a_custom_frame_of_nothing_or_of_too_much_is_invalid() {
+fn an_empty_or_too_long_custom_frame_is_invalid() {
     for frame in [Frame::Complete(0), Frame::Complete(5), Frame::Complete(usize::MAX)] {
         let mut rig = echo(config(Framing::custom(move |_| frame), 16));
         let (mut client, _) = rig.connect();
@@ -458,7 +468,7 @@ fn a_custom_frame_of_nothing_or_of_too_much_is_invalid() {
 #[test]
 fn a_panic_in_a_custom_framing_closes_that_connection_alone() {
     let framing = Framing::custom(|held| {
-        assert!(held[0] != b'!', "a panic that a test provokes");
+        assert!(held[0] != b'!', "a test panic");
         Frame::Complete(held.len())
     });
     let mut rig = echo(config(framing, 16));
@@ -473,7 +483,7 @@ fn a_panic_in_a_custom_framing_closes_that_connection_alone() {
     assert_eq!(rig.record.ends().iter().map(|end| end.id).collect::<Vec<_>>(), [bad_id]);
 }
 
-/// A read stops at urgent data, so a short one is not the end of what is there.
+/// A read stops at urgent data, so a short read does not mean that the socket is drained.
 #[test]
 fn bytes_behind_urgent_data_are_read() {
     for round in 0..30 {
@@ -504,11 +514,11 @@ fn urgent_data_does_not_hide_an_end_of_file() {
     client.shutdown(Shutdown::Write).unwrap();
     rig.manager.put(ours).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Eof);
-    assert_eq!(rig.record.requests(), of(Cause::Eof, &[b"beforebehind"]));
+    assert_eq!(rig.record.requests(), with_cause(Cause::Eof, &[b"beforebehind"]));
 }
 
 #[test]
-fn held_bytes_are_framed_anew_when_the_framing_changes() {
+fn held_bytes_are_framed_again_when_the_framing_changes() {
     let mut rig = echo(config(Framing::Filled, 64));
     let (mut client, _) = rig.connect();
     client.write_all(b"one\ntwo;three").unwrap();
@@ -516,7 +526,7 @@ fn held_bytes_are_framed_anew_when_the_framing_changes() {
     assert_eq!(rig.record.requests(), []);
     rig.manager.set_config(config(lines(), 64)).unwrap();
     assert_eq!(rig.requests(1), framed(&[b"one"]));
-    // What was searched for one delimiter was not searched for another.
+    // Bytes that were searched for one delimiter are searched again for another.
     rig.manager.set_config(config(Framing::Delimited(b';'), 64)).unwrap();
     assert_eq!(rig.requests(2), framed(&[b"one", b"two"]));
     rig.manager.set_config(config(Framing::Drained, 64)).unwrap();
@@ -526,7 +536,7 @@ fn held_bytes_are_framed_anew_when_the_framing_changes() {
 }
 
 #[test]
-fn a_thousand_tiny_frames_in_one_segment_are_all_answered_a_batch_a_turn() {
+fn a_thousand_frames_in_one_segment_are_answered_a_batch_per_turn() {
     let mut rig = echo(config(lines(), 8192));
     let (mut client, _) = rig.connect();
     rig.quiet();
@@ -543,11 +553,11 @@ fn a_thousand_tiny_frames_in_one_segment_are_all_answered_a_batch_a_turn() {
     assert_eq!(rig.read_exact(&mut client, 1000), [b'x'; 1000]);
 }
 
-/// One of these uses up its budget with the last of them. Where a short read does not say that
-/// there is no more, that one has still to find out.
+/// At one of these counts, the last frame uses up the budget of the visit. The connection is idle
+/// afterwards only on systems on which a short read means that the socket is drained.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
-fn who_had_all_there_was_is_at_rest_however_many_frames_that_were() {
+fn a_drained_connection_is_idle_for_any_number_of_frames() {
     let mut rig = echo(config(lines(), 8192));
     for frames in 230..=256 {
         let (mut client, _) = rig.connect();
@@ -560,7 +570,7 @@ fn who_had_all_there_was_is_at_rest_however_many_frames_that_were() {
 }
 
 #[test]
-fn a_batch_of_frames_that_ends_with_the_stream_is_answered_to_the_last() {
+fn all_frames_before_end_of_file_are_answered() {
     let (mut client, ours) = pair();
     client.write_all(&b"\n".repeat(777)).unwrap();
     client.write_all(b"rest").unwrap();
@@ -572,7 +582,7 @@ fn a_batch_of_frames_that_ends_with_the_stream_is_answered_to_the_last() {
 }
 
 #[test]
-fn input_beyond_the_read_budget_is_read_without_another_edge_and_shares_the_loop() {
+fn input_beyond_the_read_budget_is_read_without_another_event() {
     const SIZE: usize = 600_000;
     for (framing, buffer_size) in [(Framing::Drained, 1000), (Framing::Filled, 200_000)] {
         let request = pattern(SIZE);
@@ -585,7 +595,8 @@ fn input_beyond_the_read_budget_is_read_without_another_edge_and_shares_the_loop
         let mut before = 0;
         rig.until(|rig| {
             let bytes = rig.manager.stats().bytes_in;
-            // One visit to each reads at most its budget, and one read beyond it.
+            // A turn visits each of the two connections once. A visit reads at most its budget,
+            // plus one more read.
             assert!(bytes - before <= 2 * (128 << 10), "{} bytes in a turn", bytes - before);
             before = bytes;
             bytes >= (SIZE + buffer_size) as u64
@@ -598,20 +609,20 @@ fn input_beyond_the_read_budget_is_read_without_another_edge_and_shares_the_loop
 }
 
 #[test]
-fn each_cause_of_a_request_has_its_count() {
+fn each_cause_of_a_request_has_its_own_counter() {
     let mut rig = echo(config(Framing::Drained, 8).clients_deadline(Duration::from_millis(30)));
     let (mut client, _) = rig.connect();
     client.write_all(b"fullfulldrained").unwrap();
     rig.requests(2);
-    let (mut ended, ours) = pair();
-    ended.write_all(b"eof").unwrap();
-    ended.shutdown(Shutdown::Write).unwrap();
+    let (mut half_closed, ours) = pair();
+    half_closed.write_all(b"eof").unwrap();
+    half_closed.shutdown(Shutdown::Write).unwrap();
     rig.manager.put(ours).unwrap();
     let (_silent, _) = rig.connect();
     rig.until(|rig| rig.manager.stats().requests(Cause::Expired) == 1);
     rig.manager.set_config(config(lines(), 8)).unwrap();
-    let (mut liner, _) = rig.connect();
-    liner.write_all(b"line\n012345678").unwrap();
+    let (mut line_client, _) = rig.connect();
+    line_client.write_all(b"line\n012345678").unwrap();
     rig.until(|rig| rig.record.closed_with(CloseReason::Overlong));
     let stats = rig.manager.stats();
     for cause in
@@ -635,7 +646,7 @@ fn bytes_before_a_reset_are_not_delivered_as_complete() {
 }
 
 #[test]
-fn a_callback_that_closes_ends_the_frames_behind_it() {
+fn frames_behind_a_close_are_not_delivered() {
     let mut rig = rig(config(lines(), 64), |conn: &mut Conn<'_>, body: &[u8]| {
         if body == b"quit" {
             conn.close();

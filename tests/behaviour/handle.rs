@@ -1,4 +1,4 @@
-//! What other threads and callbacks can ask for, and when it is done.
+//! Commands that other threads and callbacks queue, and the time at which they are executed.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
@@ -17,44 +17,51 @@ use pool_manager::{
     Socket, StopReport, Transport,
 };
 
-use crate::support::{PATIENCE, Seen, echo, pair, rig};
+use crate::support::{Seen, TIMEOUT, echo, pair, rig};
 
-const LONG: Duration = Duration::from_secs(600);
-const MOST: usize = 65_536;
+/// A deadline that no test reaches.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Nothing but commands and peers can wake a loop with this: no deadline comes soon enough.
-fn patient() -> Config {
-    Config::new().framing(Framing::Drained).clients_deadline(LONG).reap_interval(LONG)
+/// Maximum number of commands in the mailbox. The command queue of callbacks has the same maximum.
+const COMMANDS_MAX: usize = 65_536;
+
+/// A configuration in which all deadlines are long, so that only commands and peers wake the loop.
+fn long_deadlines() -> Config {
+    Config::new()
+        .framing(Framing::Drained)
+        .clients_deadline(LONG_DEADLINE)
+        .reap_interval(LONG_DEADLINE)
 }
 
-/// A manager that runs on a thread of its own, echoes, and tells who spoke first.
-struct Loop {
+/// An echo manager that runs on another thread. `served` receives the connection id of each
+/// request.
+struct RunningManager {
     handle: Handle,
-    spoke: Receiver<ConnId>,
+    served: Receiver<ConnId>,
     thread: JoinHandle<Result<StopReport, Error>>,
 }
 
-fn running(config: Config) -> Loop {
-    let (tell, spoke) = channel();
+fn running(config: Config) -> RunningManager {
+    let (sender, served) = channel();
     let mut manager = Manager::new(config, move |conn, body| {
-        // The test may have stopped listening.
-        let _ = tell.send(conn.id());
+        // The test may have dropped the receiver.
+        let _ = sender.send(conn.id());
         conn.write_all(body)
     })
     .unwrap();
     manager.start().unwrap();
     let handle = manager.handle();
-    Loop { handle, spoke, thread: thread::spawn(move || manager.run()) }
+    RunningManager { handle, served, thread: thread::spawn(move || manager.run()) }
 }
 
-impl Loop {
-    /// A connection that has been served once, with its id.
+impl RunningManager {
+    /// Puts a connection and waits until it has been served once. Returns the client and the id.
     fn connect(&self) -> (TcpStream, ConnId) {
         let (mut client, ours) = client_pair();
         self.handle.put(ours).unwrap();
         client.write_all(b"hello").unwrap();
         client.read_exact(&mut [0; 5]).unwrap();
-        (client, self.spoke.recv_timeout(PATIENCE).unwrap())
+        (client, self.served.recv_timeout(TIMEOUT).unwrap())
     }
 
     fn stop(self) -> StopReport {
@@ -63,10 +70,10 @@ impl Loop {
     }
 }
 
-/// A pair whose client gives up after a while.
+/// Returns a pair whose client has a read timeout.
 fn client_pair() -> (TcpStream, TcpStream) {
     let (client, ours) = pair();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     (client, ours)
 }
 
@@ -108,8 +115,8 @@ fn counted(drops: &Arc<AtomicUsize>) -> (UnixStream, Socket) {
 }
 
 #[test]
-fn a_socket_put_from_another_thread_is_served_by_a_loop_that_waits() {
-    let pool = running(patient());
+fn a_socket_put_from_another_thread_wakes_a_waiting_loop() {
+    let pool = running(long_deadlines());
     for _ in 0..50 {
         pool.connect();
     }
@@ -118,9 +125,9 @@ fn a_socket_put_from_another_thread_is_served_by_a_loop_that_waits() {
 }
 
 #[test]
-fn threads_that_race_for_the_last_places_get_exactly_as_many_as_there_are() {
+fn threads_that_race_for_the_last_workers_get_max_workers_in_all() {
     for _ in 0..20 {
-        let mut rig = echo(patient().max_workers(13));
+        let mut rig = echo(long_deadlines().max_workers(13));
         let (handle, start) = (rig.manager.handle(), Barrier::new(4));
         let race = |_| {
             start.wait();
@@ -131,36 +138,40 @@ fn threads_that_race_for_the_last_places_get_exactly_as_many_as_there_are() {
             let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || race(n))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(taken, 13, "before the loop has turn_ended once");
+        assert_eq!(taken, 13, "before the first turn");
         rig.turn();
         assert_eq!((rig.manager.stats().put, rig.manager.stats().peak), (13, 13));
         rig.until(|rig| rig.manager.stats().live == 0);
-        assert_eq!((0..14).filter(|_| handle.put(pair().1).is_ok()).count(), 13, "all free again");
+        assert_eq!(
+            (0..14).filter(|_| handle.put(pair().1).is_ok()).count(),
+            13,
+            "all workers are free again"
+        );
     }
 }
 
 #[test]
-fn busy_is_said_at_once_names_the_maximum_and_gives_the_socket_back() {
-    let mut rig = echo(patient().max_workers(1));
+fn busy_is_immediate_names_the_maximum_and_returns_the_socket() {
+    let mut rig = echo(long_deadlines().max_workers(1));
     let _first = rig.connect();
     let (mut client, ours) = client_pair();
     client.write_all(b"unread").unwrap();
     let refused = rig.manager.handle().put(ours).unwrap_err();
     assert!(refused.is_busy());
     assert!(matches!(refused.error(), Error::Busy { max_workers: 1 }));
-    let said = refused.to_string();
-    assert!(said.starts_with("can't put, pool is busy") && said.contains("all 1 "), "{said}");
-    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("it was put as TCP") };
+    let text = refused.to_string();
+    assert!(text.starts_with("can't put, pool is busy") && text.contains("all 1 "), "{text}");
+    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("not the TCP socket") };
     let mut got = [0; 6];
-    ours.read_exact(&mut got).expect("nothing was read from it, and it blocks");
+    ours.read_exact(&mut got).expect("the socket is unread and blocking");
     assert_eq!(&got, b"unread");
 }
 
 #[test]
-fn every_refusal_is_counted_whoever_was_refused() {
+fn refusals_of_manager_handle_and_callback_are_counted() {
     let refused_inside = Rc::new(Cell::new(false));
     let refused = refused_inside.clone();
-    let mut rig = rig(patient().max_workers(1), move |conn, _| {
+    let mut rig = rig(long_deadlines().max_workers(1), move |conn, _| {
         refused.set(conn.commands().put(pair().1).is_err());
         Ok(())
     });
@@ -176,8 +187,8 @@ fn every_refusal_is_counted_whoever_was_refused() {
 }
 
 #[test]
-fn the_last_word_of_a_refusal_survives_unread_input() {
-    let pool = running(patient().max_workers(1));
+fn the_bytes_of_a_reject_arrive_despite_unread_input() {
+    let pool = running(long_deadlines().max_workers(1));
     let first = pool.connect();
     for _ in 0..50 {
         let (mut client, ours) = client_pair();
@@ -185,9 +196,9 @@ fn the_last_word_of_a_refusal_survives_unread_input() {
         let refused = pool.handle.put(ours).unwrap_err().into_socket();
         pool.handle.reject(refused, ERROR_SERVER_BUSY.as_bytes()).unwrap();
         client.write_all(&vec![b'y'; 10_000]).unwrap();
-        let mut said = String::new();
-        client.read_to_string(&mut said).expect("no reset");
-        assert_eq!(said, ERROR_SERVER_BUSY);
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("no reset");
+        assert_eq!(text, ERROR_SERVER_BUSY);
     }
     drop(first);
     pool.stop();
@@ -195,7 +206,7 @@ fn the_last_word_of_a_refusal_survives_unread_input() {
 
 #[test]
 fn commands_reach_the_connection_they_name_and_no_other() {
-    let mut rig = echo(patient());
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (mut one, first) = rig.connect();
     let (mut other, second) = rig.connect();
@@ -209,8 +220,8 @@ fn commands_reach_the_connection_they_name_and_no_other() {
 }
 
 #[test]
-fn commands_are_carried_out_in_the_order_they_were_given() {
-    let mut rig = echo(patient());
+fn commands_are_executed_in_the_order_of_their_calls() {
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (mut client, id) = rig.connect();
     let mut expected = Vec::new();
@@ -219,12 +230,15 @@ fn commands_are_carried_out_in_the_order_they_were_given() {
         expected.extend(number.to_be_bytes());
     }
     handle.close(id).unwrap();
-    assert!(rig.read_to_end(&mut client).unwrap() == expected, "more commands than a turn does");
+    assert!(
+        rig.read_to_end(&mut client).unwrap() == expected,
+        "more commands than one turn executes"
+    );
 }
 
 #[test]
-fn what_is_sent_behind_a_close_does_not_go_out() {
-    let mut rig = echo(patient());
+fn bytes_sent_after_a_close_are_not_written() {
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (mut client, id) = rig.connect();
     handle.send(id, b"in time").unwrap();
@@ -235,7 +249,7 @@ fn what_is_sent_behind_a_close_does_not_go_out() {
 
 #[test]
 fn a_send_larger_than_the_write_limit_closes_the_connection() {
-    let mut rig = echo(patient().write_limit(100));
+    let mut rig = echo(long_deadlines().write_limit(100));
     let (_client, id) = rig.connect();
     rig.manager.handle().send(id, [0; 100]).unwrap();
     rig.turn();
@@ -246,7 +260,7 @@ fn a_send_larger_than_the_write_limit_closes_the_connection() {
 
 #[test]
 fn a_paused_connection_is_not_served_until_it_is_resumed() {
-    let mut rig = echo(patient());
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (mut client, id) = rig.connect();
     handle.pause(id).unwrap();
@@ -257,15 +271,19 @@ fn a_paused_connection_is_not_served_until_it_is_resumed() {
     rig.turn();
     assert_eq!((rig.record.requests().len(), rig.manager.stats().bytes_in), (0, 0));
     handle.send(id, b"spoken to ").unwrap();
-    assert_eq!(rig.read_exact(&mut client, 10), b"spoken to ", "it can still be written to");
-    assert_eq!(rig.record.requests(), [], "but that does not have it read");
+    assert_eq!(
+        rig.read_exact(&mut client, 10),
+        b"spoken to ",
+        "a paused connection can still be written to"
+    );
+    assert_eq!(rig.record.requests(), [], "the write does not cause a read");
     handle.resume(id).unwrap();
-    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"held back", "no further byte woke it");
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"held back", "read without a new event");
 }
 
 #[test]
 fn a_paused_connection_can_be_closed() {
-    let mut rig = echo(patient());
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (mut client, id) = rig.connect();
     handle.pause(id).unwrap();
@@ -275,27 +293,27 @@ fn a_paused_connection_can_be_closed() {
 }
 
 #[test]
-fn a_stale_id_is_a_counted_no_op() {
-    let mut rig = echo(patient());
+fn a_command_with_a_stale_id_is_counted_and_does_nothing() {
+    let mut rig = echo(long_deadlines());
     let handle = rig.manager.handle();
     let (client, stale) = rig.connect();
     drop(client);
     rig.first_close();
     let (mut successor, _) = rig.connect();
-    handle.send(stale, b"for the dead").unwrap();
+    handle.send(stale, b"for the first").unwrap();
     handle.close(stale).unwrap();
     handle.pause(stale).unwrap();
     handle.resume(stale).unwrap();
     rig.turn();
     let stats = rig.manager.stats();
     assert_eq!((stats.commands, stats.stale_commands), (4, 4));
-    successor.write_all(b"unharmed").unwrap();
-    assert_eq!(rig.read_exact(&mut successor, 8), b"unharmed");
+    successor.write_all(b"no harm!").unwrap();
+    assert_eq!(rig.read_exact(&mut successor, 8), b"no harm!");
 }
 
 #[test]
 fn no_wake_is_lost() {
-    let pool = running(patient());
+    let pool = running(long_deadlines());
     let clients: Vec<(TcpStream, ConnId)> = (0..4).map(|_| pool.connect()).collect();
     thread::scope(|scope| {
         for (mut client, id) in clients {
@@ -303,12 +321,13 @@ fn no_wake_is_lost() {
             scope.spawn(move || {
                 for number in 0..2_000_u32 {
                     handle.send(id, number.to_be_bytes()).unwrap();
-                    // Now and then the loop falls asleep between two commands, else not.
+                    // After some sends, the thread sends again without waiting for the bytes. The
+                    // loop must not sleep between these two commands.
                     if number % 8 == 0 {
                         continue;
                     }
                     let mut got = vec![0; if number % 8 == 1 { 8 } else { 4 }];
-                    client.read_exact(&mut got).expect("every command is carried out");
+                    client.read_exact(&mut got).expect("every command is executed");
                     assert!(got.ends_with(&number.to_be_bytes()));
                 }
             });
@@ -323,21 +342,21 @@ fn no_wake_is_lost() {
 #[cfg(not(mio_unsupported_force_poll_poll))]
 #[test]
 fn wakes_coalesce() {
-    let mut rig = echo(patient());
+    let mut rig = echo(long_deadlines());
     let (_client, id) = rig.connect();
     rig.turn();
     let handle = rig.manager.handle();
     for _ in 0..1_000 {
         handle.send(id, b"x").unwrap();
     }
-    assert_eq!(rig.turn().events, 1, "the waker's");
+    assert_eq!(rig.turn().events, 1, "the event of the waker");
     assert_eq!(rig.turn().events, 0);
     assert_eq!(rig.manager.stats().commands, 1_000);
 }
 
 #[test]
 fn a_handle_outlives_its_manager() {
-    let mut rig = echo(patient());
+    let mut rig = echo(long_deadlines());
     let (handle, (_client, id)) = (rig.manager.handle(), rig.connect());
     rig.turn();
     drop(rig);
@@ -355,32 +374,32 @@ fn a_handle_outlives_its_manager() {
     let refused = handle.put(ours).unwrap_err();
     assert!(matches!(refused.error(), Error::Dropped));
     assert!(refused.to_string().contains("was dropped"), "{refused}");
-    handle.reject(refused.into_socket(), b"nobody home").unwrap();
-    let mut said = String::new();
-    client.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "nobody home");
+    handle.reject(refused.into_socket(), b"not running").unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "not running");
     assert_eq!((handle.stats().put, handle.stats().live), (1, 0), "the last snapshot");
 }
 
 #[test]
-fn sockets_still_queued_at_a_stop_are_closed_once_and_their_places_are_free_again() {
+fn sockets_queued_at_a_stop_are_closed_once_and_free_their_workers() {
     let drops = Arc::new(AtomicUsize::new(0));
-    let mut rig = echo(patient().max_workers(3));
+    let mut rig = echo(long_deadlines().max_workers(3));
     let handle = rig.manager.handle();
-    for lap in 1..=3 {
+    for round in 1..=3 {
         let peers: Vec<UnixStream> = (0..3)
             .map(|_| {
                 let (peer, ours) = counted(&drops);
-                handle.put(ours).expect("a place is free");
+                handle.put(ours).expect("a worker is free");
                 peer
             })
             .collect();
-        assert!(handle.put(pair().1).is_err(), "all taken");
+        assert!(handle.put(pair().1).is_err(), "all workers are taken");
         rig.manager.stop().unwrap();
         for mut peer in peers {
             assert_eq!(peer.read(&mut [0]).unwrap(), 0);
         }
-        assert_eq!(drops.load(Ordering::Relaxed), 3 * lap);
+        assert_eq!(drops.load(Ordering::Relaxed), 3 * round);
         assert_eq!(rig.record.open_lives(), 0);
         rig.manager.start().unwrap();
     }
@@ -389,7 +408,7 @@ fn sockets_still_queued_at_a_stop_are_closed_once_and_their_places_are_free_agai
 #[test]
 fn a_socket_queued_behind_a_stop_is_closed() {
     let drops = Arc::new(AtomicUsize::new(0));
-    let mut rig = echo(patient().max_workers(1));
+    let mut rig = echo(long_deadlines().max_workers(1));
     let handle = rig.manager.handle();
     handle.stop().unwrap();
     let (mut peer, ours) = counted(&drops);
@@ -398,31 +417,33 @@ fn a_socket_queued_behind_a_stop_is_closed() {
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
     assert_eq!((drops.load(Ordering::Relaxed), rig.manager.stats().put), (1, 0));
     rig.manager.start().unwrap();
-    rig.manager.put(pair().1).expect("its place is free");
+    rig.manager.put(pair().1).expect("the worker is free");
 }
 
 #[test]
-fn a_queue_that_is_full_says_so_and_gives_sockets_back() {
-    let mut rig = echo(patient().max_workers(1));
+fn a_full_mailbox_returns_an_error_and_the_socket() {
+    let mut rig = echo(long_deadlines().max_workers(1));
     let (handle, (_client, id)) = (rig.manager.handle(), rig.connect());
-    for _ in 0..MOST {
+    for _ in 0..COMMANDS_MAX {
         handle.resume(id).unwrap();
     }
     assert!(matches!(handle.resume(id), Err(Error::QueueFull)));
-    drop(rig.manager.set_config(patient().max_workers(2)));
+    drop(rig.manager.set_config(long_deadlines().max_workers(2)));
     let refused = handle.put(pair().1).unwrap_err();
     assert!(matches!(refused.error(), Error::QueueFull), "{refused}");
-    rig.until(|rig| rig.manager.stats().commands == MOST as u64);
-    handle.put(refused.into_socket()).expect("there is room, and the place was not kept");
+    rig.until(|rig| rig.manager.stats().commands == COMMANDS_MAX as u64);
+    handle
+        .put(refused.into_socket())
+        .expect("the queue has space, and the refused put kept no permit");
 }
 
 #[test]
-fn a_callback_s_queue_that_is_full_says_so_and_gives_sockets_back() {
+fn a_full_command_queue_returns_an_error_and_the_socket() {
     let refused = Rc::new(Cell::new(0));
     let count = refused.clone();
-    let mut rig = rig(patient().max_workers(3), move |conn, body| {
+    let mut rig = rig(long_deadlines().max_workers(3), move |conn, body| {
         let id = conn.id();
-        for _ in 0..MOST {
+        for _ in 0..COMMANDS_MAX {
             conn.commands().resume(id)?;
         }
         let full = matches!(conn.commands().resume(id), Err(Error::QueueFull));
@@ -435,14 +456,14 @@ fn a_callback_s_queue_that_is_full_says_so_and_gives_sockets_back() {
     client.write_all(b"fill").unwrap();
     assert_eq!(rig.read_exact(&mut client, 4), b"fill");
     assert_eq!(refused.get(), 1);
-    rig.until(|rig| rig.manager.stats().commands == MOST as u64);
+    rig.until(|rig| rig.manager.stats().commands == COMMANDS_MAX as u64);
     rig.connect();
     rig.connect();
 }
 
 #[test]
-fn a_last_word_that_does_not_fit_says_so() {
-    let mut rig = echo(patient().max_workers(1));
+fn a_reject_with_more_bytes_than_the_socket_takes_fails() {
+    let mut rig = echo(long_deadlines().max_workers(1));
     let (_client, _) = rig.connect();
     let (peer, ours) = UnixStream::pair().unwrap();
     let refused = rig.manager.put(ours).unwrap_err();
@@ -453,26 +474,26 @@ fn a_last_word_that_does_not_fit_says_so() {
 }
 
 #[test]
-fn however_fast_commands_come_the_number_that_waits_is_bounded() {
-    let mut rig = echo(patient());
+fn the_number_of_waiting_commands_is_bounded() {
+    let mut rig = echo(long_deadlines());
     let (handle, (_client, id)) = (rig.manager.handle(), rig.connect());
     let mut queued = 0;
     for _ in 0..5 {
-        queued += (0..=MOST).take_while(|_| handle.resume(id).is_ok()).count();
+        queued += (0..=COMMANDS_MAX).take_while(|_| handle.resume(id).is_ok()).count();
         let waiting = queued - rig.manager.stats().commands as usize;
-        assert!(waiting <= 2 * MOST, "{waiting}: more than are in hand and in the queue");
+        assert!(waiting <= 2 * COMMANDS_MAX, "{waiting} wait: more than both queues hold");
         rig.turn();
     }
     rig.until(|rig| rig.manager.stats().commands as usize == queued);
 }
 
 #[test]
-fn callbacks_can_give_commands_however_many_of_others_wait() {
+fn callbacks_can_queue_commands_while_many_of_handles_wait() {
     let outcome = Rc::new(RefCell::new(None));
-    let told = outcome.clone();
-    let mut rig = rig(patient(), move |conn, _| {
+    let results = outcome.clone();
+    let mut rig = rig(long_deadlines(), move |conn, _| {
         let id = conn.id();
-        *told.borrow_mut() = Some(conn.commands().close(id));
+        *results.borrow_mut() = Some(conn.commands().close(id));
         Ok(())
     });
     let (handle, (mut client, id)) = (rig.manager.handle(), rig.connect());
@@ -486,15 +507,15 @@ fn callbacks_can_give_commands_however_many_of_others_wait() {
 }
 
 #[test]
-fn stats_are_fresh_while_it_runs_and_the_last_ones_after() {
-    let pool = running(patient());
+fn stats_are_current_while_running_and_the_last_ones_afterwards() {
+    let pool = running(long_deadlines());
     let idle = pool.handle.stats();
     assert_eq!((idle.put, idle.live), (0, 0));
     let (client, _) = pool.connect();
     let busy = pool.handle.stats();
     assert_eq!((busy.put, busy.live, busy.bytes_in, busy.bytes_out), (1, 1, 5, 5));
     assert_eq!(busy.requests(Cause::Drained), 1);
-    assert!(pool.handle.stats().turns > busy.turns, "each is a new one");
+    assert!(pool.handle.stats().turns > busy.turns, "each call takes a new snapshot");
     let handle = pool.handle.clone();
     pool.stop();
     let after = handle.stats();
@@ -505,8 +526,8 @@ fn stats_are_fresh_while_it_runs_and_the_last_ones_after() {
 }
 
 #[test]
-fn stats_are_those_of_a_turn_after_they_were_asked_for() {
-    let pool = running(patient());
+fn stats_are_taken_in_a_turn_after_the_call() {
+    let pool = running(long_deadlines());
     let (client, gone) = pool.connect();
     drop(client);
     while pool.handle.stats().live > 0 {}
@@ -518,7 +539,10 @@ fn stats_are_those_of_a_turn_after_they_were_asked_for() {
                     pool.handle.close(gone).unwrap();
                     let before = posted.fetch_add(1, Ordering::SeqCst) as u64 + 1;
                     let counted = pool.handle.stats().stale_commands;
-                    assert!(counted >= before, "{before} commands, and then the stats: {counted}");
+                    assert!(
+                        counted >= before,
+                        "{before} commands before the call, {counted} in the stats"
+                    );
                 }
             });
         }
@@ -527,23 +551,23 @@ fn stats_are_those_of_a_turn_after_they_were_asked_for() {
 }
 
 #[test]
-fn a_configuration_set_by_a_handle_takes_effect_and_an_invalid_one_is_refused_at_once() {
-    let mut rig = echo(patient().max_workers(1));
+fn a_handle_sets_a_configuration_and_refuses_an_invalid_one_at_once() {
+    let mut rig = echo(long_deadlines().max_workers(1));
     let (handle, _first) = (rig.manager.handle(), rig.connect());
     let refused = handle.set_config(Config::new().min_workers(5).max_workers(3)).unwrap_err();
     assert!(matches!(refused, Error::Config(_)));
     assert!(refused.to_string().contains('5') && refused.to_string().contains('3'), "{refused}");
     rig.turn();
     assert_eq!((rig.manager.config().max_workers, rig.manager.stats().commands), (1, 0));
-    handle.set_config(patient().max_workers(2)).unwrap();
+    handle.set_config(long_deadlines().max_workers(2)).unwrap();
     assert!(handle.put(pair().1).is_err(), "not before the turn boundary");
     rig.turn();
     assert_eq!(rig.manager.config().max_workers, 2);
     handle.put(pair().1).unwrap();
 }
 
-/// What a connection's callback asks the commands for is asked for by what its peer sends.
-fn desk_clerk(conn: &mut Conn<'_>, body: &[u8], other: &Cell<Option<ConnId>>) -> io::Result<()> {
+/// Queues the command that the body names, for the connection `other`. Echoes any other body.
+fn queue_command(conn: &mut Conn<'_>, body: &[u8], other: &Cell<Option<ConnId>>) -> io::Result<()> {
     let Some(other) = other.get() else { return Ok(()) };
     let commands = conn.commands();
     match body {
@@ -551,7 +575,7 @@ fn desk_clerk(conn: &mut Conn<'_>, body: &[u8], other: &Cell<Option<ConnId>>) ->
         b"close" => commands.close(other)?,
         b"pause" => commands.pause(other)?,
         b"resume" => commands.resume(other)?,
-        b"config" => commands.set_config(patient().max_workers(7))?,
+        b"config" => commands.set_config(long_deadlines().max_workers(7))?,
         b"nonsense" => {
             let refused = commands.set_config(Config::new().min_workers(2).max_workers(1));
             assert!(matches!(refused, Err(Error::Config(_))));
@@ -563,46 +587,46 @@ fn desk_clerk(conn: &mut Conn<'_>, body: &[u8], other: &Cell<Option<ConnId>>) ->
 }
 
 #[test]
-fn callbacks_can_ask_for_what_handles_can() {
+fn callbacks_can_queue_the_commands_that_handles_can() {
     let other = Rc::new(Cell::new(None));
-    let of = other.clone();
-    let mut rig = rig(patient(), move |conn, body| desk_clerk(conn, body, &of));
-    let (mut boss, _) = rig.connect();
-    let (mut clerk, id) = rig.connect();
+    let target_id = other.clone();
+    let mut rig = rig(long_deadlines(), move |conn, body| queue_command(conn, body, &target_id));
+    let (mut controller, _) = rig.connect();
+    let (mut target, id) = rig.connect();
     other.set(Some(id));
-    let mut ask = |what: &[u8]| boss.write_all(what).unwrap();
-    ask(b"send");
-    assert_eq!(rig.read_exact(&mut clerk, 15), b"from a callback");
-    ask(b"pause");
+    let mut command = |name: &[u8]| controller.write_all(name).unwrap();
+    command(b"send");
+    assert_eq!(rig.read_exact(&mut target, 15), b"from a callback");
+    command(b"pause");
     rig.until(|rig| rig.manager.stats().commands == 2);
-    clerk.write_all(b"held back").unwrap();
-    ask(b"config");
+    target.write_all(b"held back").unwrap();
+    command(b"config");
     rig.until(|rig| rig.manager.config().max_workers == 7);
-    ask(b"nonsense");
+    command(b"nonsense");
     rig.requests(4);
     assert_eq!(rig.manager.config().max_workers, 7);
-    assert_eq!(rig.record.requests().len(), 4, "paused");
-    ask(b"resume");
-    assert_eq!(rig.read_exact(&mut clerk, 9), b"held back");
-    ask(b"close");
-    assert_eq!(rig.read_to_end(&mut clerk).unwrap(), b"");
-    drop(clerk);
+    assert_eq!(rig.record.requests().len(), 4, "the connection is paused");
+    command(b"resume");
+    assert_eq!(rig.read_exact(&mut target, 9), b"held back");
+    command(b"close");
+    assert_eq!(rig.read_to_end(&mut target).unwrap(), b"");
+    drop(target);
     assert_eq!(rig.first_close(), CloseReason::Requested);
-    ask(b"send");
+    command(b"send");
     rig.until(|rig| rig.manager.stats().stale_commands == 1);
-    ask(b"stop");
+    command(b"stop");
     assert_eq!(rig.manager.run().unwrap().idle, 1);
 }
 
 #[test]
-fn a_socket_put_by_a_callback_is_not_served_inside_it() {
+fn a_socket_put_by_a_callback_is_not_served_inside_the_callback() {
     let (mut client, ours) = client_pair();
     client.write_all(b"early").unwrap();
-    let (given, inside) = (RefCell::new(Some(ours)), Rc::new(Cell::new(false)));
+    let (to_put, inside) = (RefCell::new(Some(ours)), Rc::new(Cell::new(false)));
     let entered = inside.clone();
-    let mut rig = rig(patient(), move |conn, body| {
+    let mut rig = rig(long_deadlines(), move |conn, body| {
         assert!(!entered.replace(true), "a callback inside a callback");
-        if let Some(socket) = given.take() {
+        if let Some(socket) = to_put.take() {
             conn.commands().put(socket).unwrap();
         }
         entered.set(false);
@@ -611,18 +635,18 @@ fn a_socket_put_by_a_callback_is_not_served_inside_it() {
     let (mut first, _) = rig.connect();
     first.write_all(b"put it").unwrap();
     rig.requests(1);
-    assert_eq!(rig.manager.stats().put, 1, "it waits for the turn boundary");
+    assert_eq!(rig.manager.stats().put, 1, "the socket waited for the turn boundary");
     assert_eq!(rig.read_exact(&mut client, 5), b"early");
     assert_eq!(rig.record.open_lives(), 2);
 }
 
 #[test]
-fn a_callback_s_put_is_refused_when_all_places_are_taken_its_own_included() {
+fn a_put_in_a_callback_is_refused_when_all_workers_are_taken() {
     let outcome = Rc::new(RefCell::new(Vec::new()));
-    let told = outcome.clone();
-    let mut rig = rig(patient().max_workers(2), move |conn, _| {
+    let results = outcome.clone();
+    let mut rig = rig(long_deadlines().max_workers(2), move |conn, _| {
         for _ in 0..2 {
-            told.borrow_mut().push(conn.commands().put(pair().1).is_ok());
+            results.borrow_mut().push(conn.commands().put(pair().1).is_ok());
         }
         Ok(())
     });
@@ -633,12 +657,12 @@ fn a_callback_s_put_is_refused_when_all_places_are_taken_its_own_included() {
 }
 
 #[test]
-fn a_connection_closed_by_another_s_callback_is_not_heard_of_after_it() {
+fn a_connection_closed_by_another_callback_gets_no_later_hooks() {
     let other = Rc::new(Cell::new(None));
-    let victim = other.clone();
-    let mut rig = rig(patient(), move |conn, body| {
-        if let Some(victim) = victim.take() {
-            conn.commands().close(victim)?;
+    let target = other.clone();
+    let mut rig = rig(long_deadlines(), move |conn, body| {
+        if let Some(target) = target.take() {
+            conn.commands().close(target)?;
         }
         conn.write_all(body)
     });
@@ -646,12 +670,12 @@ fn a_connection_closed_by_another_s_callback_is_not_heard_of_after_it() {
         let ((mut one, _), (mut another, id)) = (rig.connect(), rig.connect());
         rig.turn();
         other.set(Some(id));
-        // Both are in the same batch of events.
+        // One batch of events may report both writes.
         one.write_all(b"close the other").unwrap();
         another.write_all(b"speak").unwrap();
         assert_eq!(rig.read_exact(&mut one, 15), b"close the other");
         rig.until(|rig| rig.record.all().contains(&Seen::Closed(id, CloseReason::Requested)));
-        // It cannot be told whether it fails: the other end may be gone.
+        // This write may fail, because the other end may be closed.
         let _ = another.write_all(b"speak again");
         drop(one);
         rig.until(|rig| rig.manager.stats().live == 0);

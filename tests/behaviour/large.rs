@@ -1,4 +1,5 @@
-//! Requests larger than a buffer: how far they may grow, and what all of them may take together.
+//! Requests that are larger than a buffer: the limit of one request, and the memory limit of all
+//! requests.
 
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -8,7 +9,7 @@ use pool_manager::{Cause, CloseReason, Config, Conn, Frame, Framing, Prefix};
 
 use crate::support::{Rig, echo, logged, remember_log, rig, write_behind};
 
-/// Longer than any test has patience.
+/// A deadline that no test reaches.
 const LATER: Duration = Duration::from_secs(600);
 
 fn config(framing: Framing) -> Config {
@@ -23,7 +24,7 @@ fn prefixed() -> Framing {
     Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: 0 }
 }
 
-/// What ends with a full stop.
+/// Returns a framing whose frames end with a full stop.
 fn sentences() -> Framing {
     Framing::custom(|held| match held.iter().position(|&byte| byte == b'.') {
         Some(at) => Frame::Complete(at + 1),
@@ -31,7 +32,8 @@ fn sentences() -> Framing {
     })
 }
 
-/// Answers what is too long, or too much, as a service does.
+/// Returns a rig that replies as an HTTP service does: 413 if a request is too long, 503 if the
+/// memory limit is reached, and 200 otherwise.
 fn service(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(config, |conn: &mut Conn<'_>, _: &[u8]| match conn.cause() {
         Cause::Overlong => conn.write_all(b"413"),
@@ -48,7 +50,7 @@ where
 }
 
 #[test]
-fn a_request_of_exactly_max_request_is_served_whatever_its_fragments() {
+fn a_request_of_exactly_max_request_is_served_in_any_fragments() {
     let body = vec![b'x'; 996];
     let cases = [
         (
@@ -68,7 +70,7 @@ fn a_request_of_exactly_max_request_is_served_whatever_its_fragments() {
         for fragment in [1, 7, 16, 333, 1000] {
             let mut rig = rig(config(framing.clone()), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
             let (mut client, _) = rig.connect();
-            // A second one behind it, so that bytes of two requests are in one buffer.
+            // Send two requests, so that bytes of both are in one buffer.
             let twice = stream.repeat(2);
             for part in twice.chunks(fragment) {
                 client.write_all(part).unwrap();
@@ -78,7 +80,7 @@ fn a_request_of_exactly_max_request_is_served_whatever_its_fragments() {
             assert_eq!(rig.requests(2), expected, "{framing:?} in {fragment}s");
             rig.quiet();
             assert_eq!(held(&rig), 0, "the large buffer is freed");
-            assert!(rig.manager.stats().spare <= 3, "and none but small ones is kept warm");
+            assert!(rig.manager.stats().spare <= 3, "only small buffers are kept warm");
         }
     }
 }
@@ -119,9 +121,10 @@ fn a_chunk_of_a_stream_is_never_longer_than_the_buffer() {
     }
 }
 
-/// Who announces much and sends little costs what it has sent.
+/// A peer that announces a long request and sends a small part of it uses memory only for that
+/// part.
 #[test]
-fn the_buffer_grows_with_what_arrives_not_with_what_is_announced() {
+fn the_buffer_grows_with_received_bytes_not_the_announced_length() {
     let mut rig = echo(config(prefixed()).max_request(512 << 20));
     let (mut client, _) = rig.connect();
     client.write_all(&[&(500_u32 << 20).to_be_bytes()[..], &[0; 96]].concat()).unwrap();
@@ -131,7 +134,7 @@ fn the_buffer_grows_with_what_arrives_not_with_what_is_announced() {
 }
 
 #[test]
-fn the_longest_line_is_sought_once_and_not_again_with_each_growth() {
+fn a_long_line_is_not_searched_again_when_the_buffer_grows() {
     let size = 32 << 20;
     let config = lines().buffer_size(4096).max_request(64 << 20);
     let mut rig = rig(config, |_: &mut Conn<'_>, _: &[u8]| Ok(()));
@@ -145,7 +148,7 @@ fn the_longest_line_is_sought_once_and_not_again_with_each_growth() {
 }
 
 #[test]
-fn a_large_buffer_shrinks_to_what_is_left_in_it() {
+fn a_large_buffer_shrinks_to_the_bytes_left_in_it() {
     let mut rig = echo(lines());
     let (mut client, _) = rig.connect();
     client.write_all(&[b'x'; 450]).unwrap();
@@ -155,20 +158,21 @@ fn a_large_buffer_shrinks_to_what_is_left_in_it() {
     client.write_all(&[b"\n", &[b'y'; 32][..]].concat()).unwrap();
     assert_eq!(rig.requests(1).len(), 1);
     rig.quiet();
-    // Where a short read may not be the last, room is made for one more.
+    // On systems on which a short read may not be the last one, the buffer has space for one more
+    // read.
     let full = if cfg!(mio_unsupported_force_poll_poll) { 64 } else { 32 };
-    assert_eq!(held(&rig), full, "a smaller one, and full");
+    assert_eq!(held(&rig), full, "a smaller buffer");
     client.write_all(b"\nz").unwrap();
     assert_eq!(rig.requests(2).len(), 2);
     rig.quiet();
-    assert_eq!(held(&rig), 16, "the usual one");
+    assert_eq!(held(&rig), 16, "a buffer of buffer_size bytes");
     client.write_all(b"\n").unwrap();
     assert_eq!(rig.requests(3)[2], (Cause::Framed, b"z".to_vec()));
     assert_eq!(held(&rig), 0);
 }
 
 #[test]
-fn a_large_buffer_shrinks_though_the_reply_is_blocked() {
+fn a_large_buffer_shrinks_although_the_reply_is_blocked() {
     let mut rig = rig(lines().write_limit(64 << 20), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(&vec![b'x'; 32 << 20])
     });
@@ -180,12 +184,12 @@ fn a_large_buffer_shrinks_though_the_reply_is_blocked() {
     client.write_all(b"\nz").unwrap();
     rig.bytes_in(452);
     rig.quiet();
-    assert!(rig.manager.stats().bytes_out < 32 << 20, "it owes most of the reply");
+    assert!(rig.manager.stats().bytes_out < 32 << 20, "most of the reply is unsent");
     assert_eq!(held(&rig), 16);
 }
 
 #[test]
-fn growing_beyond_the_memory_of_all_is_answered_and_closed() {
+fn a_request_above_memory_limit_is_answered_and_closed() {
     remember_log();
     let mut rig = service(lines().memory_limit(1200));
     let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
@@ -196,7 +200,7 @@ fn growing_beyond_the_memory_of_all_is_answered_and_closed() {
     second.write_all(&[b'x'; 500]).unwrap();
     rig.bytes_in(1000);
     rig.quiet();
-    assert_eq!(held(&rig), 1024, "there is room for both");
+    assert_eq!(held(&rig), 1024, "both are within the limit");
     second.write_all(&[b'x'; 100]).unwrap();
     assert_eq!(rig.read_to_end(&mut second).unwrap(), b"503");
     assert_eq!(rig.record.requests()[0].0, Cause::MemoryLimit);
@@ -204,12 +208,12 @@ fn growing_beyond_the_memory_of_all_is_answered_and_closed() {
     let warned = logged(log::Level::Warn);
     assert!(warned.concat().contains("memory_limit is used up"), "{warned:?}");
     first.write_all(&[&[b'x'; 499][..], b"\n"].concat()).unwrap();
-    assert_eq!(rig.read_exact(&mut first, 3), b"200", "what it freed is there for others");
+    assert_eq!(rig.read_exact(&mut first, 3), b"200", "others can use the freed memory");
     assert_eq!(held(&rig), 0);
 }
 
 #[test]
-fn who_has_not_even_a_small_buffer_is_answered_but_whole_requests_are_served() {
+fn at_memory_limit_only_whole_requests_are_served() {
     let mut rig = service(lines().max_request(16).memory_limit(40));
     let [(mut first, _), (mut second, _), (mut third, _)] = [(); 3].map(|()| rig.connect());
     for client in [&mut first, &mut second] {
@@ -219,7 +223,7 @@ fn who_has_not_even_a_small_buffer_is_answered_but_whole_requests_are_served() {
     rig.quiet();
     assert_eq!(held(&rig), 32);
     third.write_all(b"whole\n").unwrap();
-    assert_eq!(rig.read_exact(&mut third, 3), b"200", "it takes no memory");
+    assert_eq!(rig.read_exact(&mut third, 3), b"200", "a whole request is not counted");
     third.write_all(b"begun").unwrap();
     assert_eq!(rig.read_to_end(&mut third).unwrap(), b"503");
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
@@ -230,7 +234,7 @@ fn who_has_not_even_a_small_buffer_is_answered_but_whole_requests_are_served() {
 }
 
 #[test]
-fn who_cannot_be_called_is_closed_when_its_bytes_cannot_be_kept() {
+fn a_paused_connection_is_closed_if_its_bytes_exceed_memory_limit() {
     let mut rig = rig(lines().max_request(16).memory_limit(16), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
         conn.write_all(b"later")
@@ -238,19 +242,20 @@ fn who_cannot_be_called_is_closed_when_its_bytes_cannot_be_kept() {
     let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"one\ntwo\n").unwrap();
     assert_eq!(rig.read_to_end(&mut second).unwrap(), b"later");
-    assert_eq!(rig.record.requests().len(), 1, "nothing is delivered to one that is paused");
+    assert_eq!(rig.record.requests().len(), 1, "nothing is delivered while paused");
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
     assert_eq!(rig.record.ends()[0].bytes_dropped, 4);
     assert_eq!(held(&rig), 16);
 }
 
-/// A service whose replies never fit, with memory for one.
+/// Returns a rig whose replies exceed the socket buffer. Its memory limit is one buffer.
 fn huge_replies() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     let config = lines().max_request(16).memory_limit(16).write_limit(64 << 20);
     rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; 32 << 20]))
 }
 
-/// Two connections, the first of which has begun what takes the memory of both.
+/// Returns the clients of two connections. The first has sent a part of a request, which uses up
+/// the memory limit.
 fn use_up<F>(rig: &mut Rig<F>) -> [TcpStream; 2]
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -263,31 +268,32 @@ where
 }
 
 #[test]
-fn who_owes_a_reply_is_closed_when_its_bytes_cannot_be_kept() {
+fn a_blocked_connection_is_closed_if_its_bytes_exceed_memory_limit() {
     let mut rig = huge_replies();
     let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"one\ntwo\n").unwrap();
     rig.until(|rig| !rig.record.closed().is_empty());
-    assert_eq!(rig.record.requests().len(), 1, "nothing is delivered to one that owes a reply");
+    assert_eq!(rig.record.requests().len(), 1, "nothing is delivered while blocked");
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
     assert_eq!(rig.record.ends()[0].bytes_dropped, 4);
     assert_eq!(held(&rig), 16);
 }
 
-/// It has nothing to keep: what comes next stays in the kernel until the reply is out.
+/// The connection holds no bytes, because further input stays in the kernel until the reply is
+/// sent.
 #[test]
-fn who_owes_a_reply_to_all_that_was_read_is_not_closed_for_want_of_memory() {
+fn a_blocked_connection_without_held_bytes_survives_memory_limit() {
     let mut rig = huge_replies();
     let [_first, mut second] = use_up(&mut rig);
     second.write_all(b"fifteen letters\nand more").unwrap();
     assert_eq!(rig.requests(1), [(Cause::Framed, b"fifteen letters".to_vec())]);
     rig.quiet();
     assert_eq!(rig.record.closed(), []);
-    assert_eq!(held(&rig), 16, "that of the first");
+    assert_eq!(held(&rig), 16, "the buffer of the first");
 }
 
 #[test]
-fn a_pause_when_memory_is_used_up_keeps_the_connection_until_it_is_resumed() {
+fn a_pause_at_memory_limit_keeps_the_connection_until_resumed() {
     let mut rig = rig(lines().max_request(16).memory_limit(16), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
         Ok(())
@@ -306,20 +312,20 @@ fn a_pause_when_memory_is_used_up_keeps_the_connection_until_it_is_resumed() {
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
 }
 
-/// The other limits can be changed while requests are held.
+/// The limits can be changed while requests are held. No connection is closed because of this.
 #[test]
-fn changed_limits_cut_nobody_off() {
+fn changed_limits_close_no_connection() {
     let mut rig = service(lines());
     let (mut client, _) = rig.connect();
     client.write_all(&[b'x'; 100]).unwrap();
     rig.bytes_in(100);
     rig.manager.set_config(lines().max_request(32).memory_limit(32)).unwrap();
     rig.quiet();
-    assert_eq!(held(&rig), 128, "it stays");
+    assert_eq!(held(&rig), 128, "the buffer stays");
     client.write_all(&[b'x'; 27]).unwrap();
     rig.bytes_in(127);
     rig.manager.set_config(lines().buffer_size(512)).unwrap();
-    assert_eq!(held(&rig), 512, "a larger buffer holds at once");
+    assert_eq!(held(&rig), 512, "a larger buffer_size applies at once");
     rig.manager.set_config(lines().buffer_size(600).max_request(0).memory_limit(600)).unwrap();
     assert_eq!(held(&rig), 600);
     rig.manager.set_config(lines().buffer_size(600).max_request(0).memory_limit(600)).unwrap();
@@ -331,7 +337,7 @@ fn changed_limits_cut_nobody_off() {
 }
 
 #[test]
-fn a_frame_that_fits_in_the_buffer_it_has_is_finished_under_lowered_limits() {
+fn a_frame_that_fits_its_buffer_is_served_under_lowered_limits() {
     let mut rig = service(config(prefixed()));
     let (mut client, _) = rig.connect();
     client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
@@ -346,7 +352,7 @@ fn a_frame_that_fits_in_the_buffer_it_has_is_finished_under_lowered_limits() {
 }
 
 #[test]
-fn a_frame_announced_behind_one_that_was_begun_before_is_held_to_the_lowered_limit() {
+fn a_later_frame_is_held_to_the_lowered_limit() {
     let mut rig = service(config(prefixed()));
     let (mut client, _) = rig.connect();
     client.write_all(&[&120_u32.to_be_bytes()[..], &[b'x'; 100]].concat()).unwrap();
@@ -358,9 +364,9 @@ fn a_frame_announced_behind_one_that_was_begun_before_is_held_to_the_lowered_lim
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"200413");
 }
 
-/// A larger buffer is not to be had when memory is used up, and that is no reason to close.
+/// A buffer cannot grow when the memory limit is reached. This does not close its connection.
 #[test]
-fn a_buffer_that_may_not_become_larger_stays_as_it_is() {
+fn a_buffer_that_may_not_grow_keeps_its_size() {
     let mut rig = service(lines().max_request(0).memory_limit(40));
     let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
     for client in [&mut first, &mut second] {
@@ -369,7 +375,7 @@ fn a_buffer_that_may_not_become_larger_stays_as_it_is() {
     rig.bytes_in(10);
     rig.quiet();
     rig.manager.set_config(lines().buffer_size(24).max_request(0).memory_limit(40)).unwrap();
-    assert_eq!(held(&rig), 40, "one is larger, the other not");
+    assert_eq!(held(&rig), 40, "only one buffer has grown");
     for client in [&mut first, &mut second] {
         client.write_all(b"\n").unwrap();
         assert_eq!(rig.read_exact(client, 3), b"200");

@@ -1,4 +1,5 @@
-//! What is taken is given back, and what is counted is counted once.
+//! Accounting: interrupted and short calls, budgets of a turn, and counters that count each event
+//! once.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,16 +19,16 @@ use crate::support::{Seen, echo, rig, unix_pair, write_behind};
 
 const LONG: Duration = Duration::from_secs(600);
 
-/// A transport that takes no byte and does not say why.
-struct Deaf(UnixStream);
+/// A transport whose writes take no byte and return no error.
+struct WritesNothing(UnixStream);
 
-impl Read for Deaf {
+impl Read for WritesNothing {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.0.read(into)
     }
 }
 
-impl Write for Deaf {
+impl Write for WritesNothing {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
         Ok(0)
     }
@@ -37,45 +38,45 @@ impl Write for Deaf {
     }
 }
 
-impl AsFd for Deaf {
+impl AsFd for WritesNothing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Transport for Deaf {}
+impl Transport for WritesNothing {}
 
 #[test]
-fn a_transport_that_takes_nothing_and_does_not_say_why_has_failed() {
+fn a_transport_that_writes_nothing_without_an_error_has_failed() {
     let mut rig = echo(Config::new().framing(Framing::Drained).clients_deadline(LONG));
     let (mut client, stream) = UnixStream::pair().unwrap();
-    rig.manager.put(Socket::Boxed(Box::new(Deaf(stream)))).unwrap();
+    rig.manager.put(Socket::Boxed(Box::new(WritesNothing(stream)))).unwrap();
     client.write_all(b"hello").unwrap();
     assert_eq!(rig.first_close(), CloseReason::Io(ErrorKind::WriteZero));
     assert_eq!(rig.record.ends()[0].bytes_unsent, 5);
 }
 
-/// A transport of which every other call is interrupted by a signal.
-struct Signalled {
+/// A transport in which every other call returns `Interrupted`, as after a signal.
+struct Interrupted {
     stream: UnixStream,
     calls: Arc<AtomicU32>,
 }
 
-impl Signalled {
+impl Interrupted {
     fn call(&self) -> io::Result<()> {
         let before = self.calls.fetch_add(1, Ordering::Relaxed);
         if before % 2 == 0 { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
     }
 }
 
-impl Read for Signalled {
+impl Read for Interrupted {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.call()?;
         self.stream.read(into)
     }
 }
 
-impl Write for Signalled {
+impl Write for Interrupted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.call()?;
         self.stream.write(bytes)
@@ -86,16 +87,16 @@ impl Write for Signalled {
     }
 }
 
-impl AsFd for Signalled {
+impl AsFd for Interrupted {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 }
 
-impl Transport for Signalled {}
+impl Transport for Interrupted {}
 
 #[test]
-fn a_call_that_a_signal_interrupts_is_made_again() {
+fn a_call_interrupted_by_a_signal_is_repeated() {
     let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
     let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
         if body == b"quit" {
@@ -105,40 +106,41 @@ fn a_call_that_a_signal_interrupts_is_made_again() {
     });
     let (mut client, stream) = UnixStream::pair().unwrap();
     let calls = Arc::new(AtomicU32::new(0));
-    rig.manager.put(Socket::boxed(Signalled { stream, calls: calls.clone() })).unwrap();
-    for (said, count) in [(b"some", 4), (b"more", 8), (b"quit", 12)] {
-        client.write_all(&[&said[..], b"\n"].concat()).unwrap();
+    rig.manager.put(Socket::boxed(Interrupted { stream, calls: calls.clone() })).unwrap();
+    for (line, count) in [(b"some", 4), (b"more", 8), (b"quit", 12)] {
+        client.write_all(&[&line[..], b"\n"].concat()).unwrap();
         rig.until(|rig| rig.manager.stats().bytes_out == count);
         let mut reply = [0; 4];
         client.read_exact(&mut reply).unwrap();
-        assert_eq!(&reply, said);
+        assert_eq!(&reply, line);
     }
     assert_eq!(rig.first_close(), CloseReason::Requested);
     let before = calls.load(Ordering::Relaxed);
     client.write_all(b"to be discarded").unwrap();
     rig.until(|_| calls.load(Ordering::Relaxed) >= before + 4);
-    assert_eq!(rig.manager.stats().lingering, 1, "nor does it end a goodbye");
+    assert_eq!(rig.manager.stats().lingering, 1, "an interrupted call does not end lingering");
     drop(client);
     rig.until(|rig| rig.manager.stats().lingering == 0);
 }
 
-/// With `TCP_NODELAY` and one request at a time, a read that fills no buffer has got it all.
+/// A TCP read that does not fill the buffer has taken all bytes. The next byte causes a new edge.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
-fn a_read_of_tcp_that_comes_back_short_is_the_last() {
+fn a_short_read_from_tcp_is_the_last_of_its_visit() {
     let mut rig = echo(Config::new().framing(Framing::Drained).clients_deadline(LONG));
     let (mut client, _) = rig.connect();
-    for lap in 1..=5 {
+    for count in 1..=5 {
         client.write_all(b"hello").unwrap();
         assert_eq!(rig.read_exact(&mut client, 5), b"hello");
         rig.quiet();
-        assert_eq!(rig.manager.stats().reads, lap);
+        assert_eq!(rig.manager.stats().reads, count);
     }
 }
 
-/// The socket is full from the beginning, so all that gathers before the first write is owed.
+/// The socket is full from the start, so the replies that are queued before the first write stay
+/// unsent.
 #[test]
-fn replies_gather_up_to_half_of_what_may_be_unsent() {
+fn replies_gather_up_to_half_of_the_write_limit() {
     let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
     let mut rig = rig(config.write_limit(1_000), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(&[b'x'; 100])
@@ -155,9 +157,9 @@ fn replies_gather_up_to_half_of_what_may_be_unsent() {
     assert_eq!(rig.record.ends()[0].bytes_unsent, 500);
 }
 
-/// It is large enough to be sent before the visit ends.
+/// The reply is large enough to be sent before the visit ends.
 #[test]
-fn a_last_reply_that_had_to_wait_is_not_followed_by_a_flushed() {
+fn a_last_reply_that_was_blocked_is_not_followed_by_flushed() {
     const REPLY: usize = 1 << 20;
     let config = Config::new().clients_deadline(LONG).write_limit(2 * REPLY);
     let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; REPLY]));
@@ -171,10 +173,10 @@ fn a_last_reply_that_had_to_wait_is_not_followed_by_a_flushed() {
     assert!(!rig.record.all().iter().any(flushed));
 }
 
-/// It has to wait at the end of the visit only: what is longer is sent before the panic.
-/// The framing is not asked again once the reply that had to wait is out.
+/// The reply is so small that it is sent at the end of the visit, after the panic. The framing is
+/// not called again when the blocked reply has been sent.
 #[test]
-fn a_panic_in_a_custom_framing_is_counted_once_though_an_earlier_reply_has_to_wait() {
+fn a_framing_panic_is_counted_once_though_an_earlier_reply_waits() {
     const REPLY: usize = 60_000;
     let framing = Framing::custom(|held| match held {
         [b'!', ..] => panic!("a panic that a test provokes"),
@@ -191,11 +193,11 @@ fn a_panic_in_a_custom_framing_is_counted_once_though_an_earlier_reply_has_to_wa
     assert_eq!(rig.first_close(), CloseReason::Panicked);
     assert_eq!(rig.manager.stats().panics, 1);
     let flushed = |seen: &Seen| matches!(seen, Seen::Flushed(_));
-    assert!(!rig.record.all().iter().any(flushed), "it was ending");
+    assert!(!rig.record.all().iter().any(flushed), "the connection was closing");
 }
 
 #[test]
-fn however_small_its_reads_a_connection_has_sixteen_a_turn() {
+fn a_connection_is_read_at_most_sixteen_times_a_turn() {
     let mut rig = echo(Config::new().buffer_size(16).clients_deadline(LONG));
     let (mut client, ours) = unix_pair();
     rig.manager.put(ours).unwrap();
@@ -210,7 +212,7 @@ fn however_small_its_reads_a_connection_has_sixteen_a_turn() {
 }
 
 #[test]
-fn who_fills_the_whole_budget_with_one_read_has_no_other_that_turn() {
+fn a_read_that_uses_the_whole_budget_is_the_last_of_its_turn() {
     const BUDGET: u64 = 64 << 10;
     let config = Config::new().framing(Framing::Drained).buffer_size(BUDGET as usize);
     let mut rig = rig(config.clients_deadline(LONG), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
@@ -223,17 +225,17 @@ fn who_fills_the_whole_budget_with_one_read_has_no_other_that_turn() {
         rig.turn();
         let after = rig.manager.stats();
         let read = after.bytes_in - before.bytes_in;
-        // What is short of the budget leaves room for another.
+        // If a read stays below the budget, one more read is allowed.
         assert!(read < 2 * BUDGET, "{read} bytes in {} reads", after.reads - before.reads);
         after.bytes_in == all.len() as u64
     });
     writer.join().unwrap().unwrap();
 }
 
-/// Puts a socket when a connection closes, and notes whether it is told that nothing runs.
-struct Phoenix(Rc<RefCell<Vec<bool>>>);
+/// Puts a socket in `closed`, and records whether that fails with [`Error::NotRunning`].
+struct PutsInClosed(Rc<RefCell<Vec<bool>>>);
 
-impl Handler for Phoenix {
+impl Handler for PutsInClosed {
     type Session = ();
 
     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
@@ -249,16 +251,16 @@ impl Handler for Phoenix {
 
 #[test]
 fn a_put_while_the_manager_is_dropped_is_refused() {
-    let told = Rc::new(RefCell::new(Vec::new()));
-    let mut manager = Manager::with_handler(Config::new(), Phoenix(told.clone())).unwrap();
+    let refused = Rc::new(RefCell::new(Vec::new()));
+    let mut manager = Manager::with_handler(Config::new(), PutsInClosed(refused.clone())).unwrap();
     manager.start().unwrap();
     manager.put(UnixStream::pair().unwrap().0).unwrap();
     drop(manager);
-    assert_eq!(*told.borrow(), [true]);
+    assert_eq!(*refused.borrow(), [true]);
 }
 
 #[test]
-fn a_report_counts_what_is_dropped_from_the_beginning_of_its_own_stop() {
+fn a_report_counts_bytes_dropped_since_its_own_stop_began() {
     let config = Config::new().clients_deadline(LONG).stop_deadline(Duration::from_nanos(1));
     let mut rig = echo(config.min_workers(3));
     for round in 1..=2 {
@@ -266,26 +268,26 @@ fn a_report_counts_what_is_dropped_from_the_beginning_of_its_own_stop() {
         client.write_all(b"part").unwrap();
         rig.bytes_in(4 * round);
         assert_eq!(rig.manager.stop().unwrap().dropped_bytes, 4);
-        assert_eq!(rig.manager.stats().spare, 0, "what is stopped holds no buffer");
+        assert_eq!(rig.manager.stats().spare, 0, "a stopped manager holds no buffer");
         rig.manager.start().unwrap();
     }
 }
 
-/// A descriptor that names a directory and can do nothing cannot be made non-blocking.
+/// A descriptor opened with `O_PATH` cannot be made non-blocking.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_socket_that_cannot_be_made_non_blocking_leaves_its_place_free() {
+fn a_socket_that_cannot_be_made_non_blocking_takes_no_worker() {
     use std::os::unix::fs::OpenOptionsExt;
     const O_PATH: i32 = 0x20_0000;
     let mut rig = echo(Config::new().min_workers(1).max_workers(1));
-    let name = std::fs::OpenOptions::new().read(true).custom_flags(O_PATH).open("/").unwrap();
-    let error = rig.manager.put(UnixStream::from(std::os::fd::OwnedFd::from(name))).unwrap_err();
+    let dir = std::fs::OpenOptions::new().read(true).custom_flags(O_PATH).open("/").unwrap();
+    let error = rig.manager.put(UnixStream::from(std::os::fd::OwnedFd::from(dir))).unwrap_err();
     assert!(matches!(error.error(), Error::Unsuitable(_)), "{error}");
     rig.connect();
 }
 
 #[test]
-fn who_lingers_is_let_go_of_once_its_peer_has_closed() {
+fn a_lingering_socket_is_closed_once_its_peer_has_closed() {
     let config = Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG);
     let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(b"bye")?;
@@ -297,5 +299,5 @@ fn who_lingers_is_let_go_of_once_its_peer_has_closed() {
     rig.until(|rig| rig.manager.stats().lingering == 1);
     drop(client);
     rig.quiet();
-    assert_eq!(rig.manager.stats().lingering, 0, "not only when its time is up");
+    assert_eq!(rig.manager.stats().lingering, 0, "before its deadline");
 }

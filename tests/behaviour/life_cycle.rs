@@ -1,4 +1,4 @@
-//! Started, stopped, started again, dropped; and what a callback that fails takes with it.
+//! The life cycle of a manager (start, stop, restart and drop), and callbacks that fail.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,14 +14,15 @@ use pool_manager::{
 };
 
 use crate::support::{
-    PATIENCE, Record, Rig, Seen, alone, descriptors, echo, logged, pair, remember_log, rig,
+    Record, Rig, Seen, TIMEOUT, alone, descriptors, echo, logged, pair, remember_log, rig,
     shrink_buffers,
 };
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Where no other test may take a port that was just given up. All of 127/8 is here on Linux.
-const APART: &str = if cfg!(target_os = "linux") { "127.0.77.1:0" } else { "127.0.0.1:0" };
+/// On Linux, an address that no other test uses, so that no other test takes a port that was just
+/// released. All of 127/8 is local there.
+const UNSHARED: &str = if cfg!(target_os = "linux") { "127.0.77.1:0" } else { "127.0.0.1:0" };
 
 fn lines() -> Config {
     Config::new().framing(Framing::Delimited(b'\n')).clients_deadline(LONG)
@@ -30,11 +31,12 @@ fn lines() -> Config {
 fn tcp(socket: Socket) -> TcpStream {
     match socket {
         Socket::Tcp(stream) => stream,
-        other => panic!("{other:?} was put as TCP"),
+        other => panic!("not the TCP socket: {other:?}"),
     }
 }
 
-/// A connection that half a megabyte does not fit into, though it flows well.
+/// Returns a connection whose kernel buffers hold less than half a megabyte, but enough for a fast
+/// transfer.
 fn narrow_pair() -> (TcpStream, TcpStream) {
     let (client, ours) = pair();
     socket2::SockRef::from(&client).set_recv_buffer_size(64 << 10).unwrap();
@@ -42,7 +44,7 @@ fn narrow_pair() -> (TcpStream, TcpStream) {
     (client, ours)
 }
 
-/// Numbers of a report, in the order of its line.
+/// Returns the numbers of connections in a report: idle, finished and aborted.
 fn numbers(report: StopReport) -> (usize, usize, usize) {
     (report.idle, report.finished, report.aborted)
 }
@@ -51,17 +53,17 @@ impl<F> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
-    /// Turns until a stop that has been asked for is done.
+    /// Runs turns until the requested stop is complete, and returns its report.
     #[track_caller]
     fn stopped(&mut self) -> StopReport {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             let turn = self.manager.turn(Some(Duration::from_millis(10))).expect("turn");
             if let Some(report) = turn.stopped {
                 return report;
             }
         }
-        panic!("it never stopped: {:#?}", self.record.all());
+        panic!("the manager does not stop: {:#?}", self.record.all());
     }
 }
 
@@ -87,7 +89,7 @@ fn a_put_before_start_or_after_stop_gives_the_socket_back_usable() {
         assert!(refused.to_string().contains("not running"), "{refused}");
         let mut ours = tcp(refused.into_socket());
         let mut got = [0; 6];
-        ours.read_exact(&mut got).expect("it is still in blocking mode, and nothing was read");
+        ours.read_exact(&mut got).expect("the socket is still blocking, and unread");
         assert_eq!(&got, b"unread");
         ours.write_all(b"alive").unwrap();
         client.read_exact(&mut got[..5]).unwrap();
@@ -98,7 +100,7 @@ fn a_put_before_start_or_after_stop_gives_the_socket_back_usable() {
 }
 
 #[test]
-fn what_needs_a_running_manager_says_so() {
+fn calls_that_need_a_running_manager_return_not_running() {
     let mut manager = Manager::new(Config::new(), |_, _| Ok(())).unwrap();
     let check = |manager: &mut Manager<_>| {
         assert!(matches!(manager.stop(), Err(Error::NotRunning)));
@@ -116,17 +118,17 @@ fn what_needs_a_running_manager_says_so() {
 }
 
 #[test]
-fn a_restarted_manager_serves_on_the_same_port_with_new_ids_and_the_old_handle() {
+fn a_restarted_manager_keeps_its_port_and_handle_but_uses_new_ids() {
     let mut rig = echo(Config::new().framing(Framing::Drained));
     let handle = rig.manager.handle();
-    let addr = rig.manager.listen(APART).unwrap();
+    let addr = rig.manager.listen(UNSHARED).unwrap();
     let mut clients = Vec::new();
-    for lap in 1..=3 {
+    for round in 1..=3 {
         let mut client = TcpStream::connect(addr).unwrap();
         client.write_all(b"again").unwrap();
         assert_eq!(rig.read_exact(&mut client, 5), b"again");
         clients.push(client);
-        assert_eq!(rig.record.all().iter().filter(|seen| opened(seen).is_some()).count(), lap);
+        assert_eq!(rig.record.all().iter().filter(|seen| opened(seen).is_some()).count(), round);
         handle.stop().unwrap();
         assert_eq!(numbers(rig.manager.run().unwrap()), (1, 0, 0));
         rig.manager.start().unwrap();
@@ -134,7 +136,7 @@ fn a_restarted_manager_serves_on_the_same_port_with_new_ids_and_the_old_handle()
     }
     let mut ids: Vec<ConnId> = rig.record.all().iter().filter_map(opened).collect();
     ids.dedup();
-    assert_eq!(ids.len(), 3, "an id was used again: {ids:?}");
+    assert_eq!(ids.len(), 3, "an id was reused: {ids:?}");
     assert_eq!(rig.record.open_lives(), 0);
 }
 
@@ -150,7 +152,7 @@ fn a_stop_closes_idle_connections_at_once() {
     assert_eq!(rig.read_exact(&mut clients[0], 6), b"served");
     let waits = rig.manager.stats().waits;
     assert_eq!(numbers(rig.manager.stop().unwrap()), (3, 0, 0));
-    assert_eq!(rig.manager.stats().waits, waits, "it waited for somebody");
+    assert_eq!(rig.manager.stats().waits, waits, "the stop waited");
     assert_eq!(rig.record.closed(), [CloseReason::Stopped; 3]);
     assert_eq!(rig.record.open_lives(), 0);
     for mut client in clients {
@@ -160,7 +162,7 @@ fn a_stop_closes_idle_connections_at_once() {
 }
 
 #[test]
-fn who_was_to_be_closed_when_a_stop_began_is_not_told_of_the_stop() {
+fn a_connection_already_closing_when_a_stop_begins_keeps_its_reason() {
     let mut rig = echo(lines());
     let (_client, id) = rig.connect();
     let handle = rig.manager.handle();
@@ -179,7 +181,7 @@ fn a_stop_lets_a_request_in_progress_finish() {
     rig.until(|rig| rig.manager.stats().bytes_in == 3);
     rig.manager.handle().stop().unwrap();
     assert_eq!(rig.turn().stopped, None);
-    assert_eq!(rig.record.closed(), [CloseReason::Stopped], "the idle one");
+    assert_eq!(rig.record.closed(), [CloseReason::Stopped], "the idle connection");
     busy.write_all(b"lo\n").unwrap();
     assert_eq!(rig.read_to_end(&mut busy).unwrap(), b"hello");
     drop(busy);
@@ -201,9 +203,10 @@ fn a_stop_serves_a_request_that_is_still_in_the_kernel() {
     assert_eq!(numbers(rig.stopped()), (0, 1, 0));
 }
 
-/// Outside a turn, the read with which it begins takes the edge away: no event comes for it.
+/// The stop begins outside a turn. Its final read consumes the readiness edge, so that no event
+/// follows.
 #[test]
-fn a_stop_closes_who_was_answered_as_it_began() {
+fn a_stop_closes_a_connection_that_was_answered_as_it_began() {
     let mut rig = echo(lines().stop_deadline(Duration::from_secs(5)));
     let (mut client, _) = rig.connect();
     rig.turn();
@@ -223,7 +226,7 @@ fn a_stop_flushes_a_reply_to_a_slow_reader() {
     rig.manager.put(ours).unwrap();
     client.write_all(b"go\n").unwrap();
     rig.requests(1);
-    assert!(rig.manager.stats().bytes_out < 1 << 20, "it all went out at once");
+    assert!(rig.manager.stats().bytes_out < 1 << 20, "the whole reply was sent at once");
     let reader = std::thread::spawn(move || {
         let mut reply = Vec::new();
         client.read_to_end(&mut reply).map(|_| reply.len())
@@ -233,7 +236,7 @@ fn a_stop_flushes_a_reply_to_a_slow_reader() {
 }
 
 #[test]
-fn at_the_drain_deadline_peers_that_never_read_are_aborted_and_their_bytes_counted() {
+fn at_the_stop_deadline_peers_that_never_read_are_aborted_and_counted() {
     let drain = Duration::from_millis(100);
     let mut rig = rig(lines().stop_deadline(drain), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
     let mut clients = Vec::new();
@@ -254,7 +257,7 @@ fn at_the_drain_deadline_peers_that_never_read_are_aborted_and_their_bytes_count
     assert_eq!(report.unsent_bytes, 3 * 500_000 - stats.bytes_out);
     assert_eq!(report.unsent_bytes, stats.bytes_unsent);
     assert_eq!(report.dropped_bytes, stats.bytes_dropped);
-    assert_eq!(report.dropped_bytes, stats.bytes_in - 3 * 3, "read, and seen by no callback");
+    assert_eq!(report.dropped_bytes, stats.bytes_in - 3 * 3, "read, but not delivered");
     assert_eq!(rig.record.closed(), [CloseReason::Stopped; 4]);
     assert_eq!(rig.record.open_lives(), 0);
 }
@@ -280,7 +283,7 @@ fn a_report_counts_from_the_beginning_of_its_own_stop() {
 }
 
 #[test]
-fn a_drain_deadline_of_zero_aborts_at_once() {
+fn a_stop_deadline_of_zero_aborts_at_once() {
     let mut rig = echo(lines().stop_deadline(Duration::ZERO));
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
@@ -289,24 +292,24 @@ fn a_drain_deadline_of_zero_aborts_at_once() {
     let report = rig.manager.stop().unwrap();
     assert_eq!(numbers(report), (0, 0, 1));
     assert_eq!(report.dropped_bytes, 10);
-    assert_eq!(rig.manager.stats().waits, waits, "it waited");
+    assert_eq!(rig.manager.stats().waits, waits, "the stop waited");
 }
 
 #[test]
-fn the_drain_deadline_is_the_clients_deadline_unless_set() {
+fn the_stop_deadline_is_the_clients_deadline_unless_set() {
     let deadline = Duration::from_millis(80);
     let mut rig = echo(Config::new().clients_deadline(deadline));
     let (client, id) = rig.connect();
     rig.manager.handle().pause(id).unwrap();
     rig.turn();
     let began = Instant::now();
-    assert_eq!(numbers(rig.manager.stop().unwrap()), (0, 0, 1), "paused, so somebody may answer");
+    assert_eq!(numbers(rig.manager.stop().unwrap()), (0, 0, 1), "a paused one is in progress");
     assert!(began.elapsed() >= deadline, "{:?}", began.elapsed());
     drop(client);
 }
 
 #[test]
-fn a_stop_asked_for_in_a_callback_ends_run_with_the_report() {
+fn a_stop_requested_in_a_callback_ends_run_with_the_report() {
     let mut rig = rig(lines(), |conn, body| {
         conn.write_all(body)?;
         conn.commands().stop()?;
@@ -319,19 +322,19 @@ fn a_stop_asked_for_in_a_callback_ends_run_with_the_report() {
     assert_eq!((report.idle + report.finished, report.aborted), (2, 0));
     let mut reply = Vec::new();
     client.read_to_end(&mut reply).unwrap();
-    assert_eq!(reply, b"stop", "the reply of the callback that asked");
+    assert_eq!(reply, b"stop", "the reply of the callback that requested the stop");
 }
 
 #[test]
-fn a_stop_asked_for_by_a_handle_ends_a_run_that_waits_for_ever() {
+fn a_stop_requested_by_a_handle_ends_a_run_that_waits_for_ever() {
     let mut manager = Manager::new(lines(), |_, _| Ok(())).unwrap();
     manager.start().unwrap();
     let handle = manager.handle();
     let (done, report) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(manager.run()));
-    assert_eq!(handle.stats().live, 0, "it runs");
+    assert_eq!(handle.stats().live, 0, "the manager runs");
     handle.stop().unwrap();
-    let report = report.recv_timeout(PATIENCE).expect("run returns").unwrap();
+    let report = report.recv_timeout(TIMEOUT).expect("run returns").unwrap();
     assert_eq!(numbers(report), (0, 0, 0));
 }
 
@@ -342,20 +345,20 @@ fn a_second_stop_does_not_prolong_the_first() {
     client.write_all(b"unfinished").unwrap();
     rig.until(|rig| rig.manager.stats().bytes_in == 10);
     let handle = rig.manager.handle();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let report = loop {
-        // A stop that began anew with each of these would never end.
+        // If each of these calls restarted the stop, it would never end.
         handle.stop().unwrap();
         if let Some(report) = rig.turn().stopped {
             break report;
         }
-        assert!(Instant::now() < deadline, "it is prolonged");
+        assert!(Instant::now() < deadline, "the stop is prolonged");
     };
     assert_eq!(numbers(report), (0, 0, 1));
 }
 
 #[test]
-fn nobody_can_put_while_it_stops() {
+fn put_and_listen_are_refused_during_a_stop() {
     let refused_inside = Rc::new(Cell::new(false));
     let refused = refused_inside.clone();
     let mut rig = rig(lines(), move |conn, _| {
@@ -384,7 +387,7 @@ fn nobody_can_put_while_it_stops() {
 #[test]
 fn a_stopping_manager_closes_its_listeners_at_once() {
     let mut rig = echo(lines());
-    let addr = rig.manager.listen(APART).unwrap();
+    let addr = rig.manager.listen(UNSHARED).unwrap();
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
     rig.until(|rig| rig.manager.stats().bytes_in == 10);
@@ -394,8 +397,8 @@ fn a_stopping_manager_closes_its_listeners_at_once() {
 }
 
 #[test]
-fn after_a_stop_no_descriptor_of_ours_is_open() {
-    alone("life_cycle::after_a_stop_no_descriptor_of_ours_is_open", 512, || {
+fn after_a_stop_no_descriptor_of_the_manager_is_open() {
+    alone("life_cycle::after_a_stop_no_descriptor_of_the_manager_is_open", 512, || {
         let mut rig = echo(lines().stop_deadline(Duration::from_millis(20)));
         rig.manager.stop().unwrap();
         let before = descriptors();
@@ -408,7 +411,7 @@ fn after_a_stop_no_descriptor_of_ours_is_open() {
             match ending {
                 "queued" => rig.manager.handle().put(pair().1).unwrap(),
                 "lingering" => {
-                    rig.manager.handle().send(id, b"last word").unwrap();
+                    rig.manager.handle().send(id, b"last reply").unwrap();
                     rig.manager.handle().close(id).unwrap();
                     rig.until(|rig| rig.manager.stats().lingering == 1);
                 }
@@ -445,37 +448,33 @@ fn two_hundred_starts_and_stops_leave_no_descriptor() {
 }
 
 #[test]
-fn a_manager_made_without_descriptors_fails_whole_and_succeeds_later() {
-    alone(
-        "life_cycle::a_manager_made_without_descriptors_fails_whole_and_succeeds_later",
-        32,
-        || {
-            let open = || std::fs::File::open("/dev/null");
-            let mut taken: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
-            let mut failures = 0;
-            let mut manager = loop {
-                match Manager::new(Config::new(), |_, _| Ok(())) {
-                    Ok(manager) => break manager,
-                    Err(error) => assert!(matches!(error, Error::Start(_)), "{error}"),
-                }
-                let spare: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
-                assert_eq!(spare.len(), failures, "a failed attempt leaves nothing open");
-                drop(spare);
-                taken.pop().expect("it can be made when there are enough");
-                failures += 1;
-            };
-            assert!(failures > 0);
-            drop(taken);
-            manager.start().unwrap();
-            manager.put(pair().1).unwrap();
-        },
-    );
+fn creating_a_manager_without_descriptors_fails_and_leaks_nothing() {
+    alone("life_cycle::creating_a_manager_without_descriptors_fails_and_leaks_nothing", 32, || {
+        let open = || std::fs::File::open("/dev/null");
+        let mut taken: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+        let mut failures = 0;
+        let mut manager = loop {
+            match Manager::new(Config::new(), |_, _| Ok(())) {
+                Ok(manager) => break manager,
+                Err(error) => assert!(matches!(error, Error::Start(_)), "{error}"),
+            }
+            let spare: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+            assert_eq!(spare.len(), failures, "a failed attempt leaves no descriptor open");
+            drop(spare);
+            taken.pop().expect("the manager can be created with enough descriptors");
+            failures += 1;
+        };
+        assert!(failures > 0);
+        drop(taken);
+        manager.start().unwrap();
+        manager.put(pair().1).unwrap();
+    });
 }
 
 #[test]
 fn dropping_a_running_manager_closes_everything_once_and_does_not_wait() {
     let mut rig = rig(lines(), |conn, _| conn.write_all(&vec![b'x'; 500_000]));
-    let addr = rig.manager.listen(APART).unwrap();
+    let addr = rig.manager.listen(UNSHARED).unwrap();
     let (mut stalled, ours) = pair();
     shrink_buffers(&stalled, &ours);
     rig.manager.put(ours).unwrap();
@@ -498,7 +497,7 @@ fn dropping_a_running_manager_closes_everything_once_and_does_not_wait() {
 }
 
 #[test]
-fn dropping_in_the_middle_of_a_stop_does_not_wait_for_it() {
+fn dropping_a_stopping_manager_does_not_wait_for_the_stop() {
     let mut rig = echo(lines());
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
@@ -510,7 +509,7 @@ fn dropping_in_the_middle_of_a_stop_does_not_wait_for_it() {
     assert_eq!(record.closed(), [CloseReason::Stopped]);
 }
 
-/// Where a [`Touchy`] handler fails.
+/// The hook in which a [`FailingHandler`] fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     Nowhere,
@@ -520,7 +519,7 @@ enum At {
     Closed,
 }
 
-/// How it does.
+/// The kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fail {
     Err,
@@ -536,7 +535,7 @@ struct Bomb;
 
 impl std::fmt::Display for Bomb {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ticking")
+        f.write_str("an error that panics when dropped")
     }
 }
 
@@ -548,20 +547,21 @@ impl Drop for Bomb {
     }
 }
 
-/// What the connections opened from now on fail at, and how.
-type Armed = Rc<Cell<(At, Fail)>>;
+/// The failure of each connection that is opened from now on.
+type NextFailure = Rc<Cell<(At, Fail)>>;
 
-/// A handler that fails in one of its hooks, for connections opened while it is armed. It writes
-/// `<` in front of where it fails, and a reply that has to wait if it is to fail in `flushed`.
-struct Touchy {
+/// A handler that fails in one of its hooks. When a connection is opened, `next` says in which hook
+/// the handler fails and how. `opened` writes `<`. If `flushed` has to fail, `request` writes a
+/// reply that is blocked.
+struct FailingHandler {
     record: Record,
-    armed: Armed,
+    next: NextFailure,
 }
 
-impl Touchy {
-    fn pass(at: At, (armed, how): (At, Fail)) -> io::Result<()> {
+impl FailingHandler {
+    fn fail_at(at: At, (hook, how): (At, Fail)) -> io::Result<()> {
         match how {
-            _ if at != armed => Ok(()),
+            _ if at != hook => Ok(()),
             Fail::Err => Err(ErrorKind::Other.into()),
             Fail::ErrBomb => Err(io::Error::other(Bomb)),
             Fail::Panic => panic!("in {at:?}"),
@@ -570,64 +570,69 @@ impl Touchy {
     }
 }
 
-/// What a connection was opened with.
+/// The failure of one connection.
 #[derive(Clone, Copy)]
-struct Fate((At, Fail));
+struct Failure((At, Fail));
 
-impl Default for Fate {
+impl Default for Failure {
     fn default() -> Self {
         Self((At::Nowhere, Fail::Err))
     }
 }
 
-impl Handler for Touchy {
-    type Session = Fate;
+impl Handler for FailingHandler {
+    type Session = Failure;
 
-    fn opened(&mut self, conn: &mut Conn<'_>, fate: &mut Fate) -> io::Result<()> {
-        *fate = Fate(self.armed.get());
+    fn opened(&mut self, conn: &mut Conn<'_>, failure: &mut Failure) -> io::Result<()> {
+        *failure = Failure(self.next.get());
         self.record.0.borrow_mut().push(Seen::Opened(conn.id()));
         conn.write_all(b"<")?;
-        Self::pass(At::Opened, fate.0)
+        Self::fail_at(At::Opened, failure.0)
     }
 
-    fn request(&mut self, conn: &mut Conn<'_>, fate: &mut Fate, body: &[u8]) -> io::Result<()> {
+    fn request(
+        &mut self,
+        conn: &mut Conn<'_>,
+        failure: &mut Failure,
+        body: &[u8],
+    ) -> io::Result<()> {
         self.record.0.borrow_mut().push(Seen::Request(conn.id(), conn.cause(), body.to_vec()));
         conn.write_all(body)?;
-        match fate.0.0 {
+        match failure.0.0 {
             At::Flushed => conn.write_all(&vec![b'x'; 500_000]),
-            // What came before the request that fails is answered.
+            // The request before the one that fails is answered.
             At::Request if body == b"well" => Ok(()),
-            _ => Self::pass(At::Request, fate.0),
+            _ => Self::fail_at(At::Request, failure.0),
         }
     }
 
-    fn flushed(&mut self, conn: &mut Conn<'_>, fate: &mut Fate) -> io::Result<()> {
+    fn flushed(&mut self, conn: &mut Conn<'_>, failure: &mut Failure) -> io::Result<()> {
         self.record.0.borrow_mut().push(Seen::Flushed(conn.id()));
         conn.write_all(b"flushed")?;
-        Self::pass(At::Flushed, fate.0)
+        Self::fail_at(At::Flushed, failure.0)
     }
 
-    fn closed(&mut self, end: &Closed, fate: Fate, _desk: &mut Commands) {
+    fn closed(&mut self, end: &Closed, failure: Failure, _commands: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
-        // An error cannot be returned here.
-        let _ = Self::pass(At::Closed, fate.0);
+        // `closed` returns no error, so only a panic has an effect here.
+        let _ = Self::fail_at(At::Closed, failure.0);
     }
 }
 
-/// A manager of a [`Touchy`] handler, started; armed it fails `at`.
-fn touchy(armed: (At, Fail)) -> (Manager<Touchy>, Record, Armed) {
-    let (record, armed) = (Record::default(), Rc::new(Cell::new(armed)));
-    let handler = Touchy { record: record.clone(), armed: armed.clone() };
+/// Returns a started manager with a [`FailingHandler`], its record, and its next failure.
+fn failing_manager(next: (At, Fail)) -> (Manager<FailingHandler>, Record, NextFailure) {
+    let (record, next) = (Record::default(), Rc::new(Cell::new(next)));
+    let handler = FailingHandler { record: record.clone(), next: next.clone() };
     let mut manager = Manager::with_handler(lines(), handler).unwrap();
     manager.start().unwrap();
-    (manager, record, armed)
+    (manager, record, next)
 }
 
-/// Turns the manager until the client has seen the end, and returns what came before it.
+/// Runs turns until the client reads the end of file, and returns the bytes before it.
 #[track_caller]
-fn all_of<H: Handler>(manager: &mut Manager<H>, mut client: &TcpStream) -> Vec<u8> {
+fn read_all<H: Handler>(manager: &mut Manager<H>, mut client: &TcpStream) -> Vec<u8> {
     client.set_nonblocking(true).unwrap();
-    let (deadline, mut got, mut chunk) = (Instant::now() + PATIENCE, Vec::new(), [0; 4096]);
+    let (deadline, mut got, mut chunk) = (Instant::now() + TIMEOUT, Vec::new(), [0; 4096]);
     while Instant::now() < deadline {
         match client.read(&mut chunk) {
             Ok(0) => return got,
@@ -638,26 +643,26 @@ fn all_of<H: Handler>(manager: &mut Manager<H>, mut client: &TcpStream) -> Vec<u
             Err(error) => panic!("{error} after {} bytes", got.len()),
         }
     }
-    panic!("no end after {} bytes", got.len());
+    panic!("no end of file after {} bytes", got.len());
 }
 
-/// What the one connection that fails is told, with a neighbour that must not notice.
+/// Returns the bytes that a failing connection sends. Asserts that its neighbour is unaffected.
 #[track_caller]
-fn told(at: At, how: Fail) -> Vec<u8> {
-    let (mut manager, record, armed) = touchy((At::Nowhere, how));
+fn output_of(at: At, how: Fail) -> Vec<u8> {
+    let (mut manager, record, next) = failing_manager((At::Nowhere, how));
     let (mut neighbour, ours) = pair();
     manager.put(ours).unwrap();
-    armed.set((at, how));
+    next.set((at, how));
     let (mut client, ours) = narrow_pair();
     let id = manager.put(ours).unwrap();
     if at != At::Opened {
         client.write_all(b"well\nbad\nnever\n").unwrap();
     }
-    let told = all_of(&mut manager, &client);
+    let output = read_all(&mut manager, &client);
     drop(client);
     neighbour.write_all(b"ping\n").unwrap();
     neighbour.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(all_of(&mut manager, &neighbour), b"<ping", "the neighbour noticed");
+    assert_eq!(read_all(&mut manager, &neighbour), b"<ping", "the neighbour is affected");
     assert_eq!(manager.stats().live, 0);
     assert_eq!(record.open_lives(), 0);
     let reason = match how {
@@ -665,68 +670,67 @@ fn told(at: At, how: Fail) -> Vec<u8> {
         Fail::Panic | Fail::Bomb => CloseReason::Panicked,
     };
     assert!(record.all().contains(&Seen::Closed(id, reason)), "{:?}", record.all());
-    told
+    output
 }
 
 #[test]
-fn a_panic_in_opened_closes_that_connection_and_nothing_it_wrote_is_sent() {
-    assert_eq!(told(At::Opened, Fail::Panic), b"");
-    assert_eq!(told(At::Opened, Fail::Bomb), b"");
+fn a_panic_in_opened_closes_that_connection_and_drops_its_output() {
+    assert_eq!(output_of(At::Opened, Fail::Panic), b"");
+    assert_eq!(output_of(At::Opened, Fail::Bomb), b"");
 }
 
 #[test]
-fn a_panic_in_a_request_closes_that_connection_after_the_earlier_replies() {
-    assert_eq!(told(At::Request, Fail::Panic), b"<well");
-    assert_eq!(told(At::Request, Fail::Bomb), b"<well", "and its payload panics again");
+fn a_panic_in_a_request_closes_that_connection_after_earlier_replies() {
+    assert_eq!(output_of(At::Request, Fail::Panic), b"<well");
+    assert_eq!(output_of(At::Request, Fail::Bomb), b"<well", "the payload panics again");
 }
 
 #[test]
-fn a_panic_in_flushed_closes_that_connection_after_the_reply_that_waited() {
+fn a_panic_in_flushed_closes_that_connection_after_the_blocked_reply() {
     for how in [Fail::Panic, Fail::Bomb] {
-        let told = told(At::Flushed, how);
-        assert!(told.starts_with(b"<wellx") && !told.ends_with(b"flushed"), "{}", told.len());
+        let output = output_of(At::Flushed, how);
+        assert!(output.starts_with(b"<wellx") && !output.ends_with(b"flushed"), "{}", output.len());
     }
 }
 
 #[test]
-fn an_error_closes_that_connection_after_what_it_wrote() {
-    assert_eq!(told(At::Opened, Fail::Err), b"<");
-    assert_eq!(told(At::Request, Fail::Err), b"<wellbad");
-    assert!(told(At::Flushed, Fail::Err).ends_with(b"flushed"));
+fn an_error_closes_that_connection_after_sending_its_output() {
+    assert_eq!(output_of(At::Opened, Fail::Err), b"<");
+    assert_eq!(output_of(At::Request, Fail::Err), b"<wellbad");
+    assert!(output_of(At::Flushed, Fail::Err).ends_with(b"flushed"));
 }
 
 #[test]
-fn an_error_that_panics_when_it_is_dropped_is_an_error() {
-    assert_eq!(told(At::Opened, Fail::ErrBomb), b"<");
-    assert_eq!(told(At::Request, Fail::ErrBomb), b"<wellbad");
-    assert!(told(At::Flushed, Fail::ErrBomb).ends_with(b"flushed"));
+fn an_error_that_panics_when_dropped_is_handled_as_an_error() {
+    assert_eq!(output_of(At::Opened, Fail::ErrBomb), b"<");
+    assert_eq!(output_of(At::Request, Fail::ErrBomb), b"<wellbad");
+    assert!(output_of(At::Flushed, Fail::ErrBomb).ends_with(b"flushed"));
 }
 
 #[test]
-fn a_panic_in_closed_harms_nobody() {
+fn a_panic_in_closed_affects_no_other_connection() {
     for how in [Fail::Panic, Fail::Bomb] {
-        let (mut manager, record, _) = touchy((At::Closed, how));
+        let (mut manager, record, _) = failing_manager((At::Closed, how));
         let clients = [pair(), pair()].map(|(client, ours)| {
             manager.put(ours).unwrap();
             client
         });
         clients[0].shutdown(Shutdown::Write).unwrap();
-        assert_eq!(all_of(&mut manager, &clients[0]), b"<");
+        assert_eq!(read_all(&mut manager, &clients[0]), b"<");
         assert_eq!((record.closed().len(), manager.stats().live), (1, 1));
         assert_eq!(manager.stop().unwrap().idle, 1);
         assert_eq!(record.open_lives(), 0);
         manager.start().unwrap();
         manager.put(pair().1).unwrap();
         drop(manager);
-        assert_eq!((record.open_lives(), record.closed().len()), (0, 3), "dropped, it panics too");
+        assert_eq!((record.open_lives(), record.closed().len()), (0, 3), "also in the drop");
     }
 }
 
-/// A connection that is aborted in the hook that opens it is told nothing.
 #[test]
 fn an_abort_in_opened_sends_nothing() {
-    struct Doorman;
-    impl Handler for Doorman {
+    struct AbortsInOpened;
+    impl Handler for AbortsInOpened {
         type Session = ();
         fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
             conn.write_all(b"not to be sent")?;
@@ -734,20 +738,20 @@ fn an_abort_in_opened_sends_nothing() {
             Ok(())
         }
         fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
-            unreachable!("it was aborted")
+            unreachable!("the connection was aborted")
         }
     }
-    let mut manager = Manager::with_handler(lines(), Doorman).unwrap();
+    let mut manager = Manager::with_handler(lines(), AbortsInOpened).unwrap();
     manager.start().unwrap();
     let (client, ours) = pair();
     manager.put(ours).unwrap();
-    assert_eq!(all_of(&mut manager, &client), b"");
+    assert_eq!(read_all(&mut manager, &client), b"");
     assert_eq!(manager.stats().closed(CloseReason::Aborted), 1);
 }
 
-/// The reasons for which a client alone can have its connection closed.
+/// Covers the close reasons that a client alone can cause.
 #[test]
-fn every_ending_has_exactly_one_closed_and_no_callback_after_it() {
+fn every_close_calls_closed_exactly_once_and_no_callback_after_it() {
     let config = lines().buffer_size(64).write_limit(1024).max_workers(20);
     let mut rig = rig(config, |conn, body| match body {
         b"close" => {
@@ -759,7 +763,7 @@ fn every_ending_has_exactly_one_closed_and_no_callback_after_it() {
             Ok(())
         }
         b"fail" => Err(ErrorKind::Other.into()),
-        b"panic" => panic!("asked for"),
+        b"panic" => panic!("requested by the test"),
         b"much" => conn.write_all(&[b'x'; 2000]),
         b"expire" => {
             conn.set_idle_deadline(Duration::from_millis(1));
@@ -787,7 +791,7 @@ fn every_ending_has_exactly_one_closed_and_no_callback_after_it() {
             _ => {}
         }
         if reason == CloseReason::Reset {
-            // The clone set the linger time; this is the last descriptor.
+            // `reset` set the linger time through a clone. This closes the last descriptor.
             drop(client);
         }
         rig.until(|rig| rig.record.closed().len() > count);
@@ -797,17 +801,17 @@ fn every_ending_has_exactly_one_closed_and_no_callback_after_it() {
     assert_eq!((rig.record.open_lives(), rig.manager.stats().live), (0, 0));
     assert_eq!(rig.manager.stats().closed_total(), 9);
     for _ in 0..20 {
-        rig.manager.put(pair().1).expect("all places are free");
+        rig.manager.put(pair().1).expect("all workers are free");
     }
 }
 
-/// A world that takes everything and whose waits fail as they are told to.
-struct Blind {
+/// A backend in which every call succeeds, except that waits fail with `fail`.
+struct FailingWaits {
     fail: Option<ErrorKind>,
     waits: Rc<Cell<u32>>,
 }
 
-impl Backend for Blind {
+impl Backend for FailingWaits {
     type Listener = ();
 
     fn start(&mut self) -> io::Result<Wake> {
@@ -838,10 +842,12 @@ impl Backend for Blind {
     }
 }
 
-/// A manager over a [`Blind`] world with one connection, its waits, and how many have closed.
-fn blind(fail: ErrorKind) -> (Manager<impl Handler, Blind>, TcpStream, Rc<Cell<u32>>) {
+/// Returns a manager over [`FailingWaits`], the client of its one connection, and the wait counter.
+fn failing_waits(
+    fail: ErrorKind,
+) -> (Manager<impl Handler, FailingWaits>, TcpStream, Rc<Cell<u32>>) {
     let waits = Rc::new(Cell::new(0));
-    let backend = Blind { fail: Some(fail), waits: waits.clone() };
+    let backend = FailingWaits { fail: Some(fail), waits: waits.clone() };
     let handler = |_: &mut Conn<'_>, _: &[u8]| Ok(());
     let mut manager = Manager::with_backend(Config::new(), handler, backend).unwrap();
     manager.start().unwrap();
@@ -852,30 +858,31 @@ fn blind(fail: ErrorKind) -> (Manager<impl Handler, Blind>, TcpStream, Rc<Cell<u
 
 #[test]
 fn a_wait_that_fails_closes_everything_and_stops() {
-    let (mut manager, mut client, waits) = blind(ErrorKind::InvalidInput);
+    let (mut manager, mut client, waits) = failing_waits(ErrorKind::InvalidInput);
     let handle = manager.handle();
     let (mut queued, ours) = pair();
     handle.put(ours).unwrap();
     assert!(matches!(manager.run(), Err(Error::Wait(_))));
-    assert_eq!(waits.get(), 1, "it tried again");
+    assert_eq!(waits.get(), 1, "the wait was repeated");
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
     for client in [&mut client, &mut queued] {
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
     assert!(matches!(manager.turn(None), Err(Error::NotRunning)));
     assert!(matches!(handle.stop(), Err(Error::NotRunning)));
-    manager.start().expect("it can be started again");
+    manager.start().expect("the manager can be started again");
 }
 
 #[test]
-fn a_wait_that_a_signal_ends_is_an_empty_turn() {
-    let (mut manager, _client, _) = blind(ErrorKind::Interrupted);
+fn a_wait_that_a_signal_interrupts_is_an_empty_turn() {
+    let (mut manager, _client, _) = failing_waits(ErrorKind::Interrupted);
     let turn = manager.turn(None).unwrap();
     assert_eq!((turn.events, turn.stopped), (0, None));
     assert_eq!(manager.stats().live, 1);
 }
 
-/// Turned as its own loop would: when its descriptor is readable, or its next deadline has come.
+/// A manager that another loop drives. The other loop runs a turn when the manager's descriptor is
+/// readable.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 mod embedded {
     use super::*;
@@ -884,10 +891,10 @@ mod embedded {
 
     type Reply = fn(&mut Conn<'_>, &[u8]) -> io::Result<()>;
 
-    /// A manager dressed as a connection of another one: the other's loop waits for it.
-    struct Guest(Manager<Reply>);
+    /// A manager that is wrapped as a transport. An outer manager waits for its descriptor.
+    struct Inner(Manager<Reply>);
 
-    impl Read for Guest {
+    impl Read for Inner {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             loop {
                 let events = self.0.turn(Some(Duration::ZERO)).unwrap().events;
@@ -898,7 +905,7 @@ mod embedded {
         }
     }
 
-    impl Write for Guest {
+    impl Write for Inner {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             Ok(bytes.len())
         }
@@ -907,46 +914,46 @@ mod embedded {
         }
     }
 
-    impl AsFd for Guest {
+    impl AsFd for Inner {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.0.as_fd()
         }
     }
 
-    impl Transport for Guest {}
+    impl Transport for Inner {}
 
     #[test]
-    fn another_loop_can_wait_for_its_descriptor() {
+    fn another_loop_can_wait_for_the_manager_s_descriptor() {
         let reply: Reply = |conn, body| conn.write_all(body);
-        let mut guest = Manager::new(lines(), reply).unwrap();
-        guest.start().unwrap();
-        let addr = guest.listen("127.0.0.1:0").unwrap();
-        let handle = guest.handle();
-        let mut host = echo(lines());
-        host.manager.put(Socket::Boxed(Box::new(Guest(guest)))).unwrap();
+        let mut inner = Manager::new(lines(), reply).unwrap();
+        inner.start().unwrap();
+        let addr = inner.listen("127.0.0.1:0").unwrap();
+        let handle = inner.handle();
+        let mut outer = echo(lines());
+        outer.manager.put(Socket::Boxed(Box::new(Inner(inner)))).unwrap();
         let mut client = TcpStream::connect(addr).unwrap();
         for _ in 0..3 {
             client.write_all(b"nested\n").unwrap();
-            assert_eq!(host.read_exact(&mut client, 6), b"nested");
+            assert_eq!(outer.read_exact(&mut client, 6), b"nested");
         }
         let (mut woken, ours) = pair();
         handle.put(ours).unwrap();
         woken.write_all(b"by a wake\n").unwrap();
-        assert_eq!(host.read_exact(&mut woken, 9), b"by a wake");
+        assert_eq!(outer.read_exact(&mut woken, 9), b"by a wake");
     }
 }
 
 #[test]
-fn next_deadline_says_when_to_turn_and_turning_then_is_enough() {
+fn turning_when_next_timeout_has_passed_is_enough() {
     let deadline = Duration::from_millis(60);
     let mut rig = echo(Config::new().clients_deadline(deadline));
-    assert_eq!(rig.manager.next_timeout(), None, "nothing is planned");
+    assert_eq!(rig.manager.next_timeout(), None, "no deadline is set");
     let began = Instant::now();
     let (client, _) = rig.connect();
     rig.turn();
     let mut turns = 0;
     while rig.record.closed().is_empty() {
-        let next = rig.manager.next_timeout().expect("a deadline is planned");
+        let next = rig.manager.next_timeout().expect("a deadline is set");
         assert!(next <= deadline + Duration::from_millis(2), "{next:?}");
         let until = Instant::now() + next;
         while Instant::now() < until {
@@ -954,7 +961,7 @@ fn next_deadline_says_when_to_turn_and_turning_then_is_enough() {
         }
         rig.turn();
         turns += 1;
-        assert!(turns < 100, "it is called again and again for nothing");
+        assert!(turns < 100, "the loop is turned too often");
     }
     assert!(began.elapsed() >= deadline, "{:?}", began.elapsed());
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
@@ -962,7 +969,7 @@ fn next_deadline_says_when_to_turn_and_turning_then_is_enough() {
 }
 
 #[test]
-fn next_deadline_is_zero_while_work_is_left() {
+fn next_timeout_is_zero_while_work_is_left() {
     let mut rig = echo(lines());
     let (_client, id) = rig.connect();
     rig.turn();
@@ -973,7 +980,7 @@ fn next_deadline_is_zero_while_work_is_left() {
 }
 
 #[test]
-fn what_is_promised_to_other_threads_holds() {
+fn public_types_are_send_and_sync_as_documented() {
     fn send<T: Send>() {}
     fn shared<T: Clone + Send + Sync>() {}
     fn sync<T: Send + Sync>() {}
@@ -998,7 +1005,7 @@ fn what_is_promised_to_other_threads_holds() {
 }
 
 #[test]
-fn slow_callbacks_are_counted_and_warned_of_once_a_second() {
+fn slow_callbacks_are_counted_and_logged_at_most_once_a_second() {
     remember_log();
     let limit = Duration::from_millis(2);
     let mut rig = rig(lines().slow_callback(limit), |_, body| {
@@ -1014,16 +1021,16 @@ fn slow_callbacks_are_counted_and_warned_of_once_a_second() {
         rig.requests(count);
     }
     let stats = rig.manager.stats();
-    assert!(stats.slow_callbacks >= 3, "at least the slow ones");
+    assert!(stats.slow_callbacks >= 3, "at least the three slow callbacks");
     assert!(stats.longest_callback > limit);
     let warnings = logged(log::Level::Warn);
     assert!(!warnings.is_empty() && warnings.len() <= 2, "{warnings:?}");
     assert!(warnings[0].contains("slow callback"), "{warnings:?}");
 }
 
-/// As the API guidelines ask: never empty, and never a byte of what a peer sent.
+/// The Rust API Guidelines require that `Debug` output is never empty (C-DEBUG-NONEMPTY).
 #[test]
-fn debug_of_what_users_hold_says_something_and_no_contents() {
+fn debug_output_is_never_empty_and_contains_no_peer_data() {
     let mut rig = rig(lines(), |conn, body| {
         let (shown, number) = (format!("{conn:?}"), conn.id());
         let id = format!("{number:?}");
@@ -1052,7 +1059,7 @@ fn debug_of_what_users_hold_says_something_and_no_contents() {
     assert!(format!("{:?}", Socket::from(one)).starts_with("Unix(fd "));
     let boxed = Socket::boxed(crate::support::plain::Plain(other));
     assert!(format!("{boxed:?}").starts_with("Boxed(fd "));
-    assert_eq!(boxed.peer_addr(), None, "unless the transport knows better");
+    assert_eq!(boxed.peer_addr(), None, "the default of `Transport`");
 }
 
 #[test]
@@ -1065,9 +1072,9 @@ fn without_a_limit_callbacks_are_not_timed() {
 }
 
 #[test]
-fn panics_are_warned_of_but_not_one_by_one() {
+fn warnings_of_panics_are_throttled() {
     remember_log();
-    let mut rig = rig(lines(), |_, _| panic!("each time"));
+    let mut rig = rig(lines(), |_, _| panic!("requested by the test"));
     for count in 1..=5 {
         let (mut client, _) = rig.connect();
         client.write_all(b"?\n").unwrap();
@@ -1080,36 +1087,37 @@ fn panics_are_warned_of_but_not_one_by_one() {
 }
 
 #[test]
-fn what_happens_to_each_connection_is_logged_only_if_asked_for() {
+fn connection_events_are_logged_only_if_debug_is_set() {
     remember_log();
     for debug in [false, true] {
         let mut rig = rig(lines().debug(debug), |_, _| Err(ErrorKind::InvalidData.into()));
-        let (client, gone) = rig.connect();
+        let (client, ended) = rig.connect();
         drop(client);
         rig.first_close();
         let (mut client, failed) = rig.connect();
         client.write_all(b"secret\n").unwrap();
         rig.until(|rig| rig.record.closed().len() == 2);
-        let said = logged(log::Level::Debug);
+        let logged_lines = logged(log::Level::Debug);
         if debug {
             let wanted = [
-                format!("{gone}: put"),
-                format!("{gone}: closed after "),
+                format!("{ended}: put"),
+                format!("{ended}: closed after "),
                 format!("{failed}: put"),
                 format!("{failed}: Framed callback failed: "),
                 format!("{failed}: closed after "),
             ];
-            let agree = said.iter().zip(&wanted).all(|(said, wanted)| said.starts_with(wanted));
-            assert!(said.len() == wanted.len() && agree, "{said:#?}");
-            assert!(!said.concat().contains("secret"));
+            let all_match =
+                logged_lines.iter().zip(&wanted).all(|(line, wanted)| line.starts_with(wanted));
+            assert!(logged_lines.len() == wanted.len() && all_match, "{logged_lines:#?}");
+            assert!(!logged_lines.concat().contains("secret"));
         } else {
-            assert_eq!(said, [""; 0]);
+            assert_eq!(logged_lines, [""; 0]);
         }
     }
 }
 
 #[test]
-fn a_connection_knows_its_age() {
+fn age_is_the_time_since_the_connection_was_put() {
     let mut rig = rig(lines(), |conn, _| write!(conn, "{}", conn.age().as_millis()));
     let began = Instant::now();
     let (mut client, id) = rig.connect();
@@ -1125,5 +1133,5 @@ fn a_connection_knows_its_age() {
     let count = client.read(&mut age).unwrap();
     let age: u128 = std::str::from_utf8(&age[..count]).unwrap().parse().unwrap();
     let max = began.elapsed().as_millis() + 1;
-    assert!((29..=max).contains(&age), "{age} ms of {max}, both ends rounded down");
+    assert!((29..=max).contains(&age), "{age} ms, of at most {max} ms");
 }

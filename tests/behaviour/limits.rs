@@ -1,4 +1,4 @@
-//! How much of everything there may be, and what happens when a limit changes.
+//! Limits on workers, buffers and unsent output, and changes of the configuration at run time.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -30,7 +30,7 @@ fn an_idle_connection_holds_no_buffer() {
     assert_eq!(
         (stats.live, stats.buffers_allocated, stats.spare),
         (50, 1, 0),
-        "the hot one serves all"
+        "the hot buffer serves all"
     );
 
     for client in &mut clients[..20] {
@@ -38,25 +38,29 @@ fn an_idle_connection_holds_no_buffer() {
     }
     rig.bytes_in(50 * 5 + 20 * 4);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers_allocated, stats.spare), (21, 0), "one for each who holds bytes");
+    assert_eq!(
+        (stats.buffers_allocated, stats.spare),
+        (21, 0),
+        "one per connection that holds bytes"
+    );
 
     for client in &mut clients[..20] {
         client.write_all(b"ed\n").unwrap();
     }
     rig.requests(70);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers_allocated, stats.spare), (21, 20), "given back");
+    assert_eq!((stats.buffers_allocated, stats.spare), (21, 20), "the buffers are returned");
 
     for client in &mut clients[20..40] {
         client.write_all(b"part").unwrap();
     }
     rig.bytes_in(50 * 5 + 40 * 4 + 20 * 3);
     let stats = rig.manager.stats();
-    assert_eq!((stats.buffers_allocated, stats.spare), (21, 0), "and used by others");
+    assert_eq!((stats.buffers_allocated, stats.spare), (21, 0), "other connections use them");
 }
 
 #[test]
-fn a_buffer_is_given_back_however_its_connection_ends() {
+fn a_buffer_is_returned_however_its_connection_ends() {
     let mut rig = echo(lines());
     let held = |rig: &mut crate::support::Rig<_>, client: &mut TcpStream| {
         let bytes = rig.manager.stats().bytes_in;
@@ -93,14 +97,14 @@ fn min_workers_are_warm_from_the_start() {
     }
     rig.requests(3);
     let stats = rig.manager.stats();
-    assert_eq!((stats.spare, stats.buffers_allocated), (3, 4), "nothing was allocated for them");
+    assert_eq!((stats.spare, stats.buffers_allocated), (3, 4), "no buffer was allocated for them");
 }
 
 #[test]
-fn a_configuration_set_before_the_start_holds_from_then_on() {
+fn a_configuration_set_before_the_start_is_in_effect_after_it() {
     let mut manager = Manager::new(lines(), |_, _| Ok(())).unwrap();
     manager.set_config(lines().min_workers(2).max_workers(2)).unwrap();
-    assert_eq!(manager.stats().spare, 0, "nothing is warm before it is started");
+    assert_eq!(manager.stats().spare, 0, "no buffer is warm before the start");
     manager.start().unwrap();
     assert_eq!(manager.stats().spare, 2);
     let puts = [(); 3].map(|()| manager.put(pair().1).is_ok());
@@ -118,11 +122,11 @@ fn min_workers_may_be_raised_and_lowered() {
     rig.until(|rig| rig.manager.stats().spare == 1);
     rig.pass(3 * interval);
     assert_eq!(rig.manager.stats().spare, 1);
-    assert_eq!(rig.manager.stats().buffers_allocated, 6, "freed, and not allocated anew");
+    assert_eq!(rig.manager.stats().buffers_allocated, 6, "no buffer was allocated again");
 }
 
 #[test]
-fn a_configuration_that_is_set_again_and_again_does_not_put_off_reaping() {
+fn setting_the_configuration_repeatedly_does_not_delay_reaping() {
     let mut config = lines().min_workers(5).reap_interval(Duration::from_millis(60));
     let mut rig = echo(config.clone());
     config = config.min_workers(1);
@@ -134,11 +138,11 @@ fn a_configuration_that_is_set_again_and_again_does_not_put_off_reaping() {
     rig.manager.set_config(config.min_workers(3)).unwrap();
     rig.manager.set_config(lines().min_workers(1).reap_interval(LATER)).unwrap();
     rig.pass(Duration::from_millis(150));
-    assert_eq!(rig.manager.stats().spare, 3, "another interval is planned anew");
+    assert_eq!(rig.manager.stats().spare, 3, "a changed interval begins again");
 }
 
 #[test]
-fn spares_above_the_minimum_are_reaped_once_an_interval_did_not_need_them() {
+fn spare_buffers_above_the_minimum_are_reaped_after_an_unused_interval() {
     let interval = Duration::from_millis(40);
     for min in [0, 2] {
         let mut rig = echo(lines().min_workers(min).reap_interval(interval));
@@ -154,15 +158,15 @@ fn spares_above_the_minimum_are_reaped_once_an_interval_did_not_need_them() {
         rig.requests(6);
         let max = rig.manager.stats().spare;
         rig.until(|rig| rig.manager.stats().spare == min as u64);
-        assert!(max == 6 || began.elapsed() >= interval, "{max} spares");
+        assert!(max == 6 || began.elapsed() >= interval, "{max} spare buffers");
         rig.pass(3 * interval);
         assert_eq!(rig.manager.stats().spare, min as u64);
-        assert_eq!(rig.manager.next_timeout().map(|next| next > interval), Some(true), "at rest");
+        assert_eq!(rig.manager.next_timeout().map(|next| next > interval), Some(true), "idle");
     }
 }
 
 #[test]
-fn a_steady_need_allocates_nothing_anew_each_interval() {
+fn a_steady_demand_allocates_no_new_buffers_each_interval() {
     let interval = Duration::from_millis(60);
     let mut rig = echo(lines().min_workers(0).reap_interval(interval));
     let (mut client, _) = rig.connect();
@@ -182,7 +186,7 @@ fn a_steady_need_allocates_nothing_anew_each_interval() {
 }
 
 #[test]
-fn at_the_maximum_put_says_busy_and_gives_the_socket_back() {
+fn put_at_the_maximum_is_busy_and_returns_the_socket() {
     let mut rig = echo(lines().max_workers(2));
     let (first, _) = rig.connect();
     let (_second, _) = rig.connect();
@@ -193,14 +197,14 @@ fn at_the_maximum_put_says_busy_and_gives_the_socket_back() {
     assert_eq!((rig.manager.stats().busy, rig.manager.stats().live), (1, 2));
     drop(first);
     rig.first_close();
-    rig.manager.put(refused.into_socket()).expect("a place is free again");
+    rig.manager.put(refused.into_socket()).expect("a worker is free again");
     third.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut third, 5), b"hello");
     assert_eq!(rig.manager.stats().peak, 2);
 }
 
 #[test]
-fn lowering_the_maximum_kills_nobody_and_put_is_busy_until_below() {
+fn lowering_the_maximum_closes_nothing_and_put_is_busy_until_below() {
     let mut rig = echo(lines().max_workers(4));
     let mut clients: Vec<TcpStream> = (0..4).map(|_| rig.connect().0).collect();
     rig.manager.set_config(lines().max_workers(2)).unwrap();
@@ -220,7 +224,7 @@ fn lowering_the_maximum_kills_nobody_and_put_is_busy_until_below() {
 }
 
 #[test]
-fn raising_the_maximum_lets_more_in_at_once() {
+fn raising_the_maximum_admits_more_connections_at_once() {
     let mut rig = echo(lines().max_workers(1));
     let (_first, _) = rig.connect();
     assert!(rig.manager.put(pair().1).unwrap_err().is_busy());
@@ -250,14 +254,14 @@ fn an_invalid_configuration_changes_nothing_and_names_both_numbers() {
         let refused = Manager::new(wrong, |_, _| Ok(())).unwrap_err();
         assert_eq!(refused.to_string(), text);
     }
-    assert!(rig.manager.put(pair().1).unwrap_err().is_busy(), "the maximum is as before");
+    assert!(rig.manager.put(pair().1).unwrap_err().is_busy(), "the maximum is unchanged");
     client.write_all(b"not yet a line").unwrap();
     rig.bytes_in(14);
-    assert_eq!(rig.record.requests(), [], "the framing is as before");
+    assert_eq!(rig.record.requests(), [], "the framing is unchanged");
 }
 
 #[test]
-fn a_configuration_error_can_be_told_apart() {
+fn a_configuration_error_can_be_matched_and_converted() {
     let refused = Manager::new(Config::new().min_workers(7).max_workers(3), |_, _| Ok(()));
     match refused.unwrap_err() {
         Error::Config(error) => {
@@ -270,7 +274,7 @@ fn a_configuration_error_can_be_told_apart() {
 }
 
 #[test]
-fn what_set_config_returns_is_in_effect() {
+fn the_configuration_that_set_config_returns_is_in_effect() {
     let mut rig = echo(lines());
     let zeros = Config::new()
         .buffer_size(0)
@@ -292,7 +296,7 @@ fn what_set_config_returns_is_in_effect() {
 }
 
 #[test]
-fn a_smaller_buffer_holds_once_a_connection_has_let_go_of_the_larger() {
+fn a_smaller_buffer_size_applies_once_the_larger_buffer_is_released() {
     let mut rig = echo(filled(32).min_workers(2));
     let (mut client, _) = rig.connect();
     client.write_all(&[b'a'; 20]).unwrap();
@@ -300,19 +304,19 @@ fn a_smaller_buffer_holds_once_a_connection_has_let_go_of_the_larger() {
     rig.manager.set_config(filled(8).min_workers(2)).unwrap();
     assert_eq!(rig.manager.stats().spare, 2);
     rig.quiet();
-    assert_eq!(rig.record.requests(), [], "what it holds stays whole");
+    assert_eq!(rig.record.requests(), [], "the held bytes stay whole");
     client.write_all(&[b'a'; 12 + 8]).unwrap();
     let full = |size: usize| (Cause::Full, vec![b'a'; size]);
     assert_eq!(rig.requests(2), [full(32), full(8)]);
-    let (mut newcomer, _) = rig.connect();
-    newcomer.write_all(&[b'a'; 16]).unwrap();
+    let (mut another, _) = rig.connect();
+    another.write_all(&[b'a'; 16]).unwrap();
     assert_eq!(rig.requests(4)[2..], [full(8), full(8)]);
     rig.quiet();
-    assert_eq!(rig.manager.stats().spare, 2, "the one of another size is gone");
+    assert_eq!(rig.manager.stats().spare, 2, "the buffer of the old size is freed");
 }
 
 #[test]
-fn a_larger_buffer_holds_for_who_holds_nothing() {
+fn a_larger_buffer_size_applies_to_connections_that_hold_nothing() {
     let mut rig = echo(filled(8));
     let (mut client, _) = rig.connect();
     client.write_all(&[b'a'; 8]).unwrap();
@@ -323,9 +327,9 @@ fn a_larger_buffer_holds_for_who_holds_nothing() {
     assert_eq!(rig.requests(2), [full(8), full(24)]);
 }
 
-/// A frame that fits in the configured buffer is not overlong because an old one is smaller.
+/// A frame that fits the new size is not overlong, although it began in a smaller buffer.
 #[test]
-fn a_larger_buffer_holds_at_once_for_who_is_in_the_middle_of_a_frame() {
+fn a_larger_buffer_size_applies_at_once_in_the_middle_of_a_frame() {
     let config = |size: usize| lines().buffer_size(size);
     let mut rig = echo(config(8));
     let (mut client, _) = rig.connect();
@@ -346,7 +350,7 @@ fn a_write_beyond_the_limit_queues_nothing_and_closes() {
         conn.write_all(&[b'r'; 60])?;
         let refused = conn.write(&[b'x'; 41]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StorageFull);
-        // That it is closed does not depend on what the callback makes of the error.
+        // The connection is closed although the callback ignores the error.
         Ok(())
     });
     let (mut client, _) = rig.connect();
@@ -361,7 +365,7 @@ fn a_write_beyond_the_limit_queues_nothing_and_closes() {
 }
 
 #[test]
-fn the_write_limit_is_for_what_is_unsent_and_can_be_changed() {
+fn the_write_limit_counts_unsent_bytes_and_can_be_changed() {
     let config = |limit| Config::new().framing(Framing::Drained).write_limit(limit);
     let mut rig = rig(config(100), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&[b'r'; 80]));
     let (mut client, _) = rig.connect();
@@ -377,7 +381,7 @@ fn the_write_limit_is_for_what_is_unsent_and_can_be_changed() {
 }
 
 #[test]
-fn what_others_send_counts_against_the_write_limit_too() {
+fn bytes_sent_by_commands_count_against_the_write_limit() {
     let config = Config::new().framing(Framing::Drained).write_limit(10);
     let mut target = None;
     let mut rig = rig(config, move |conn: &mut Conn<'_>, body: &[u8]| {
@@ -399,7 +403,7 @@ fn what_others_send_counts_against_the_write_limit_too() {
 
 #[test]
 fn every_byte_read_was_delivered_or_is_counted_as_dropped() {
-    // A body of this framing is all that was consumed for it.
+    // A body of this framing includes its delimiter, so bodies add up to all consumed bytes.
     let whole = Framing::custom(|held| {
         let end = held.iter().position(|&byte| byte == b'\n');
         end.map_or(pool_manager::Frame::Partial, |end| pool_manager::Frame::Complete(end + 1))
@@ -438,7 +442,7 @@ fn every_byte_read_was_delivered_or_is_counted_as_dropped() {
 }
 
 #[test]
-fn a_stop_drops_and_counts_what_is_held() {
+fn a_stop_drops_and_counts_held_bytes() {
     let mut rig = echo(filled(64).stop_deadline(Duration::ZERO));
     let (mut client, _) = rig.connect();
     client.write_all(b"held").unwrap();

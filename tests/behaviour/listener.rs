@@ -1,4 +1,4 @@
-//! Accepting: how much at a time, what newcomers are told, and what is done when nothing is left.
+//! Listeners: batches of accepts, refusals, pauses, lack of descriptors, stop and handover.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use pool_manager::{
 };
 
 use crate::support::{
-    PATIENCE, Rig, Seen, alone, connect, deep_listener, echo, logged, remember_log, reset, rig,
+    Rig, Seen, TIMEOUT, alone, connect, deep_listener, echo, logged, remember_log, reset, rig,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -22,7 +22,7 @@ fn drained() -> Config {
     Config::new().framing(Framing::Drained).clients_deadline(LONG)
 }
 
-/// Whether the client is served: what it says comes back.
+/// Asserts that the client is served: its bytes are echoed.
 #[track_caller]
 fn assert_served<F>(rig: &mut Rig<F>, client: &mut TcpStream)
 where
@@ -37,7 +37,7 @@ where
     F: FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>,
 {
     let opened = |seen| if let Seen::Opened(id) = seen { Some(id) } else { None };
-    rig.record.all().into_iter().filter_map(opened).next_back().expect("one was opened")
+    rig.record.all().into_iter().filter_map(opened).next_back().expect("an opened connection")
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_listener_bound_elsewhere_is_taken_over() {
 }
 
 #[test]
-fn a_unix_listener_bound_elsewhere_is_taken_over_and_its_path_left_alone() {
+fn a_unix_listener_bound_elsewhere_is_taken_over_without_its_path() {
     let path = std::env::temp_dir().join(format!("pool-manager-on-{}", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
     let mut rig = echo(drained());
@@ -75,11 +75,11 @@ fn a_unix_listener_bound_elsewhere_is_taken_over_and_its_path_left_alone() {
     rig.until(|rig| rig.manager.stats().bytes_out == 4);
     client.read_exact(&mut [0; 4]).unwrap();
     rig.manager.stop().unwrap();
-    std::fs::remove_file(&path).expect("it was not ours to remove");
+    std::fs::remove_file(&path).expect("the manager did not remove it");
 }
 
 #[test]
-fn more_than_a_batch_that_waits_is_accepted_without_a_further_edge() {
+fn a_queue_longer_than_a_batch_is_accepted_without_another_edge() {
     let pause = drained().overload(Overload::Pause);
     for config in [drained(), pause.clone(), pause.max_workers(101)] {
         let mut rig = echo(config);
@@ -89,7 +89,7 @@ fn more_than_a_batch_that_waits_is_accepted_without_a_further_edge() {
         assert_eq!((first.accepted, rig.manager.next_timeout()), (64, Some(Duration::ZERO)));
         assert_eq!(rig.turn().accepted, 36);
         assert_eq!(rig.turn().accepted, 0);
-        assert_eq!(rig.manager.stats().accepts, 101, "one to see that there is no more");
+        assert_eq!(rig.manager.stats().accepts, 101, "one more finds the queue empty");
         assert_served(&mut rig, &mut clients[99]);
     }
 }
@@ -98,35 +98,35 @@ fn more_than_a_batch_that_waits_is_accepted_without_a_further_edge() {
 fn a_second_listener_is_not_starved_by_the_first() {
     let mut rig = echo(drained());
     let addrs = [(); 2].map(|()| rig.manager.listen("127.0.0.1:0").unwrap());
-    let _crowd: Vec<TcpStream> = (0..100).map(|_| connect(addrs[0])).collect();
-    let _alone = connect(addrs[1]);
+    let _many: Vec<TcpStream> = (0..100).map(|_| connect(addrs[0])).collect();
+    let _one = connect(addrs[1]);
     assert_eq!(rig.turn().accepted, 65);
 }
 
 #[test]
-fn a_refused_client_is_told_though_its_input_is_not_read() {
+fn a_refused_client_gets_the_reply_though_its_input_is_unread() {
     let mut rig = echo(drained().max_workers(1));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut first = connect(addr);
     assert_served(&mut rig, &mut first);
-    for lap in 1..=50 {
+    for round in 1..=50 {
         let mut client = connect(addr);
         client.write_all(&vec![b'x'; 20_000]).unwrap();
-        rig.until(|rig| rig.manager.stats().busy == lap);
+        rig.until(|rig| rig.manager.stats().busy == round);
         client.write_all(&vec![b'y'; 20_000]).unwrap();
         rig.turn();
         client.write_all(b"and more").unwrap();
-        let said = rig.read_to_end(&mut client).expect("no reset");
-        assert_eq!(said, ERROR_SERVER_BUSY.as_bytes(), "lap {lap}");
+        let reply = rig.read_to_end(&mut client).expect("no reset");
+        assert_eq!(reply, ERROR_SERVER_BUSY.as_bytes(), "round {round}");
     }
     assert_served(&mut rig, &mut first);
     assert_eq!(rig.record.open_lives(), 1);
-    assert_eq!(rig.record.closed(), [], "no callback hears of who was refused");
+    assert_eq!(rig.record.closed(), [], "no callback is called for a refused client");
     assert_eq!(rig.manager.stats().accepted, 51);
 }
 
 #[test]
-fn refused_clients_are_told_what_the_configuration_says() {
+fn refused_clients_get_the_configured_reply() {
     let mut rig = echo(drained().max_workers(1).overload(Overload::Reject(b"503".into())));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut first = connect(addr);
@@ -144,22 +144,22 @@ fn a_paused_listener_leaves_clients_in_the_backlog_without_spinning() {
     let mut first = connect(addr);
     assert_served(&mut rig, &mut first);
     let mut waiting = connect(addr);
-    waiting.write_all(b"patient").unwrap();
+    waiting.write_all(b"waiting").unwrap();
     rig.until(|rig| rig.turn().events == 0);
     let accepts = rig.manager.stats().accepts;
     for _ in 0..10 {
         let turn = rig.turn();
         assert_eq!((turn.events, turn.accepted), (0, 0));
-        assert_ne!(rig.manager.next_timeout(), Some(Duration::ZERO), "it would spin");
+        assert_ne!(rig.manager.next_timeout(), Some(Duration::ZERO), "the loop would spin");
     }
     assert_eq!(rig.manager.stats().accepts, accepts);
-    assert_eq!(rig.manager.stats().busy, 0, "nobody was refused");
+    assert_eq!(rig.manager.stats().busy, 0, "no client was refused");
     drop(first);
-    assert_eq!(rig.read_exact(&mut waiting, 7), b"patient");
+    assert_eq!(rig.read_exact(&mut waiting, 7), b"waiting");
 }
 
 #[test]
-fn a_paused_listener_goes_on_when_a_place_is_freed_in_any_way() {
+fn a_paused_listener_resumes_when_a_worker_becomes_free_in_any_way() {
     let config = drained().max_workers(1).overload(Overload::Pause);
     let mut rig = rig(config.clone(), |conn, body| {
         if body == b"quit" {
@@ -192,7 +192,7 @@ fn a_paused_listener_goes_on_when_a_place_is_freed_in_any_way() {
 }
 
 #[test]
-fn a_paused_listener_goes_on_when_a_handle_raises_the_maximum_or_pausing_ends() {
+fn a_paused_listener_resumes_when_a_handle_changes_limit_or_policy() {
     let config = drained().max_workers(1).overload(Overload::Pause);
     let mut rig = echo(config.clone());
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
@@ -210,7 +210,7 @@ fn a_paused_listener_goes_on_when_a_handle_raises_the_maximum_or_pausing_ends() 
 }
 
 #[test]
-fn accepted_connections_send_without_delay() {
+fn accepted_connections_have_nodelay_set() {
     let mut rig = rig(drained(), |conn, _| {
         let Socket::Tcp(stream) = conn.socket() else { panic!("accepted as TCP") };
         let nodelay = stream.nodelay()?;
@@ -229,21 +229,21 @@ fn accepted_connections_send_without_delay() {
 }
 
 #[test]
-fn an_occupied_port_is_named_and_said_to_be_in_use() {
+fn an_occupied_port_is_an_error_that_names_the_address() {
     let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = occupied.local_addr().unwrap();
     let mut rig = echo(drained());
     let error = rig.manager.listen(addr).unwrap_err();
     assert!(matches!(error, Error::Listen { .. }));
-    let said = error.to_string();
-    assert!(said.contains(&addr.to_string()) && said.contains("in use"), "{said}");
-    assert_eq!(said.lines().count(), 1);
+    let message = error.to_string();
+    assert!(message.contains(&addr.to_string()) && message.contains("in use"), "{message}");
+    assert_eq!(message.lines().count(), 1);
     drop(occupied);
-    rig.manager.listen(addr).expect("nothing was kept");
+    rig.manager.listen(addr).expect("the failed attempt left nothing open");
 }
 
 #[test]
-fn an_address_that_is_none_is_an_error() {
+fn an_invalid_or_empty_address_is_an_error() {
     let mut rig = echo(drained());
     let error = rig.manager.listen("no port here").unwrap_err();
     assert!(matches!(error, Error::Listen { .. }) && !error.to_string().is_empty(), "{error}");
@@ -252,7 +252,7 @@ fn an_address_that_is_none_is_an_error() {
 }
 
 #[test]
-fn nobody_listens_before_start() {
+fn listening_before_the_start_is_refused() {
     let mut manager = Manager::new(drained(), |_, _| Ok(())).unwrap();
     assert!(matches!(manager.listen("127.0.0.1:0"), Err(Error::NotRunning)));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -261,8 +261,8 @@ fn nobody_listens_before_start() {
 }
 
 #[test]
-fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
-    alone("listener::without_descriptors_it_serves_on_and_tries_again_now_and_then", 40, || {
+fn without_descriptors_connections_are_served_and_accept_retried() {
+    alone("listener::without_descriptors_connections_are_served_and_accept_retried", 40, || {
         remember_log();
         let mut rig = echo(drained());
         let addr = rig.manager.listen("127.0.0.1:0").unwrap();
@@ -272,29 +272,30 @@ fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
             let domain = socket2::Domain::IPV4;
             socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket")
         };
-        let mut newcomers: Vec<socket2::Socket> = (0..3).map(|_| stream()).collect();
-        let mut hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-        for newcomer in &newcomers {
-            newcomer.connect(&addr.into()).unwrap();
+        let mut clients: Vec<socket2::Socket> = (0..3).map(|_| stream()).collect();
+        let mut files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        for client in &clients {
+            client.connect(&addr.into()).unwrap();
         }
         rig.until(|rig| rig.manager.stats().fd_exhausted > 0);
 
         let (began, before) = (Instant::now(), rig.manager.stats());
-        let (mut exchanges, mut tried) = (0, 0);
-        while began.elapsed() < Duration::from_millis(400) || exchanges < 10 || tried < 3 {
-            assert!(began.elapsed() < PATIENCE, "{exchanges} exchanges, {tried} attempts");
+        let (mut exchanges, mut attempts) = (0, 0);
+        while began.elapsed() < Duration::from_millis(400) || exchanges < 10 || attempts < 3 {
+            assert!(began.elapsed() < TIMEOUT, "{exchanges} exchanges, {attempts} attempts");
             assert_served(&mut rig, &mut served);
             exchanges += 1;
-            tried = rig.manager.stats().accepts - before.accepts;
+            attempts = rig.manager.stats().accepts - before.accepts;
         }
         let max = began.elapsed().as_millis().div_ceil(50) as u64 + 1;
-        assert!(tried <= max, "{tried} attempts in {:?}", began.elapsed());
+        assert!(attempts <= max, "{attempts} attempts in {:?}", began.elapsed());
         assert_eq!(rig.manager.stats().accepted, before.accepted);
         assert_eq!(logged(log::Level::Warn).len(), 1, "{:?}", logged(log::Level::Warn));
 
-        // Idle, it waits; but never so long that a freed descriptor would go unnoticed.
+        // An idle loop waits, but only for a short time, so that it does not miss a freed
+        // descriptor.
         rig.turn();
-        let next = rig.manager.next_timeout().expect("it will try again");
+        let next = rig.manager.next_timeout().expect("a retry is due");
         assert!(next <= Duration::from_millis(100), "{next:?}");
         rig.until(|rig| rig.turn().events == 0);
         let waits = rig.manager.stats().waits;
@@ -303,12 +304,12 @@ fn without_descriptors_it_serves_on_and_tries_again_now_and_then() {
             rig.manager.turn(Some(Duration::from_millis(200))).unwrap();
         }
         let waits = rig.manager.stats().waits - waits;
-        assert!(waits <= 8, "{waits} waits in {:?}: it spins", idle.elapsed());
+        assert!(waits <= 8, "{waits} waits in {:?}: the loop spins", idle.elapsed());
 
-        hoard.truncate(hoard.len() - 3);
+        files.truncate(files.len() - 3);
         rig.until(|rig| rig.manager.stats().accepted == before.accepted + 3);
-        let mut newcomer = TcpStream::from(newcomers.pop().unwrap());
-        assert_served(&mut rig, &mut newcomer);
+        let mut client = TcpStream::from(clients.pop().unwrap());
+        assert_served(&mut rig, &mut client);
         assert_eq!(logged(log::Level::Warn).len(), 1);
     });
 }
@@ -322,16 +323,16 @@ fn a_connection_that_closes_frees_the_descriptor_for_the_next() {
         assert_served(&mut rig, &mut served);
         let waiting = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let waiting = waiting.unwrap();
-        let hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        let files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
         waiting.connect(&addr.into()).unwrap();
         rig.until(|rig| rig.manager.stats().fd_exhausted > 2);
         served.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(rig.read_to_end(&mut served).unwrap(), b"");
         rig.until(|rig| rig.manager.stats().accepted == 2);
         assert_served(&mut rig, &mut TcpStream::from(waiting));
-        drop(hoard);
+        drop(files);
         let free = (0..5).filter(|_| rig.manager.put(crate::support::pair().1).is_ok()).count();
-        assert_eq!(free, 4, "an attempt that failed kept its place");
+        assert_eq!(free, 4, "a failed attempt kept its permit");
     });
 }
 
@@ -339,9 +340,9 @@ fn a_connection_that_closes_frees_the_descriptor_for_the_next() {
 fn health_checks_reach_no_request_callback() {
     let mut rig = echo(drained().max_workers(4));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
-    for lap in 1..=50 {
+    for round in 1..=50 {
         drop(connect(addr));
-        rig.until(|rig| rig.record.closed().len() == lap);
+        rig.until(|rig| rig.record.closed().len() == round);
     }
     assert_eq!(rig.record.closed(), [CloseReason::Eof; 50]);
     assert_eq!(rig.record.requests(), []);
@@ -349,27 +350,27 @@ fn health_checks_reach_no_request_callback() {
 }
 
 #[test]
-fn a_thousand_connections_dead_on_arrival_leave_no_worker() {
+fn a_thousand_connections_reset_before_accept_leave_no_worker() {
     let mut rig = echo(drained().max_workers(100));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
-    for lap in 1..=10 {
+    for round in 1..=10 {
         for _ in 0..100 {
             reset(connect(addr));
         }
-        rig.until(|rig| rig.manager.stats().closed_total() == 100 * lap);
+        rig.until(|rig| rig.manager.stats().closed_total() == 100 * round);
     }
     assert_eq!(rig.manager.stats().closed(CloseReason::Reset), 1_000);
     assert_eq!((rig.manager.stats().live, rig.record.open_lives()), (0, 0));
     assert_eq!(rig.record.requests(), []);
     for _ in 0..100 {
-        rig.manager.put(crate::support::pair().1).expect("every place is free");
+        rig.manager.put(crate::support::pair().1).expect("every worker is free");
     }
     assert!(rig.manager.put(crate::support::pair().1).unwrap_err().is_busy());
 }
 
 #[test]
-fn a_stop_answers_everybody_who_waits_to_be_accepted() {
-    let mut rig = echo(drained().stop_deadline(PATIENCE));
+fn a_stop_answers_every_client_in_the_accept_queue() {
+    let mut rig = echo(drained().stop_deadline(TIMEOUT));
     let listener = deep_listener(Ipv4Addr::LOCALHOST);
     let addr = listener.local_addr().unwrap();
     rig.manager.listen_on(listener).unwrap();
@@ -380,7 +381,7 @@ fn a_stop_answers_everybody_who_waits_to_be_accepted() {
     }
     rig.manager.handle().stop().unwrap();
     rig.turn();
-    assert_eq!(rig.manager.stats().accepted, 64, "a batch a turn");
+    assert_eq!(rig.manager.stats().accepted, 64, "one batch per turn");
     for client in late {
         client.write_all(b"pong").unwrap();
     }
@@ -395,7 +396,7 @@ fn a_stop_answers_everybody_who_waits_to_be_accepted() {
 }
 
 #[test]
-fn closing_one_of_two_listeners_that_share_a_port_resets_nobody() {
+fn closing_one_of_two_listeners_on_a_port_resets_no_client() {
     let shared = |addr: &str| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let socket = socket.unwrap();
@@ -418,32 +419,32 @@ fn closing_one_of_two_listeners_that_share_a_port_resets_nobody() {
     clients.push(connect(addr));
     clients[200].write_all(b"ping").unwrap();
     let left = 201 - report.finished;
-    assert!((2..200).contains(&left), "the kernel deals out: {report}");
+    assert!((2..200).contains(&left), "the kernel distributes the clients: {report}");
     staying.until(|rig| rig.manager.stats().bytes_out == 4 * left as u64);
     for mut client in clients {
-        client.read_exact(&mut [0; 4]).expect("an answer and no reset");
+        client.read_exact(&mut [0; 4]).expect("a reply and no reset");
     }
 }
 
 #[test]
-fn who_says_nothing_when_accepted_in_a_stop_is_closed_at_its_deadline() {
-    let drain = Duration::from_millis(100);
-    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause).stop_deadline(drain));
+fn a_silent_client_accepted_in_a_stop_is_closed_at_its_deadline() {
+    let deadline = Duration::from_millis(100);
+    let mut rig = echo(drained().max_workers(1).overload(Overload::Pause).stop_deadline(deadline));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut first = connect(addr);
     assert_served(&mut rig, &mut first);
     let mut silent = connect(addr);
-    let mut placeless = connect(addr);
+    let mut unaccepted = connect(addr);
     let began = Instant::now();
     let report = rig.manager.stop().unwrap();
-    assert!(began.elapsed() >= drain);
+    assert!(began.elapsed() >= deadline);
     assert_eq!((report.idle, report.finished, report.aborted), (1, 0, 1), "{report}");
     assert_eq!(silent.read(&mut [0]).unwrap(), 0);
-    assert_eq!(placeless.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(unaccepted.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
-fn a_stop_without_time_to_drain_accepts_nobody() {
+fn a_stop_with_a_deadline_of_zero_accepts_no_client() {
     let mut rig = echo(drained().stop_deadline(Duration::ZERO));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut waiting = connect(addr);
@@ -452,9 +453,9 @@ fn a_stop_without_time_to_drain_accepts_nobody() {
     assert_eq!(rig.manager.stats().accepts, 0);
 }
 
-/// A datagram socket is readable and never accepts: `accept(2)` says so at once, again and again.
+/// A datagram socket becomes readable, but `accept(2)` on it always fails with `EOPNOTSUPP`.
 #[test]
-fn a_listener_that_only_ever_fails_does_not_keep_the_loop_busy() {
+fn a_listener_whose_accepts_always_fail_does_not_spin() {
     let (sender, datagrams) = UnixDatagram::pair().unwrap();
     let mut rig = echo(drained());
     rig.manager.listen_on(UnixListener::from(OwnedFd::from(datagrams))).unwrap();
@@ -468,7 +469,7 @@ fn a_listener_that_only_ever_fails_does_not_keep_the_loop_busy() {
 }
 
 #[test]
-fn listeners_that_are_taken_lose_nobody() {
+fn taking_listeners_loses_no_client() {
     let mut old = echo(drained());
     let addr = old.manager.listen("127.0.0.1:0").unwrap();
     let mut served = connect(addr);
@@ -495,7 +496,7 @@ fn listeners_that_are_taken_lose_nobody() {
 }
 
 #[test]
-fn a_listener_that_was_taken_can_be_given_back() {
+fn a_listener_that_was_taken_can_be_returned() {
     let mut rig = echo(drained());
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     for _ in 0..3 {
@@ -509,23 +510,23 @@ fn a_listener_that_was_taken_can_be_given_back() {
     }
     rig.manager.stop().unwrap();
     assert!(rig.manager.take_listeners().is_empty());
-    TcpStream::connect(addr).expect_err("a stop closed it");
+    TcpStream::connect(addr).expect_err("the stop closed the listener");
 }
 
 #[test]
-fn the_path_of_a_listener_that_was_taken_stays() {
+fn the_path_of_a_taken_unix_listener_is_not_removed() {
     let path = std::env::temp_dir().join(format!("pool-manager-taken-{}", std::process::id()));
     let mut rig = echo(drained());
     rig.manager.listen_unix(&path).unwrap();
     let taken = rig.manager.take_listeners();
     rig.manager.stop().unwrap();
     assert!(matches!(&taken[..], [ListenSocket::Unix(_)]));
-    std::os::unix::net::UnixStream::connect(&path).expect("it listens still");
+    std::os::unix::net::UnixStream::connect(&path).expect("the socket still listens");
     std::fs::remove_file(&path).expect("the path stays");
 }
 
 #[test]
-fn listeners_are_not_taken_from_a_stop_that_still_serves_who_waits_at_them() {
+fn a_stopping_manager_keeps_its_listeners_for_queued_clients() {
     let config = Config::new().framing(Framing::Delimited(b'\n')).max_workers(1);
     let mut rig = echo(config.overload(Overload::Pause));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();

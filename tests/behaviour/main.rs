@@ -1,8 +1,10 @@
-//! The pool's behaviour over real sockets, topic by topic. Test names read as its specification.
+//! Tests of the pool over real sockets, one module per topic. The test names state the behaviour.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
+mod adversarial;
 mod back_pressure;
 mod connect;
 mod deadlines;
@@ -10,17 +12,15 @@ mod endings;
 mod framing;
 mod handle;
 mod hooks;
-mod hostile;
 mod large;
 mod ledger;
 mod life_cycle;
 mod limits;
 mod listener;
-mod newcomers;
-mod proxied;
+mod proxy_protocol;
 mod random;
 mod rate;
 mod scripted;
 mod transport;
-mod uds;
 mod unix_paths;
+mod unix_sockets;

@@ -1,8 +1,8 @@
-//! Random traffic, pauses, half-closes and configurations over sockets of every kind with tiny
-//! kernel buffers: whatever happens, the stream that comes back is the one that was sent.
+//! Random traffic, pauses, half-closes and configurations, over sockets of every kind and with tiny
+//! kernel buffers. In each case, the manager must echo exactly the stream that was sent.
 //!
-//! Each case has a seed. A case that fails prints it; `POOL_MANAGER_SEED=<seed> cargo test --test
-//! behaviour random::` plays that case alone again.
+//! A case that fails prints its seed. `POOL_MANAGER_SEED=<seed> cargo test --test behaviour
+//! random::` runs that case alone.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -18,18 +18,19 @@ const SEED: &str = "POOL_MANAGER_SEED";
 const CASES: u64 = 30;
 const STEPS: usize = 200;
 
-/// Tells how to play a case again, should it fail.
+/// Prints the command that repeats a case if the case panics.
 struct Replay(u64);
 
 impl Drop for Replay {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("again: {SEED}={} cargo test --test behaviour random::", self.0);
+            eprintln!("to repeat: {SEED}={} cargo test --test behaviour random::", self.0);
         }
     }
 }
 
-/// The other end of a connection: what it sent, and what came back.
+/// The client's end of a connection, with the bytes that it has sent and the bytes that were
+/// echoed.
 struct Peer {
     socket: TcpStream,
     id: ConnId,
@@ -75,7 +76,7 @@ impl Peer {
         }
     }
 
-    /// Whether something came.
+    /// Reads at most `max` bytes. Returns false if nothing has arrived.
     fn read(&mut self, max: usize) -> bool {
         let mut chunk = vec![0; max];
         match self.socket.read(&mut chunk) {
@@ -138,20 +139,20 @@ fn case(seed: u64) {
             }
         }
     }
-    // Nobody does anything: the loop comes to rest, whatever is held, owed or paused.
+    // Without traffic the loop must not spin, even with held, unsent or paused data.
     rig.quiet();
     let turns = rig.turns_in(Duration::from_millis(3));
-    assert!(turns < 5, "{turns} turns in which nobody did anything");
+    assert!(turns < 5, "{turns} turns without traffic");
     for peer in &mut peers {
         handle.resume(peer.id).unwrap();
         peer.close_side();
     }
     rig.until(|_| {
-        let mut moved = true;
-        while moved {
-            moved = false;
+        let mut any_read = true;
+        while any_read {
+            any_read = false;
             for peer in peers.iter_mut().filter(|peer| !peer.ended) {
-                moved |= peer.read(70_000);
+                any_read |= peer.read(70_000);
             }
         }
         peers.iter().all(|peer| peer.ended)
@@ -168,7 +169,7 @@ fn case(seed: u64) {
 }
 
 #[test]
-fn whatever_peers_do_every_byte_comes_back_and_nothing_spins() {
+fn every_byte_is_echoed_under_random_traffic_and_nothing_spins() {
     if let Ok(seed) = std::env::var(SEED) {
         return case(seed.parse().expect("a number"));
     }

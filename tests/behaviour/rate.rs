@@ -1,4 +1,5 @@
-//! Rate limits: what comes too early waits, is not lost, and is not held against its peer.
+//! Rate limits. A request above the limit is delayed, but not lost. Meanwhile the deadlines are
+//! suspended.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -30,21 +31,21 @@ fn a_burst_is_served_at_once_and_the_rest_at_its_rate() {
 }
 
 #[test]
-fn who_keeps_to_the_rate_never_waits_and_others_do_not_wait_for_who_does_not() {
+fn a_connection_above_its_rate_does_not_delay_one_within_its_rate() {
     let mut rig = echo(lines(RateLimit::per_second(1).burst(3)));
-    let [(mut greedy, _), (mut modest, _)] = [(); 2].map(|()| rig.connect());
-    greedy.write_all(&b"g\n".repeat(50)).unwrap();
+    let [(mut fast, _), (mut slow, _)] = [(); 2].map(|()| rig.connect());
+    fast.write_all(&b"f\n".repeat(50)).unwrap();
     rig.requests(3);
     for _ in 0..3 {
-        modest.write_all(b"m\n").unwrap();
-        assert_eq!(rig.read_exact(&mut modest, 1), b"m");
+        slow.write_all(b"s\n").unwrap();
+        assert_eq!(rig.read_exact(&mut slow, 1), b"s");
     }
     assert_eq!(rig.manager.stats().throttled, 1);
-    assert!(rig.turns_in(Duration::from_millis(200)) < 8, "it sleeps meanwhile");
+    assert!(rig.turns_in(Duration::from_millis(200)) < 8, "the loop sleeps meanwhile");
 }
 
 #[test]
-fn what_waits_stays_with_the_peer_once_a_buffer_is_full() {
+fn delayed_requests_cause_back_pressure_once_the_buffer_is_full() {
     let mut rig = echo(lines(RateLimit::per_second(1)).buffer_size(1_000));
     let (mut client, ours) = unix_pair();
     rig.manager.put(ours).unwrap();
@@ -59,13 +60,13 @@ fn what_waits_stays_with_the_peer_once_a_buffer_is_full() {
         }
         rig.turn();
     }
-    assert!(wrote < 4 << 20, "the peer could write all it liked");
+    assert!(wrote < 4 << 20, "the peer sees no back-pressure");
     let stats = rig.manager.stats();
     assert!(stats.bytes_in <= 2_000, "{} bytes were read", stats.bytes_in);
 }
 
 #[test]
-fn waiting_for_us_is_not_held_against_the_peer() {
+fn deadlines_are_suspended_while_a_request_is_delayed() {
     let deadline = Duration::from_millis(40);
     let config = lines(RateLimit::per_second(5));
     let mut rig = echo(config.clients_deadline(deadline).request_deadline(deadline));
@@ -75,11 +76,14 @@ fn waiting_for_us_is_not_held_against_the_peer() {
     assert!(requests.iter().all(|(cause, _)| *cause == Cause::Framed), "{requests:?}");
     let served = Instant::now();
     assert_eq!(rig.first_close(), CloseReason::Expired);
-    assert!(served.elapsed() >= Duration::from_millis(35), "its silence counts from then");
+    assert!(
+        served.elapsed() >= Duration::from_millis(35),
+        "the idle deadline counts from the last request"
+    );
 }
 
 #[test]
-fn a_limit_that_is_lifted_lets_go_at_once() {
+fn removing_the_limit_serves_delayed_requests_at_once() {
     let mut rig = echo(lines(RateLimit::per_second(1)));
     let mut clients: Vec<TcpStream> = (0..20).map(|_| rig.connect().0).collect();
     for client in &mut clients {
@@ -93,7 +97,7 @@ fn a_limit_that_is_lifted_lets_go_at_once() {
 }
 
 #[test]
-fn a_framing_that_knows_no_request_in_what_was_held_does_not_spin() {
+fn a_new_framing_without_a_request_in_the_held_bytes_does_not_spin() {
     let mut rig = echo(lines(RateLimit::per_second(20)));
     let (mut client, _) = rig.connect();
     client.write_all(b"one\ntwo\n").unwrap();
@@ -106,7 +110,7 @@ fn a_framing_that_knows_no_request_in_what_was_held_does_not_spin() {
 }
 
 #[test]
-fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
+fn a_pause_and_an_end_of_file_are_kept_while_a_request_is_delayed() {
     let mut rig = echo(lines(RateLimit::per_second(50)));
     let (mut client, id) = rig.connect();
     client.write_all(b"one\ntwo\nthree\nrest").unwrap();
@@ -114,7 +118,7 @@ fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
     rig.until(|rig| rig.manager.stats().throttled == 1);
     rig.manager.handle().pause(id).unwrap();
     rig.pass(Duration::from_millis(60));
-    assert_eq!(rig.record.requests().len(), 1, "it is paused");
+    assert_eq!(rig.record.requests().len(), 1, "the connection is paused");
     rig.manager.handle().resume(id).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Eof);
     let bodies: Vec<_> = rig.record.requests().into_iter().map(|(_, body)| body).collect();
@@ -122,7 +126,7 @@ fn a_pause_and_an_end_of_file_are_kept_while_a_request_waits() {
 }
 
 #[test]
-fn a_changed_limit_forgives_what_was_allowed_under_the_old_one() {
+fn a_changed_limit_counts_earlier_requests_as_one_burst_at_most() {
     let mut rig = echo(lines(RateLimit::per_second(1).burst(100)));
     let (mut client, _) = rig.connect();
     client.write_all(&b"x\n".repeat(100)).unwrap();
@@ -132,12 +136,12 @@ fn a_changed_limit_forgives_what_was_allowed_under_the_old_one() {
     client.write_all(&b"x\n".repeat(3)).unwrap();
     rig.requests(103);
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(38), "no burst beyond the one it had: {took:?}");
+    assert!(took >= Duration::from_millis(38), "the burst is used up already: {took:?}");
     assert!(took < Duration::from_millis(900), "{took:?}");
 }
 
 #[test]
-fn who_gets_no_reply_is_not_blamed_for_the_wait_either() {
+fn deadlines_are_suspended_for_delayed_requests_without_a_reply_too() {
     let deadline = Duration::from_millis(40);
     let config = lines(RateLimit::per_second(5)).clients_deadline(deadline);
     let mut rig = rig(config, |_: &mut Conn<'_>, _: &[u8]| Ok(()));

@@ -1,5 +1,5 @@
-//! What a kernel seldom does, in a world that does as it is told: errors of `accept`, sockets that
-//! cannot be registered, waits that fail, and minutes that pass at once.
+//! Rare events, produced by a scripted backend: errors of `accept`, sockets that cannot be
+//! registered, waits that fail, and a clock that the test advances.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,25 +16,27 @@ use pool_manager::{
 use crate::support::plain::Plain;
 use crate::support::{logged, pair, remember_log, unix_pair};
 
-/// What the world is to do, and what it was asked.
+/// The behaviour of a [`ScriptedBackend`], and a record of the calls it received.
 #[derive(Default)]
 struct Script {
     now: Duration,
-    /// Reported by the next wait, once.
+    /// The events that the next wait reports, once.
     events: Vec<Event>,
-    /// What `accept` gives, in order; then there is nothing more.
+    /// The results of `accept`, in order. After the last one, `accept` returns `WouldBlock`.
     accepts: VecDeque<io::Result<Socket>>,
     waits_fail: bool,
-    nothing_registers: bool,
-    /// A short read says that there is no more.
-    short_reads_drain: bool,
-    /// How many bytes more a read says than it has read.
-    boasts: usize,
-    /// How long the last wait was to be at most, and how many of those before it were to be none.
+    registering_fails: bool,
+    /// The result of `short_read_is_drained`.
+    short_read_is_drained: bool,
+    /// The number of bytes that a read reports in addition to those that it has read.
+    overreported: usize,
+    /// The timeout of the last wait.
     timeout: Option<Duration>,
+    /// The number of waits with a timeout of zero.
     polls: u32,
-    /// What each poll takes, and after how many the events are there.
+    /// The time that each poll takes.
     poll_takes: Duration,
+    /// The number of polls before any event is reported.
     silent_polls: u32,
     clock_readings: u32,
     accepted: u32,
@@ -44,14 +46,15 @@ struct Script {
 }
 
 #[derive(Clone, Default)]
-struct World(Rc<RefCell<Script>>);
+struct ScriptedBackend(Rc<RefCell<Script>>);
 
-impl World {
+impl ScriptedBackend {
+    /// Advances the clock.
     fn pass(&self, millis: u64) {
         self.0.borrow_mut().now += Duration::from_millis(millis);
     }
 
-    /// Says that there is something to accept, and what that is.
+    /// Adds results of `accept`, and reports the first listener as readable.
     fn offer(&self, accepts: impl IntoIterator<Item = io::Result<Socket>>) {
         let mut script = self.0.borrow_mut();
         script.accepts.extend(accepts);
@@ -64,7 +67,7 @@ fn readable(token: u64) -> Event {
     Event { token, readable: true, writable: false, closed: false, priority: false }
 }
 
-impl Backend for World {
+impl Backend for ScriptedBackend {
     type Listener = ();
 
     fn start(&mut self) -> io::Result<Wake> {
@@ -98,7 +101,7 @@ impl Backend for World {
     }
     fn register(&mut self, _: &Socket, token: u64) -> io::Result<()> {
         let mut script = self.0.borrow_mut();
-        if script.nothing_registers {
+        if script.registering_fails {
             return Err(ErrorKind::QuotaExceeded.into());
         }
         script.tokens.push(token);
@@ -119,24 +122,24 @@ impl Backend for World {
         next.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())).map(|socket| (socket, None))
     }
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> io::Result<usize> {
-        Ok(socket.read(into)? + self.0.borrow().boasts)
+        Ok(socket.read(into)? + self.0.borrow().overreported)
     }
     fn short_read_is_drained(&self, _: &Socket) -> bool {
-        self.0.borrow().short_reads_drain
+        self.0.borrow().short_read_is_drained
     }
 }
 
-/// A started manager in a world of its own, with one listener.
-fn listening(config: Config) -> (Manager<impl Handler, World>, World) {
-    let world = World::default();
+/// Returns a started manager over a scripted backend, with one listener.
+fn listening(config: Config) -> (Manager<impl Handler, ScriptedBackend>, ScriptedBackend) {
+    let backend = ScriptedBackend::default();
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
-    let mut manager = Manager::with_backend(config, echo, world.clone()).unwrap();
+    let mut manager = Manager::with_backend(config, echo, backend.clone()).unwrap();
     manager.start().unwrap();
     manager.listen_on(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
-    (manager, world)
+    (manager, backend)
 }
 
-fn turn(manager: &mut Manager<impl Handler, World>) -> Turn {
+fn turn(manager: &mut Manager<impl Handler, ScriptedBackend>) -> Turn {
     manager.turn(Some(Duration::ZERO)).unwrap()
 }
 
@@ -146,13 +149,13 @@ fn accepted() -> (TcpStream, io::Result<Socket>) {
     (client, Ok(Socket::from(ours)))
 }
 
-/// `EMFILE` and its like have no kind of their own.
+/// Returns an error like `EMFILE`, for which [`ErrorKind`] has no variant.
 fn shortage() -> io::Result<Socket> {
     Err(io::Error::other("too many open files"))
 }
 
 #[test]
-fn an_accept_that_fails_for_one_connection_does_not_keep_the_next_waiting() {
+fn an_accept_error_of_one_connection_does_not_delay_the_next() {
     let kinds = [
         ErrorKind::Interrupted,
         ErrorKind::ConnectionAborted,
@@ -165,27 +168,27 @@ fn an_accept_that_fails_for_one_connection_does_not_keep_the_next_waiting() {
         ErrorKind::HostUnreachable,
         ErrorKind::Unsupported,
     ];
-    let (mut manager, world) = listening(Config::new().max_workers(1));
+    let (mut manager, backend) = listening(Config::new().max_workers(1));
     let (_client, socket) = accepted();
-    world.offer(kinds.into_iter().map(|kind| Err(kind.into())).chain([socket]));
+    backend.offer(kinds.into_iter().map(|kind| Err(kind.into())).chain([socket]));
     assert_eq!(turn(&mut manager).accepted, 1);
     let stats = manager.stats();
     assert_eq!((stats.accept_errors, stats.accepted, stats.fd_exhausted), (10, 1, 0));
-    assert_eq!(stats.accepts, 12, "one more to see that there is no more");
-    assert_eq!((stats.live, stats.busy), (1, 0), "those that failed took no place");
+    assert_eq!(stats.accepts, 12, "one more finds the queue empty");
+    assert_eq!((stats.live, stats.busy), (1, 0), "failed accepts took no permit");
 }
 
 #[test]
-fn a_listener_that_somebody_else_shut_down_is_given_up_and_said_so_once() {
+fn a_listener_shut_down_elsewhere_is_abandoned_and_logged_once() {
     remember_log();
-    let (mut manager, world) = listening(Config::new());
-    world.offer([Err(ErrorKind::InvalidInput.into())]);
+    let (mut manager, backend) = listening(Config::new());
+    backend.offer([Err(ErrorKind::InvalidInput.into())]);
     for _ in 0..5 {
         turn(&mut manager);
-        assert_eq!(manager.next_timeout(), None, "there is nothing to come back for");
-        world.pass(1_000);
+        assert_eq!(manager.next_timeout(), None, "no retry is due");
+        backend.pass(1_000);
     }
-    assert_eq!(world.0.borrow().accepted, 1);
+    assert_eq!(backend.0.borrow().accepted, 1);
     let stats = manager.stats();
     assert_eq!((stats.accept_errors, stats.fd_exhausted), (0, 0));
     let warnings = logged(log::Level::Warn);
@@ -193,160 +196,165 @@ fn a_listener_that_somebody_else_shut_down_is_given_up_and_said_so_once() {
 }
 
 #[test]
-fn without_descriptors_it_tries_again_after_60_ms_and_warns_once_a_minute() {
+fn without_descriptors_accept_waits_60_ms_and_warns_once_a_minute() {
     remember_log();
-    let (mut manager, world) = listening(Config::new());
+    let (mut manager, backend) = listening(Config::new());
     for (passes, tries, warnings) in
         [(0, 1, 1), (59, 1, 1), (1, 2, 1), (59_939, 3, 1), (60, 4, 2), (60, 5, 2)]
     {
-        world.pass(passes);
-        world.offer([shortage()]);
+        backend.pass(passes);
+        backend.offer([shortage()]);
         turn(&mut manager);
-        let next = manager.next_timeout().expect("it will try again");
+        let next = manager.next_timeout().expect("a retry is due");
         assert!(!next.is_zero() && next <= Duration::from_millis(60), "{next:?}");
-        assert_eq!(world.0.borrow().accepted, tries, "at {:?}", world.0.borrow().now);
-        assert_eq!(logged(log::Level::Warn).len(), warnings, "at {:?}", world.0.borrow().now);
-        world.0.borrow_mut().accepts.clear();
+        assert_eq!(backend.0.borrow().accepted, tries, "at {:?}", backend.0.borrow().now);
+        assert_eq!(logged(log::Level::Warn).len(), warnings, "at {:?}", backend.0.borrow().now);
+        backend.0.borrow_mut().accepts.clear();
     }
     assert_eq!(manager.stats().fd_exhausted, 5);
-    world.pass(60);
+    backend.pass(60);
     turn(&mut manager);
-    assert_eq!(manager.next_timeout(), None, "nobody is left in the queue");
+    assert_eq!(manager.next_timeout(), None, "the queue is empty");
 }
 
 #[test]
-fn who_is_refused_for_want_of_a_place_is_accepted_first_and_one_that_pauses_is_not_asked() {
+fn at_the_maximum_reject_accepts_first_and_pause_does_not_accept() {
     for (overload, accepts) in [(Overload::Reject(b"busy".into()), 2), (Overload::Pause, 0)] {
-        let (mut manager, world) = listening(Config::new().max_workers(1).overload(overload));
+        let (mut manager, backend) = listening(Config::new().max_workers(1).overload(overload));
         let (_first, ours) = pair();
         manager.put(ours).unwrap();
         let (_client, socket) = accepted();
-        world.offer([socket]);
+        backend.offer([socket]);
         turn(&mut manager);
-        assert_eq!(world.0.borrow().accepted, accepts);
+        assert_eq!(backend.0.borrow().accepted, accepts);
         let stats = manager.stats();
         assert_eq!((stats.busy, stats.writes), if accepts == 0 { (0, 0) } else { (1, 1) });
     }
 }
 
 #[test]
-fn an_accepted_connection_that_cannot_be_registered_is_closed_and_counted_as_lost() {
+fn an_accepted_connection_that_cannot_be_registered_is_closed() {
     for debug in [false, true] {
         remember_log();
-        let (mut manager, world) = listening(Config::new().max_workers(1).debug(debug));
-        world.0.borrow_mut().nothing_registers = true;
+        let (mut manager, backend) = listening(Config::new().max_workers(1).debug(debug));
+        backend.0.borrow_mut().registering_fails = true;
         let (mut client, socket) = accepted();
-        world.offer([socket]);
+        backend.offer([socket]);
         turn(&mut manager);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         let stats = manager.stats();
         assert_eq!((stats.accepted, stats.admit_failures, stats.put, stats.live), (1, 1, 0, 0));
         let warnings = logged(log::Level::Warn);
         assert!(warnings.len() == 1 && warnings[0].contains("registered"), "{warnings:?}");
-        assert_eq!(logged(log::Level::Debug).len(), usize::from(debug), "only if asked for");
-        world.0.borrow_mut().nothing_registers = false;
-        manager.put(pair().1).expect("its place is free");
+        assert_eq!(logged(log::Level::Debug).len(), usize::from(debug), "only with `debug`");
+        backend.0.borrow_mut().registering_fails = false;
+        manager.put(pair().1).expect("the permit is free");
     }
 }
 
 #[test]
-fn after_a_wait_that_failed_nothing_of_it_is_left() {
-    let (mut manager, world) = listening(Config::new().framing(Framing::Drained));
+fn after_a_failed_wait_no_connection_and_no_event_is_left() {
+    let (mut manager, backend) = listening(Config::new().framing(Framing::Drained));
     let (_client, ours) = pair();
     let id = manager.put(ours).unwrap();
     manager.handle().send(id, "to be served").unwrap();
-    world.offer([]);
+    backend.offer([]);
     turn(&mut manager);
-    assert_eq!(manager.stats().stale_events, 0, "it was the listener's");
-    let token = world.0.borrow().tokens[0];
+    assert_eq!(manager.stats().stale_events, 0, "the event was the listener's");
+    let token = backend.0.borrow().tokens[0];
     manager.handle().send(id, "and again").unwrap();
-    world.0.borrow_mut().waits_fail = true;
+    backend.0.borrow_mut().waits_fail = true;
     assert!(matches!(manager.turn(None), Err(Error::Wait(_))));
-    assert_eq!(world.0.borrow().closed_listeners, 1);
+    assert_eq!(backend.0.borrow().closed_listeners, 1);
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
-    world.0.borrow_mut().waits_fail = false;
+    backend.0.borrow_mut().waits_fail = false;
     manager.start().unwrap();
-    world.0.borrow_mut().events.push(readable(token));
+    backend.0.borrow_mut().events.push(readable(token));
     let Turn { events, served, .. } = turn(&mut manager);
     assert_eq!((events, served, manager.next_timeout()), (1, 0, None));
     assert_eq!(manager.stats().stale_events, 1);
 }
 
-/// The socket is full though not a byte of this reply has moved.
+/// The socket is full before the reply is written, so that none of its bytes is sent.
 #[test]
-fn a_reply_that_finds_the_socket_full_has_its_idle_deadline_from_then_on() {
+fn the_idle_deadline_of_a_reply_to_a_full_socket_starts_with_the_write() {
     let config = Config::new().clients_deadline(Duration::from_secs(3));
-    let (mut manager, world) = listening(config);
+    let (mut manager, backend) = listening(config);
     let (client, ours) = unix_pair();
     ours.set_nonblocking(true).unwrap();
     while (&ours).write(&[7; 4096]).is_ok() {}
     let id = manager.put(Socket::Boxed(Box::new(Plain(ours)))).unwrap();
-    world.pass(2_000);
+    backend.pass(2_000);
     manager.handle().send(id, "too much").unwrap();
     turn(&mut manager);
-    world.pass(2_999);
+    backend.pass(2_999);
     turn(&mut manager);
     assert_eq!(manager.stats().live, 1);
-    world.pass(1);
+    backend.pass(1);
     turn(&mut manager);
     assert_eq!(manager.stats().closed(CloseReason::WriteStalled), 1);
     drop(client);
 }
 
-/// Its request is in the kernel, and the event of it among those that the next wait returns.
+/// The request is in the kernel, but no event reports it.
 #[test]
-fn who_owed_a_reply_when_a_stop_began_is_read_a_last_time_before_it_goes() {
+fn a_stop_reads_a_connection_once_more_after_its_reply_is_sent() {
     let config = Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(3));
-    let (mut manager, world) = listening(config);
+    let (mut manager, backend) = listening(config);
     let (mut client, ours) = unix_pair();
     ours.set_nonblocking(true).unwrap();
     while (&ours).write(&[7; 4096]).is_ok() {}
     let id = manager.put(ours).unwrap();
-    manager.handle().send(id, "owed").unwrap();
+    manager.handle().send(id, "late").unwrap();
     turn(&mut manager);
     manager.handle().stop().unwrap();
-    assert_eq!(turn(&mut manager).stopped, None, "it owes");
+    assert_eq!(turn(&mut manager).stopped, None, "a reply is unsent");
     client.set_nonblocking(true).unwrap();
     while client.read(&mut [0; 4096]).is_ok() {}
     client.write_all(b"one more").unwrap();
-    let token = world.0.borrow().tokens[0];
-    world.0.borrow_mut().events.push(Event { readable: false, writable: true, ..readable(token) });
+    let token = backend.0.borrow().tokens[0];
+    backend.0.borrow_mut().events.push(Event {
+        readable: false,
+        writable: true,
+        ..readable(token)
+    });
     while manager.stats().live > 0 {
         turn(&mut manager);
     }
     let mut got = Vec::new();
     client.set_nonblocking(false).unwrap();
     client.read_to_end(&mut got).unwrap();
-    assert_eq!(got, b"owedone more");
+    assert_eq!(got, b"lateone more");
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
 }
 
-/// What it did not read may be what another connection has left there.
+/// After the bytes that were read, the buffer may hold data of another connection.
 #[test]
 #[should_panic(expected = "more than there was room for")]
-fn a_backend_that_says_it_has_read_more_than_it_can_is_not_believed() {
-    let (mut manager, world) = listening(Config::new().framing(Framing::Drained));
+fn a_backend_that_reports_more_bytes_than_fit_causes_a_panic() {
+    let (mut manager, backend) = listening(Config::new().framing(Framing::Drained));
     let (mut client, ours) = unix_pair();
     manager.put(ours).unwrap();
     client.write_all(b"hello").unwrap();
-    world.0.borrow_mut().boasts = 1 << 20;
-    let token = world.0.borrow().tokens[0];
-    world.0.borrow_mut().events.push(readable(token));
+    backend.0.borrow_mut().overreported = 1 << 20;
+    let token = backend.0.borrow().tokens[0];
+    backend.0.borrow_mut().events.push(readable(token));
     turn(&mut manager);
 }
 
-/// A short read says nothing while there is urgent data, until one has found nothing more.
+/// A read stops at urgent data. After an event with urgent data, a short read does not mean that
+/// the socket is empty. This holds until a read returns `WouldBlock`.
 #[test]
-fn urgent_data_costs_one_read_more_and_only_once() {
+fn urgent_data_costs_one_additional_read_once() {
     let config = Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(3));
-    let (mut manager, world) = listening(config);
-    world.0.borrow_mut().short_reads_drain = true;
+    let (mut manager, backend) = listening(config);
+    backend.0.borrow_mut().short_read_is_drained = true;
     let (mut client, ours) = unix_pair();
     manager.put(ours).unwrap();
-    let token = world.0.borrow().tokens[0];
+    let token = backend.0.borrow().tokens[0];
     for (priority, reads) in [(true, 2), (false, 3), (false, 4)] {
         client.write_all(b"hello").unwrap();
-        world.0.borrow_mut().events.push(Event { priority, ..readable(token) });
+        backend.0.borrow_mut().events.push(Event { priority, ..readable(token) });
         turn(&mut manager);
         assert_eq!(manager.stats().reads, reads);
         client.read_exact(&mut [0; 5]).unwrap();
@@ -354,24 +362,24 @@ fn urgent_data_costs_one_read_more_and_only_once() {
 }
 
 #[test]
-fn a_callback_is_timed_from_its_own_beginning() {
-    let world = World::default();
-    let clock = world.clone();
+fn the_time_of_a_callback_is_counted_from_its_own_start() {
+    let backend = ScriptedBackend::default();
+    let clock = backend.clone();
     let config = Config::new().framing(Framing::Drained).slow_callback(Duration::from_millis(3));
     let answer = move |_: &mut Conn<'_>, body: &[u8]| {
         clock.pass(u64::from(body[0]));
         Ok(())
     };
-    let mut manager = Manager::with_backend(config, answer, world.clone()).unwrap();
+    let mut manager = Manager::with_backend(config, answer, backend.clone()).unwrap();
     manager.start().unwrap();
     let (mut client, ours) = unix_pair();
-    world.pass(1_000);
+    backend.pass(1_000);
     manager.put(ours).unwrap();
-    let token = world.0.borrow().tokens[0];
+    let token = backend.0.borrow().tokens[0];
     for (takes, slow) in [(2, 0), (5, 1), (3, 1)] {
-        world.pass(1_000);
+        backend.pass(1_000);
         client.write_all(&[takes]).unwrap();
-        world.0.borrow_mut().events.push(readable(token));
+        backend.0.borrow_mut().events.push(readable(token));
         turn(&mut manager);
         assert_eq!(manager.stats().slow_callbacks, slow, "{takes} ms");
     }
@@ -381,50 +389,50 @@ fn a_callback_is_timed_from_its_own_beginning() {
 #[test]
 fn no_wait_is_longer_than_an_hour() {
     let hour = Some(Duration::from_secs(3_600));
-    let (mut manager, world) =
+    let (mut manager, backend) =
         listening(Config::new().clients_deadline(Duration::from_secs(9_000)));
     manager.turn(None).unwrap();
-    assert_eq!(world.0.borrow().timeout, None, "nothing is planned");
+    assert_eq!(backend.0.borrow().timeout, None, "no deadline is set");
     manager.turn(Some(Duration::MAX)).unwrap();
-    assert_eq!(world.0.borrow().timeout, hour);
+    assert_eq!(backend.0.borrow().timeout, hour);
     let (_client, ours) = pair();
     manager.put(ours).unwrap();
-    for asked in [None, Some(Duration::MAX)] {
-        manager.turn(asked).unwrap();
-        assert_eq!(world.0.borrow().timeout, hour);
+    for max_wait in [None, Some(Duration::MAX)] {
+        manager.turn(max_wait).unwrap();
+        assert_eq!(backend.0.borrow().timeout, hour);
     }
     manager.turn(Some(Duration::from_secs(5))).unwrap();
-    assert_eq!(world.0.borrow().timeout, Some(Duration::from_secs(5)));
+    assert_eq!(backend.0.borrow().timeout, Some(Duration::from_secs(5)));
     let stats = manager.stats();
     assert_eq!((stats.turns, stats.waits), (5, 5));
 }
 
-/// A world in which a poll takes a microsecond, and a manager that spins for twenty.
-fn spinning() -> (Manager<impl Handler, World>, World) {
-    let (manager, world) = listening(Config::new().spin(Duration::from_micros(20)));
-    world.0.borrow_mut().poll_takes = Duration::from_micros(1);
-    (manager, world)
+/// Returns a manager that spins for 20 µs, and its backend, in which a poll takes 1 µs.
+fn spinning() -> (Manager<impl Handler, ScriptedBackend>, ScriptedBackend) {
+    let (manager, backend) = listening(Config::new().spin(Duration::from_micros(20)));
+    backend.0.borrow_mut().poll_takes = Duration::from_micros(1);
+    (manager, backend)
 }
 
 #[test]
-fn a_turn_that_spins_polls_for_so_long_and_then_waits_for_the_rest() {
-    let (mut manager, world) = spinning();
+fn a_turn_polls_for_the_spin_time_and_then_waits_for_the_rest() {
+    let (mut manager, backend) = spinning();
     manager.turn(Some(Duration::from_millis(5))).unwrap();
-    assert_eq!((world.0.borrow().polls, manager.stats().spun_ns), (20, 20_000));
+    assert_eq!((backend.0.borrow().polls, manager.stats().spun_ns), (20, 20_000));
     assert_eq!(manager.stats().waits, 21);
-    assert_eq!(world.0.borrow().timeout, Some(Duration::from_micros(4_980)));
+    assert_eq!(backend.0.borrow().timeout, Some(Duration::from_micros(4_980)));
     manager.turn(None).unwrap();
-    assert_eq!((world.0.borrow().timeout, manager.stats().spun_ns), (None, 40_000));
+    assert_eq!((backend.0.borrow().timeout, manager.stats().spun_ns), (None, 40_000));
 }
 
 #[test]
-fn what_comes_while_it_spins_is_served_at_once() {
-    let (mut manager, world) = spinning();
+fn an_event_that_arrives_while_spinning_is_served_at_once() {
+    let (mut manager, backend) = spinning();
     let (_client, ours) = pair();
     manager.put(ours).unwrap();
     turn(&mut manager);
-    let token = world.0.borrow().tokens[0];
-    let mut script = world.0.borrow_mut();
+    let token = backend.0.borrow().tokens[0];
+    let mut script = backend.0.borrow_mut();
     script.silent_polls = script.polls + 7;
     script.events.push(readable(token));
     drop(script);
@@ -433,58 +441,59 @@ fn what_comes_while_it_spins_is_served_at_once() {
 }
 
 #[test]
-fn nothing_spins_that_may_not_wait_or_has_a_deadline_sooner() {
-    let (mut manager, world) = spinning();
+fn a_turn_never_spins_longer_than_it_may_wait() {
+    let (mut manager, backend) = spinning();
     turn(&mut manager);
-    assert_eq!((world.0.borrow().polls, manager.stats().spun_ns), (1, 0));
+    assert_eq!((backend.0.borrow().polls, manager.stats().spun_ns), (1, 0));
     manager.turn(Some(Duration::from_micros(3))).unwrap();
-    assert_eq!(manager.stats().spun_ns, 3_000, "no longer than the caller lets it");
+    assert_eq!(manager.stats().spun_ns, 3_000, "at most the caller's timeout");
     manager.handle().stop().unwrap();
     manager.turn(None).unwrap();
-    assert_eq!(manager.stats().spun_ns, 3_000, "a command is there");
+    assert_eq!(manager.stats().spun_ns, 3_000, "a command is queued");
 }
 
-/// No system's does; a simulated one may.
+/// A simulated clock may stand still. The clock of the operating system does not.
 #[test]
-fn a_clock_that_stands_still_ends_the_spinning() {
-    let (mut manager, world) = spinning();
-    world.0.borrow_mut().poll_takes = Duration::ZERO;
+fn a_clock_that_stands_still_ends_spinning() {
+    let (mut manager, backend) = spinning();
+    backend.0.borrow_mut().poll_takes = Duration::ZERO;
     manager.turn(None).unwrap();
-    assert_eq!((world.0.borrow().polls, world.0.borrow().timeout), (400, None));
+    assert_eq!((backend.0.borrow().polls, backend.0.borrow().timeout), (400, None));
 }
 
-/// Once for all that happens in it; and before a wait, or at the end if the caller waits elsewhere.
+/// One reading is for the turn itself. The second one comes just before a wait. In a turn with a
+/// timeout of zero, it comes at the end, because the caller may wait elsewhere after the turn.
 #[test]
-fn a_turn_reads_the_clock_once_and_once_more_if_it_or_its_caller_may_wait() {
-    let (mut manager, world) = listening(Config::new());
+fn a_turn_reads_the_clock_once_and_again_only_if_a_wait_may_follow() {
+    let (mut manager, backend) = listening(Config::new());
     let (_client, ours) = pair();
     let id = manager.put(ours).unwrap();
-    let mut readings = |timeout, asked: bool| {
-        if asked {
+    let mut readings = |timeout, with_command: bool| {
+        if with_command {
             manager.handle().resume(id).unwrap();
         }
-        let before = world.0.borrow().clock_readings;
+        let before = backend.0.borrow().clock_readings;
         manager.turn(timeout).unwrap();
-        world.0.borrow().clock_readings - before
+        backend.0.borrow().clock_readings - before
     };
     assert_eq!(readings(Some(Duration::ZERO), false), 2);
-    assert_eq!(readings(None, true), 1, "there is something to do");
-    assert_eq!(readings(None, false), 2, "its deadline is counted from just before the wait");
+    assert_eq!(readings(None, true), 1, "a command is queued");
+    assert_eq!(readings(None, false), 2, "one reading just before the wait");
 }
 
 #[test]
-fn who_had_its_last_byte_five_seconds_ago_has_nothing_to_linger_for() {
+fn a_connection_idle_for_five_seconds_does_not_linger() {
     for (silent, lingers) in [(4_999, 1), (5_000, 0)] {
         let config = Config::new().framing(Framing::Delimited(b'\n'));
-        let (mut manager, world) = listening(config.clients_deadline(Duration::from_secs(60)));
+        let (mut manager, backend) = listening(config.clients_deadline(Duration::from_secs(60)));
         let (mut client, ours) = pair();
         let id = manager.put(ours).unwrap();
         client.write_all(b"hello\n").unwrap();
-        let token = world.0.borrow().tokens[0];
-        world.0.borrow_mut().events.push(readable(token));
+        let token = backend.0.borrow().tokens[0];
+        backend.0.borrow_mut().events.push(readable(token));
         turn(&mut manager);
         assert_eq!(manager.stats().bytes_out, 5);
-        world.pass(silent);
+        backend.pass(silent);
         manager.handle().close(id).unwrap();
         turn(&mut manager);
         let stats = manager.stats();
@@ -492,22 +501,22 @@ fn who_had_its_last_byte_five_seconds_ago_has_nothing_to_linger_for() {
     }
 }
 
-/// One connection needs a buffer of its own in the first interval, and nobody does in the second.
+/// One connection needs a buffer in the first interval. No connection needs one in the second.
 #[test]
-fn a_spare_is_freed_at_the_end_of_the_first_interval_that_did_not_need_it() {
+fn a_spare_buffer_is_freed_after_the_first_interval_without_use() {
     let config = Config::new().framing(Framing::Delimited(b'\n'));
-    let (mut manager, world) = listening(config.clients_deadline(Duration::from_secs(60)));
+    let (mut manager, backend) = listening(config.clients_deadline(Duration::from_secs(60)));
     let (mut client, ours) = pair();
     manager.put(ours).unwrap();
-    let token = world.0.borrow().tokens[0];
+    let token = backend.0.borrow().tokens[0];
     for part in [&b"in two "[..], b"parts\n"] {
         client.write_all(part).unwrap();
-        world.0.borrow_mut().events.push(readable(token));
+        backend.0.borrow_mut().events.push(readable(token));
         turn(&mut manager);
     }
     for (passes, spare) in [(0, 1), (1_999, 1), (1, 1), (1_999, 1), (1, 0)] {
-        world.pass(passes);
+        backend.pass(passes);
         turn(&mut manager);
-        assert_eq!(manager.stats().spare, spare, "at {:?}", world.0.borrow().now);
+        assert_eq!(manager.stats().spare, spare, "at {:?}", backend.0.borrow().now);
     }
 }

@@ -1,5 +1,4 @@
-//! Boxed transports: with a buffer of their own, idle, and broken in every way that a user's code
-//! can be.
+//! Boxed transports: output buffers, idle and lingering transports, and the failures of user code.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +14,7 @@ use pool_manager::{
 use crate::support::{Rig, connect, echo, pair, rig, turn_until};
 
 const LONG: Duration = Duration::from_secs(600);
-/// What a transport fails with, and so why its connection ends.
+/// The reason for which a connection with a failed transport is closed.
 const BROKEN: CloseReason = CloseReason::Io(ErrorKind::Other);
 
 fn lines() -> Config {
@@ -31,30 +30,31 @@ enum Call {
     Drop,
 }
 
-/// What a [`Wire`] was asked, and what it does wrong.
+/// The calls that a [`Wire`] received, and the faults that it has.
 #[derive(Debug, Default)]
 struct Script {
     calls: Vec<Call>,
     panics: Option<Call>,
     miscounts: Option<Call>,
-    /// `flush` sends nothing for now.
+    /// If true, `flush` sends nothing and returns `WouldBlock`.
     stuck: bool,
-    /// So many writes are interrupted first.
+    /// The number of writes that are still to be interrupted.
     interruptions: u32,
 }
 
-/// A transport with an output buffer of its own, as TLS has one.
+/// A transport with an output buffer, as a TLS transport has.
 struct Wire {
     stream: UnixStream,
     held: Vec<u8>,
-    farewell: &'static [u8],
+    closing_message: &'static [u8],
     script: Arc<Mutex<Script>>,
 }
 
 impl Wire {
-    const ROOM: usize = 16 << 10;
+    const CAPACITY: usize = 16 << 10;
 
-    /// Notes a call. Whether its count is to be wrong.
+    /// Records a call, and panics if the script says so. Returns whether the call must return a
+    /// wrong count.
     fn called(&self, call: Call) -> bool {
         let mut script = self.script.lock().unwrap();
         script.calls.push(call);
@@ -94,10 +94,10 @@ impl Write for Wire {
             self.script.lock().unwrap().interruptions = left - 1;
             return Err(ErrorKind::Interrupted.into());
         }
-        if self.held.len() == Self::ROOM {
+        if self.held.len() == Self::CAPACITY {
             self.drain()?;
         }
-        let count = bytes.len().min(Self::ROOM - self.held.len());
+        let count = bytes.len().min(Self::CAPACITY - self.held.len());
         self.held.extend_from_slice(&bytes[..count]);
         Ok(count)
     }
@@ -117,8 +117,8 @@ impl AsFd for Wire {
 impl Transport for Wire {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.called(Call::Shutdown);
-        self.held.extend(self.farewell);
-        if self.farewell.is_empty() { self.stream.shutdown(Shutdown::Write) } else { Ok(()) }
+        self.held.extend(self.closing_message);
+        if self.closing_message.is_empty() { self.stream.shutdown(Shutdown::Write) } else { Ok(()) }
     }
 }
 
@@ -132,11 +132,11 @@ fn wire() -> (UnixStream, Socket, Arc<Mutex<Script>>) {
     wire_with(b"")
 }
 
-/// One that says `farewell` instead of closing its side.
-fn wire_with(farewell: &'static [u8]) -> (UnixStream, Socket, Arc<Mutex<Script>>) {
+/// Returns a transport whose `shutdown_write` sends `closing_message` instead of shutting down.
+fn wire_with(closing_message: &'static [u8]) -> (UnixStream, Socket, Arc<Mutex<Script>>) {
     let (client, stream) = UnixStream::pair().unwrap();
     let script = Arc::new(Mutex::new(Script::default()));
-    let wire = Wire { stream, held: Vec::new(), farewell, script: script.clone() };
+    let wire = Wire { stream, held: Vec::new(), closing_message, script: script.clone() };
     (client, Socket::Boxed(Box::new(wire)), script)
 }
 
@@ -144,7 +144,7 @@ impl<F> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
-    /// Turns until the client has read `count` bytes.
+    /// Runs turns until the client has read `count` bytes.
     #[track_caller]
     fn read_wire(&mut self, client: &mut UnixStream, count: usize) -> Vec<u8> {
         client.set_nonblocking(true).unwrap();
@@ -160,9 +160,9 @@ where
         got
     }
 
-    /// A connection that is there and well.
+    /// Asserts that a new connection is served.
     #[track_caller]
-    fn assert_well(&mut self) {
+    fn assert_serves_new(&mut self) {
         let (mut client, _) = self.connect();
         client.write_all(b"hello\n").unwrap();
         assert_eq!(self.read_exact(&mut client, 5), b"hello");
@@ -199,37 +199,38 @@ fn an_idle_boxed_transport_does_not_spin() {
     rig.quiet();
     script.lock().unwrap().calls.clear();
     let turns = rig.turns_in(Duration::from_millis(100));
-    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(turns < 5, "{turns} turns with nothing to do");
     assert!(script.lock().unwrap().calls.is_empty());
 }
 
-/// It may have something of its own to send, and reading may give it more.
+/// A transport may have data to send that no handler wrote, as in a TLS handshake. A read may add
+/// more such data.
 #[test]
 fn a_boxed_transport_is_flushed_before_and_after_it_is_read() {
     let mut rig = rig(lines(), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
     let (mut peer, socket, script) = wire();
     rig.manager.put(socket).unwrap();
     rig.quiet();
-    for said in [&b"half a"[..], b" line\n"] {
+    for part in [&b"half a"[..], b" line\n"] {
         script.lock().unwrap().calls.clear();
-        peer.write_all(said).unwrap();
+        peer.write_all(part).unwrap();
         rig.quiet();
         let calls = script.lock().unwrap().calls.clone();
         assert_eq!(calls, [Call::Flush, Call::Read, Call::Read, Call::Flush]);
     }
 }
 
-/// A transport that is read once; the next read finds it broken.
-struct Short(UnixStream, bool);
+/// A transport whose first read succeeds, and whose later reads fail.
+struct FailsLater(UnixStream, bool);
 
-impl Read for Short {
+impl Read for FailsLater {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let broken = std::mem::replace(&mut self.1, true);
         if broken { Err(ErrorKind::Other.into()) } else { self.0.read(into) }
     }
 }
 
-impl Write for Short {
+impl Write for FailsLater {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -239,28 +240,28 @@ impl Write for Short {
     }
 }
 
-impl AsFd for Short {
+impl AsFd for FailsLater {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Transport for Short {}
+impl Transport for FailsLater {}
 
 #[test]
-fn replies_that_are_too_many_to_wait_go_out_before_a_read_that_fails() {
+fn replies_above_the_flush_threshold_are_sent_before_a_failing_read() {
     const REPLY: u64 = 70 << 10;
     let mut rig =
         rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![b'x'; REPLY as usize]));
     let (mut peer, ours) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     peer.write_all(b"one\n").unwrap();
-    rig.manager.put(Socket::Boxed(Box::new(Short(ours, false)))).unwrap();
+    rig.manager.put(Socket::Boxed(Box::new(FailsLater(ours, false)))).unwrap();
     assert_eq!(rig.first_close(), BROKEN);
     assert_eq!(rig.record.ends()[0].bytes_out, REPLY);
 }
 
-/// A transport that always has more to read, of which the kernel knows nothing.
+/// A transport that always has more to read, without an event from the kernel.
 struct Endless(UnixStream);
 
 impl Read for Endless {
@@ -293,7 +294,7 @@ impl Transport for Endless {
 }
 
 #[test]
-fn who_lingers_with_more_to_read_is_read_at_once_and_not_at_the_next_event() {
+fn a_lingering_socket_with_more_to_read_is_read_without_an_event() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| {
         conn.close();
         conn.write_all(b"bye")
@@ -308,14 +309,14 @@ fn who_lingers_with_more_to_read_is_read_at_once_and_not_at_the_next_event() {
         rig.turn();
         turns += 1;
     }
-    assert!(turns > 1, "it is read a share a turn");
+    assert!(turns > 1, "each turn reads a limited amount");
 }
 
-/// What it could not read for want of room to write it can read then. Where mio stands on poll(2)
-/// nobody asks for room to write that was there all the time.
+/// A transport may be unable to read until it can write, as in a TLS handshake. This test is left
+/// out with poll(2), where the backend waits for writability only after a write that would block.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 #[test]
-fn a_boxed_transport_that_can_be_written_to_is_read_as_well() {
+fn a_boxed_transport_that_becomes_writable_is_also_read() {
     let mut rig = echo(lines());
     let (mut peer, socket, script) = wire();
     rig.manager.put(socket).unwrap();
@@ -323,7 +324,7 @@ fn a_boxed_transport_that_can_be_written_to_is_read_as_well() {
     rig.until(|rig| rig.manager.stats().bytes_out == 4);
     rig.quiet();
     script.lock().unwrap().calls.clear();
-    // A Unix socket can be written to anew when its peer has read.
+    // A Unix socket becomes writable again when its peer reads.
     peer.read_exact(&mut [0; 4]).unwrap();
     rig.until(|_| !script.lock().unwrap().calls.is_empty());
     rig.quiet();
@@ -331,7 +332,7 @@ fn a_boxed_transport_that_can_be_written_to_is_read_as_well() {
 }
 
 #[test]
-fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
+fn a_boxed_transport_with_an_unsent_reply_does_not_spin() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&vec![7; 900 << 10]));
     let (mut peer, socket, _) = wire();
     rig.manager.put(socket).unwrap();
@@ -340,12 +341,12 @@ fn a_boxed_transport_that_owes_a_reply_does_not_spin() {
     rig.requests(1);
     rig.quiet();
     let turns = rig.turns_in(Duration::from_millis(100));
-    assert!(turns < 5, "{turns} turns in which there was nothing to do");
+    assert!(turns < 5, "{turns} turns with nothing to do");
     assert!(rig.read_wire(&mut peer, 900 << 10) == vec![7; 900 << 10]);
     assert_eq!(rig.first_close(), CloseReason::Eof);
 }
 
-/// Breaks a transport that holds half a line, beside another that does.
+/// Breaks one of two transports that hold half a line. Asserts that the other is unaffected.
 fn break_one(broken: impl Fn(&mut Script)) {
     let mut rig = echo(lines().max_workers(3));
     let (mut neighbour, socket, _) = wire();
@@ -360,12 +361,12 @@ fn break_one(broken: impl Fn(&mut Script)) {
     peer.write_all(b"secret\nand ").unwrap();
     assert_eq!(rig.first_close(), BROKEN);
     assert_eq!((rig.record.ends()[0].id, rig.record.closed().len()), (id, 1));
-    assert_eq!(Arc::strong_count(&script), 1, "the transport is gone");
-    rig.assert_well();
+    assert_eq!(Arc::strong_count(&script), 1, "the transport is dropped");
+    rig.assert_serves_new();
     neighbour.write_all(b"line\n").unwrap();
     assert_eq!(rig.read_wire(&mut neighbour, 11), b"half a line");
     let others = rig.record.of_others(id);
-    assert_eq!(others, b"hellohalf a line", "nothing of the broken one's");
+    assert_eq!(others, b"hellohalf a line", "no bytes of the broken connection");
     let end = rig.record.ends()[0];
     let delivered: usize = rig.record.requests().iter().map(|(_, body)| body.len() + 1).sum();
     let seen = delivered - b"hello\nhalf a line\n".len();
@@ -373,33 +374,33 @@ fn break_one(broken: impl Fn(&mut Script)) {
 }
 
 #[test]
-fn a_transport_that_panics_ends_its_own_connection_and_mixes_nothing() {
+fn a_transport_that_panics_ends_only_its_own_connection() {
     for call in [Call::Read, Call::Write, Call::Flush] {
         break_one(|script| script.panics = Some(call));
     }
 }
 
 #[test]
-fn a_transport_that_miscounts_ends_its_own_connection_and_mixes_nothing() {
+fn a_transport_that_miscounts_ends_only_its_own_connection() {
     for call in [Call::Read, Call::Write] {
         break_one(|script| script.miscounts = Some(call));
     }
 }
 
-/// How a connection whose transport panics comes to its end.
+/// The way in which a connection ends.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     /// The peer closes.
     Eof,
-    /// We close, and it lingers until the peer has closed, too.
+    /// The manager closes. The connection lingers until the peer closes.
     Lingering,
-    /// It lingers, and the manager is stopped at once.
+    /// The connection lingers, and the manager is stopped at once.
     Stopped,
     /// The manager is dropped.
     Dropped,
 }
 
-/// A transport that panics in `call` as its connection ends; everybody else is served on.
+/// Ends a connection whose transport panics in `call`. Asserts that a new connection is served.
 #[track_caller]
 fn panic_at_the_end(call: Call, way: Way) {
     let mut rig = echo(lines().max_workers(1).stop_deadline(Duration::ZERO));
@@ -427,76 +428,76 @@ fn panic_at_the_end(call: Call, way: Way) {
         drop(peer);
     }
     rig.until(|rig| rig.manager.stats().lingering == 0);
-    rig.assert_well();
+    rig.assert_serves_new();
     rig.until(|rig| rig.manager.stats().live == 0);
     assert_eq!((record.closed().len(), record.open_lives()), (2, 0), "{way:?}");
 }
 
 #[test]
-fn a_transport_that_panics_when_it_is_dropped_leaves_its_place_free() {
+fn a_transport_that_panics_when_dropped_frees_its_worker() {
     panic_at_the_end(Call::Drop, Way::Eof);
 }
 
 #[test]
-fn a_transport_that_panics_when_it_is_dropped_after_lingering_harms_nobody() {
+fn a_lingering_transport_that_panics_when_dropped_is_contained() {
     panic_at_the_end(Call::Drop, Way::Lingering);
 }
 
 #[test]
-fn a_transport_that_panics_when_it_is_dropped_does_not_break_a_stop() {
+fn a_transport_that_panics_when_dropped_does_not_break_a_stop() {
     panic_at_the_end(Call::Drop, Way::Stopped);
     panic_at_the_end(Call::Drop, Way::Dropped);
 }
 
-/// What epoll cannot wait for is queued, and cannot be registered.
+/// The first transport is queued, but cannot be registered, because epoll refuses directories.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[test]
-fn a_queued_transport_that_panics_when_it_is_dropped_harms_nobody() {
+fn a_queued_transport_that_panics_when_dropped_is_contained() {
     let mut rig = echo(lines().max_workers(1).stop_deadline(Duration::ZERO));
     let file = UnixStream::from(std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap()));
-    let bomb = |stream| {
+    let panics_when_dropped = |stream| {
         let script = Arc::new(Mutex::new(Script { panics: Some(Call::Drop), ..Script::default() }));
-        Socket::boxed(Wire { stream, held: Vec::new(), farewell: b"", script })
+        Socket::boxed(Wire { stream, held: Vec::new(), closing_message: b"", script })
     };
     let handle = rig.manager.handle();
-    handle.put(bomb(file)).unwrap();
+    handle.put(panics_when_dropped(file)).unwrap();
     rig.until(|rig| rig.manager.stats().admit_failures == 1);
-    rig.assert_well();
+    rig.assert_serves_new();
     rig.until(|rig| rig.manager.stats().live == 0);
-    handle.put(bomb(UnixStream::pair().unwrap().0)).unwrap();
+    handle.put(panics_when_dropped(UnixStream::pair().unwrap().0)).unwrap();
     let (_peer, late) = UnixStream::pair().unwrap();
-    let refused = handle.put(bomb(late)).unwrap_err().into_socket();
+    let refused = handle.put(panics_when_dropped(late)).unwrap_err().into_socket();
     handle.reject(refused, b"busy").unwrap();
     rig.manager.stop().unwrap();
     rig.manager.start().unwrap();
-    rig.assert_well();
+    rig.assert_serves_new();
 }
 
 #[test]
-fn a_transport_that_panics_in_its_goodbye_leaves_its_place_free() {
+fn a_transport_that_panics_in_shutdown_write_frees_its_worker() {
     panic_at_the_end(Call::Shutdown, Way::Lingering);
 }
 
 #[test]
-fn a_goodbye_that_does_not_fit_goes_out_while_it_lingers() {
+fn output_of_shutdown_write_is_sent_while_the_socket_lingers() {
     let mut rig = rig(lines(), |conn: &mut Conn<'_>, body: &[u8]| {
         conn.close();
         conn.write_all(body)
     });
-    let (mut peer, socket, script) = wire_with(b"farewell");
+    let (mut peer, socket, script) = wire_with(b"goodbye!");
     rig.manager.put(socket).unwrap();
     peer.write_all(b"bye\n").unwrap();
     assert_eq!(rig.read_wire(&mut peer, 3), b"bye");
     rig.until(|rig| rig.manager.stats().lingering == 1);
     let calls = script.lock().unwrap().calls.clone();
     assert_eq!(calls.iter().filter(|&&call| call == Call::Shutdown).count(), 1, "{calls:?}");
-    assert_eq!(rig.read_wire(&mut peer, 8), b"farewell");
+    assert_eq!(rig.read_wire(&mut peer, 8), b"goodbye!");
 }
 
 #[test]
-fn a_goodbye_that_is_stuck_goes_out_once_the_transport_is_ready_again() {
+fn blocked_output_of_shutdown_write_is_sent_when_ready_again() {
     let mut rig = echo(lines());
-    let (mut peer, socket, script) = wire_with(b"farewell");
+    let (mut peer, socket, script) = wire_with(b"goodbye!");
     let id = rig.manager.put(socket).unwrap();
     peer.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_wire(&mut peer, 5), b"hello");
@@ -505,15 +506,15 @@ fn a_goodbye_that_is_stuck_goes_out_once_the_transport_is_ready_again() {
     assert_eq!(rig.first_close(), CloseReason::Requested);
     script.lock().unwrap().stuck = false;
     peer.write_all(b"too late").unwrap();
-    assert_eq!(rig.read_wire(&mut peer, 8), b"farewell");
-    assert_eq!(rig.record.requests().len(), 1, "what comes now is discarded");
+    assert_eq!(rig.read_wire(&mut peer, 8), b"goodbye!");
+    assert_eq!(rig.record.requests().len(), 1, "input after the close is discarded");
     drop(peer);
     rig.until(|rig| rig.manager.stats().lingering == 0);
     assert_eq!(Arc::strong_count(&script), 1);
 }
 
 #[test]
-fn a_refused_transport_that_panics_does_so_in_its_owner_s_hands() {
+fn a_refused_transport_that_panics_makes_reject_return_an_error() {
     let mut rig = echo(lines().max_workers(1));
     let (_client, ours) = pair();
     rig.manager.put(ours).unwrap();
@@ -528,7 +529,7 @@ fn a_refused_transport_that_panics_does_so_in_its_owner_s_hands() {
 }
 
 #[test]
-fn an_interrupted_last_word_is_said_again() {
+fn reject_repeats_interrupted_writes() {
     let mut rig = echo(lines().max_workers(1));
     let (_client, ours) = pair();
     rig.manager.put(ours).unwrap();
@@ -541,8 +542,8 @@ fn an_interrupted_last_word_is_said_again() {
 }
 
 #[test]
-fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_off_does_not() {
-    for (says, goodbyes) in [(&b"hello\n"[..], 1), (b"", 1), (b"abort\n", 0), (b"broken\n", 0)] {
+fn shutdown_write_is_called_only_if_everything_was_sent() {
+    for (input, shutdowns) in [(&b"hello\n"[..], 1), (b"", 1), (b"abort\n", 0), (b"broken\n", 0)] {
         let mut rig = rig(lines(), |conn: &mut Conn<'_>, line: &[u8]| {
             if line == b"abort" {
                 conn.abort();
@@ -551,22 +552,22 @@ fn a_connection_that_ends_with_everything_sent_says_goodbye_and_one_that_is_cut_
             conn.write_all(line)
         });
         let (mut peer, socket, script) = wire();
-        if says == b"broken\n" {
+        if input == b"broken\n" {
             script.lock().unwrap().miscounts = Some(Call::Write);
         }
         rig.manager.put(socket).unwrap();
-        peer.write_all(says).unwrap();
+        peer.write_all(input).unwrap();
         peer.shutdown(Shutdown::Write).unwrap();
         rig.until(|rig| rig.manager.stats().live + rig.manager.stats().lingering == 0);
         let calls = &script.lock().unwrap().calls;
-        let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
-        assert_eq!(said, goodbyes, "{}: {calls:?}", says.escape_ascii());
+        let called = calls.iter().filter(|&&call| call == Call::Shutdown).count();
+        assert_eq!(called, shutdowns, "{}: {calls:?}", input.escape_ascii());
     }
 }
 
 #[test]
-fn who_is_cut_off_by_a_stop_with_a_reply_on_its_way_hears_no_goodbye() {
-    for (reply, goodbyes) in [(5, 1), (Wire::ROOM + 1, 0)] {
+fn shutdown_write_is_not_called_if_a_stop_cuts_off_a_reply() {
+    for (reply, shutdowns) in [(5, 1), (Wire::CAPACITY + 1, 0)] {
         let mut rig =
             rig(lines().stop_deadline(Duration::ZERO), move |conn: &mut Conn<'_>, _: &[u8]| {
                 conn.write_all(&vec![b'x'; reply])
@@ -578,13 +579,13 @@ fn who_is_cut_off_by_a_stop_with_a_reply_on_its_way_hears_no_goodbye() {
         rig.requests(1);
         rig.manager.stop().unwrap();
         let calls = &script.lock().unwrap().calls;
-        let said = calls.iter().filter(|&&call| call == Call::Shutdown).count();
-        assert_eq!(said, goodbyes, "{calls:?}");
+        let called = calls.iter().filter(|&&call| call == Call::Shutdown).count();
+        assert_eq!(called, shutdowns, "{calls:?}");
     }
 }
 
-/// A handler that makes a transport of what a listener accepts, as its first byte says: `!` makes
-/// an error, `?` a panic.
+/// A handler that wraps accepted sockets. `wrap` returns an error if the first byte is `!`, and
+/// panics if it is `?`.
 struct Wrapping;
 
 impl Handler for Wrapping {
@@ -594,11 +595,11 @@ impl Handler for Wrapping {
         let Socket::Tcp(stream) = socket else { return Err(ErrorKind::Unsupported.into()) };
         let mut first = [0];
         stream.peek(&mut first)?;
-        assert!(first != [b'?'], "as planned");
+        assert!(first != [b'?'], "requested by the test");
         if first == [b'!'] {
             Err(ErrorKind::InvalidData.into())
         } else {
-            Ok(Socket::boxed(Shout(stream)))
+            Ok(Socket::boxed(Uppercase(stream)))
         }
     }
 
@@ -607,9 +608,10 @@ impl Handler for Wrapping {
     }
 }
 
-struct Shout(TcpStream);
+/// A transport that converts its input to upper case.
+struct Uppercase(TcpStream);
 
-impl Read for Shout {
+impl Read for Uppercase {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.0.read(into)?;
         into[..count].make_ascii_uppercase();
@@ -617,7 +619,7 @@ impl Read for Shout {
     }
 }
 
-impl Write for Shout {
+impl Write for Uppercase {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -626,29 +628,29 @@ impl Write for Shout {
     }
 }
 
-impl AsFd for Shout {
+impl AsFd for Uppercase {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Transport for Shout {}
+impl Transport for Uppercase {}
 
 #[test]
-fn what_a_listener_accepts_can_be_wrapped_and_who_is_not_leaves_its_place_free() {
+fn accepted_sockets_can_be_wrapped_and_a_failed_wrap_frees_its_worker() {
     let mut manager = Manager::with_handler(lines().max_workers(1), Wrapping).unwrap();
     manager.start().unwrap();
     let addr = manager.listen("127.0.0.1:0").unwrap();
-    for (lap, says) in (1..).zip([b"!\n", b"?\n", b"!\n", b"a\n"]) {
+    for (count, input) in (1..).zip([b"!\n", b"?\n", b"!\n", b"a\n"]) {
         let mut client = connect(addr);
-        client.write_all(says).unwrap();
-        if says == b"a\n" {
+        client.write_all(input).unwrap();
+        if input == b"a\n" {
             turn_until(&mut manager, |manager| manager.stats().bytes_out == 1);
             let mut reply = [0];
             client.read_exact(&mut reply).unwrap();
             assert_eq!(&reply, b"A");
         } else {
-            turn_until(&mut manager, |manager| manager.stats().admit_failures == lap);
+            turn_until(&mut manager, |manager| manager.stats().admit_failures == count);
             assert!(!matches!(client.read(&mut [0]), Ok(1..)));
         }
     }

@@ -1,4 +1,5 @@
-//! Fuzz driver: any configuration is refused as a whole, with the reason, or runs.
+//! Fuzz driver for configurations: any configuration either runs, or is refused as a whole with the
+//! documented error.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -17,78 +18,80 @@ const WORKERS_MAX: usize = (1 << 32) - 2;
 const WARM_BYTES_MAX: usize = 64 << 30;
 const WORKER_BYTES: usize = 512;
 
-/// What warm workers may cost here; a configuration that wants more is checked, but not started.
+/// Maximum number of bytes for warm workers in this driver. Larger configurations are checked, but
+/// not started.
 const AFFORDABLE: usize = 16 << 20;
 
-/// Turns in which connections that have nothing to wait for end.
+/// Connections that have nothing to wait for must end within this number of turns.
 const TURNS: usize = 1_000;
 
 pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
-    let first = any(u)?;
-    let mut manager = match (Manager::new(first.clone(), echo), verdict(&first)) {
+    let first = any_config(u)?;
+    let mut manager = match (Manager::new(first.clone(), echo), documented_result(&first)) {
         (Ok(manager), Ok(())) => manager,
         (Err(Error::Config(refused)), Err(expected)) => {
             assert_eq!(refused, expected);
             return Ok(());
         }
-        (made, expected) => panic!("{expected:?} expected of {first:?}: {made:?}"),
+        (made, expected) => panic!("{expected:?} expected for {first:?}, but got {made:?}"),
     };
-    assert_eq!(shown(manager.config()), shown(&effective(first)));
+    assert_eq!(debug_text(manager.config()), debug_text(&effective(first)));
     for _ in 0..2 {
-        set(&mut manager, any(u)?);
+        set(&mut manager, any_config(u)?);
         if !is_affordable(manager.config()) {
             return Ok(());
         }
         manager.start().expect("an accepted configuration starts");
         serve(&mut manager, u.bytes(u.len().min(16))?);
-        let config = any(u)?;
+        let config = any_config(u)?;
         if is_affordable(&config) {
             if u.arbitrary()? {
                 set(&mut manager, config);
             } else {
-                set_from_afar(&mut manager, config);
+                set_by_handle(&mut manager, config);
             }
             serve(&mut manager, u.bytes(u.len().min(16))?);
         }
-        let report = manager.stop().expect("it runs");
+        let report = manager.stop().expect("the manager runs");
         assert_eq!(manager.stats().live, 0, "{report:?}");
-        manager.stop().expect_err("it has stopped");
+        manager.stop().expect_err("the manager has stopped");
     }
     Ok(())
 }
 
 fn set<H: Handler>(manager: &mut Manager<H>, config: Config) {
-    let before = shown(manager.config());
-    let expected = verdict(&config);
+    let before = debug_text(manager.config());
+    let expected = documented_result(&config);
     match manager.set_config(config.clone()) {
         Ok(now) => {
             assert_eq!(expected, Ok(()));
-            assert_eq!(shown(now), shown(&effective(config)));
+            assert_eq!(debug_text(now), debug_text(&effective(config)));
         }
         Err(Error::Config(refused)) => {
             assert_eq!(Err(refused), expected);
-            assert_eq!(shown(manager.config()), before, "nothing of it was applied");
+            assert_eq!(debug_text(manager.config()), before, "a refused configuration was applied");
         }
         Err(error) => panic!("{error}"),
     }
 }
 
-/// By a handle, which takes effect at the next turn.
-fn set_from_afar<H: Handler>(manager: &mut Manager<H>, config: Config) {
-    let before = shown(manager.config());
-    let expected = verdict(&config);
-    let asked = manager.handle().set_config(config.clone());
+/// Sets the configuration by a handle. It takes effect at the next turn.
+fn set_by_handle<H: Handler>(manager: &mut Manager<H>, config: Config) {
+    let before = debug_text(manager.config());
+    let expected = documented_result(&config);
+    let outcome = manager.handle().set_config(config.clone());
     manager.turn(Some(Duration::ZERO)).expect("turn");
-    let now = shown(manager.config());
-    match asked {
-        Ok(()) => assert_eq!((expected, now), (Ok(()), shown(&effective(config)))),
+    let now = debug_text(manager.config());
+    match outcome {
+        Ok(()) => assert_eq!((expected, now), (Ok(()), debug_text(&effective(config)))),
         Err(Error::Config(refused)) => assert_eq!((expected, now), (Err(refused), before)),
         Err(error) => panic!("{error}"),
     }
 }
 
-/// Connections up to the maximum are taken, served and let go; the next is refused.
+/// Checks that connections up to the maximum are taken, served and closed, and that one more
+/// connection is refused.
 fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
     const CLIENTS: usize = 3;
     let max = match manager.config().max_workers {
@@ -99,7 +102,7 @@ fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
     for number in 0..CLIENTS {
         let (mut client, ours) = UnixStream::pair().expect("pair");
         match manager.put(ours) {
-            Ok(_) => assert!(number < max, "one too many was taken"),
+            Ok(_) => assert!(number < max, "a connection above the maximum was taken"),
             Err(refused) => {
                 assert!(matches!(refused.error(), Error::Busy { max_workers: all } if *all == max));
                 assert_eq!(number, max);
@@ -116,11 +119,11 @@ fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
         }
         manager.turn(Some(Duration::ZERO)).expect("turn");
     }
-    panic!("they never end: {} under {:?}", manager.stats(), manager.config());
+    panic!("connections do not end: {} under {:?}", manager.stats(), manager.config());
 }
 
-/// What the documentation says of a configuration.
-fn verdict(config: &Config) -> std::result::Result<(), ConfigError> {
+/// Returns the result that the documentation defines for a configuration.
+fn documented_result(config: &Config) -> std::result::Result<(), ConfigError> {
     let (min, max) = (config.min_workers, config.max_workers);
     if max > 0 && min > max {
         return Err(ConfigError::MinAboveMax { min, max });
@@ -147,7 +150,7 @@ fn verdict(config: &Config) -> std::result::Result<(), ConfigError> {
     }
 }
 
-/// With the defaults that zeros stand for.
+/// Replaces zeros by the defaults that they stand for.
 fn effective(mut config: Config) -> Config {
     let default = Config::new();
     if config.buffer_size == 0 {
@@ -165,7 +168,7 @@ fn effective(mut config: Config) -> Config {
     config
 }
 
-fn shown(config: &Config) -> String {
+fn debug_text(config: &Config) -> String {
     format!("{config:?}")
 }
 
@@ -173,21 +176,21 @@ fn is_affordable(config: &Config) -> bool {
     config.min_workers.saturating_mul(config.buffer_size.saturating_add(WORKER_BYTES)) <= AFFORDABLE
 }
 
-fn any(u: &mut Unstructured<'_>) -> Result<Config> {
+fn any_config(u: &mut Unstructured<'_>) -> Result<Config> {
     let mut config = Config::new()
         .debug(u.arbitrary()?)
         .buffer_size(size(u, BUFFER_SIZE_MAX)?)
         .min_workers(size(u, WORKERS_MAX)?)
         .max_workers(size(u, WORKERS_MAX)?)
-        .clients_deadline(span(u)?)
-        .request_deadline(span(u)?)
+        .clients_deadline(duration(u)?)
+        .request_deadline(duration(u)?)
         .write_limit(size(u, WRITE_LIMIT_MAX)?)
-        .max_request(room(u)?)
-        .memory_limit(room(u)?)
-        .reap_interval(span(u)?)
+        .max_request(request_limit(u)?)
+        .memory_limit(request_limit(u)?)
+        .reap_interval(duration(u)?)
         .framing(framing(u)?);
     if u.arbitrary()? {
-        config = config.stop_deadline(span(u)?).slow_callback(span(u)?);
+        config = config.stop_deadline(duration(u)?).slow_callback(duration(u)?);
     }
     Ok(match u.int_in_range(0..=2)? {
         0 => config,
@@ -196,7 +199,7 @@ fn any(u: &mut Unstructured<'_>) -> Result<Config> {
     })
 }
 
-/// Small, about the limit, or anything.
+/// Returns a small size, a size near the limit, or any size.
 fn size(u: &mut Unstructured<'_>, limit: usize) -> Result<usize> {
     Ok(match u.int_in_range(0..=7)? {
         0..=4 => u.int_in_range(0..=9)?,
@@ -205,8 +208,8 @@ fn size(u: &mut Unstructured<'_>, limit: usize) -> Result<usize> {
     })
 }
 
-/// None in particular, as much as a small or a default buffer has, or about it, or anything.
-fn room(u: &mut Unstructured<'_>) -> Result<usize> {
+/// Returns 0 (no limit), a size near the default buffer size, or any size.
+fn request_limit(u: &mut Unstructured<'_>) -> Result<usize> {
     Ok(match u.int_in_range(0..=4)? {
         0 | 1 => 0,
         2 => u.int_in_range(5_110..=5_130)?,
@@ -214,7 +217,7 @@ fn room(u: &mut Unstructured<'_>) -> Result<usize> {
     })
 }
 
-fn span(u: &mut Unstructured<'_>) -> Result<Duration> {
+fn duration(u: &mut Unstructured<'_>) -> Result<Duration> {
     Ok(match u.int_in_range(0..=4)? {
         0 => Duration::ZERO,
         1 => Duration::MAX,

@@ -1,5 +1,6 @@
-//! Fuzz driver: a byte stream, cut anywhere, through the real manager. The bodies that the callback
-//! gets, and the replies that come back, are those of a naive framing of the whole stream.
+//! Fuzz driver: sends a byte stream in pieces through the real manager. The handler must receive
+//! the bodies that a naive framing finds in the whole stream, and the replies must match these
+//! bodies.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -26,12 +27,13 @@ mod plain;
 use plain::Plain;
 use reference::{Cuts, Ending, Rules};
 
-/// Rounds in which no byte moves before one is lost, or the loop spins.
-const PATIENCE: usize = 1_000;
+/// Number of rounds without progress after which bytes count as lost.
+const MAX_IDLE_ROUNDS: usize = 1_000;
 
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// Over the kernel's Unix sockets, bare or as a transport of one's own.
+/// Runs a case over a Unix socket, which is given to the manager either directly or as a custom
+/// transport.
 pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     let case = Case::any(u)?;
     let boxed = u.arbitrary()?;
@@ -41,11 +43,11 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     let handler = Echo::default();
     let seen = handler.0.clone();
     let manager = Manager::with_handler(case.config(), handler).expect("a valid configuration");
-    case.play(u, manager, client, ours, &seen)
+    case.run(u, manager, client, ours, &seen)
 }
 
-/// Over the simulated network, with tiny buffers, short reads and writes, and events that come
-/// apart, late, or for nothing.
+/// Runs a case over the simulated network. Buffers may be small, reads and writes may be short, and
+/// events may be split, late or spurious.
 #[cfg(feature = "sim")]
 pub(crate) fn drive_simulated(u: &mut Unstructured<'_>) -> Result<()> {
     let case = Case::any(u)?;
@@ -63,19 +65,20 @@ pub(crate) fn drive_simulated(u: &mut Unstructured<'_>) -> Result<()> {
     let handler = Echo::default();
     let seen = handler.0.clone();
     let manager = Manager::with_backend(case.config(), handler, sim.clone()).expect("valid");
-    case.play(u, manager, client, ours.into(), &seen)?;
+    case.run(u, manager, client, ours.into(), &seen)?;
     assert_eq!(sim.violations(), [""; 0]);
     Ok(())
 }
 
-/// What the handler was given.
+/// The callbacks that the handler has received.
 #[derive(Debug, Default)]
 struct Seen {
     bodies: Vec<(Cause, Vec<u8>)>,
-    ends: Vec<Closed>,
+    closed: Vec<Closed>,
 }
 
-/// Replies with each body, and how long it is, so that empty ones and borders show.
+/// Replies to each body with its length, followed by the body. This makes empty bodies and the
+/// boundaries between bodies visible.
 #[derive(Default)]
 struct Echo(Rc<RefCell<Seen>>);
 
@@ -87,8 +90,8 @@ impl Handler for Echo {
         conn.write_all(&reply(body))
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
-        self.0.borrow_mut().ends.push(*end);
+    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
+        self.0.borrow_mut().closed.push(*end);
     }
 }
 
@@ -96,15 +99,15 @@ fn reply(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes(), body].concat()
 }
 
-/// A connection's other end. Never blocks.
+/// The other end of a connection. It never blocks.
 trait Client: Read + Write {
-    /// Says that nothing more will be sent.
+    /// Shuts down the write side.
     fn finish(&mut self);
 }
 
 impl Client for UnixStream {
     fn finish(&mut self) {
-        // The other end may be gone.
+        // The other end may be closed.
         let _ = self.shutdown(Shutdown::Write);
     }
 }
@@ -116,7 +119,7 @@ impl Client for Stream {
     }
 }
 
-/// How many bytes an attempt moved; `None` if nothing ever will.
+/// Returns the number of bytes moved, or `None` if no more bytes can be moved.
 fn moved(outcome: io::Result<usize>) -> Option<usize> {
     match outcome {
         Ok(0) => None,
@@ -150,7 +153,7 @@ impl Case {
             .request_deadline(LONG)
     }
 
-    fn play<B: Backend>(
+    fn run<B: Backend>(
         mut self,
         u: &mut Unstructured<'_>,
         mut manager: Manager<Echo, B>,
@@ -161,7 +164,7 @@ impl Case {
         let stream = self.rules.stream(u, self.capacity, 8192)?;
         manager.start().expect("start");
         manager.put(ours).expect("put");
-        let replies = self.converse(&mut manager, &mut client, &stream);
+        let replies = self.exchange(&mut manager, &mut client, &stream);
         self.compare(&stream, &seen.borrow(), &replies);
         let stats = manager.stats();
         assert_eq!((stats.live, stats.bytes_unsent), (0, 0), "{stats}");
@@ -171,8 +174,8 @@ impl Case {
         Ok(())
     }
 
-    /// Sends all of `stream` and reads all that comes back.
-    fn converse<B: Backend>(
+    /// Sends all of `stream` and returns all replies.
+    fn exchange<B: Backend>(
         &mut self,
         manager: &mut Manager<Echo, B>,
         client: &mut impl Client,
@@ -181,7 +184,8 @@ impl Case {
         let (mut unsent, mut replies, mut chunk) = (stream, Vec::new(), [0; 4096]);
         let (mut finished, mut ended, mut progress, mut idle) = (false, false, 0, 0);
         while !ended || manager.stats().live > 0 {
-            // The low bits of a cut are its size, the high ones say what happens before the next.
+            // The low six bits of a cut say how many bytes to write. The high two bits decide
+            // whether the manager runs a turn and whether the client reads before the next cut.
             let cut = self.cuts.next();
             let size = if cut & 0x3f < 8 { 4096 } else { usize::from(cut & 0x3f) };
             if !unsent.is_empty() {
@@ -200,12 +204,12 @@ impl Case {
                 ended = got.is_none();
             }
             let stats = manager.stats();
-            let so_far = stats.bytes_in
+            let total = stats.bytes_in
                 + stats.bytes_out
                 + (stream.len() - unsent.len() + replies.len()) as u64;
-            idle = if so_far > progress { 0 } else { idle + 1 };
-            progress = so_far;
-            assert!(idle < PATIENCE, "something is lost: {} unsent, {stats}", unsent.len());
+            idle = if total > progress { 0 } else { idle + 1 };
+            progress = total;
+            assert!(idle < MAX_IDLE_ROUNDS, "bytes are lost: {} unsent, {stats}", unsent.len());
         }
         replies
     }
@@ -213,8 +217,10 @@ impl Case {
     fn compare(&self, stream: &[u8], seen: &Seen, replies: &[u8]) {
         let bodies: Vec<&[u8]> = seen.bodies.iter().map(|(_, body)| &body[..]).collect();
         let echoed: Vec<u8> = bodies.iter().flat_map(|body| reply(body)).collect();
-        assert_eq!(replies, echoed, "what was answered comes back");
-        let [end] = seen.ends[..] else { panic!("it ends once: {:?}", seen.ends) };
+        assert_eq!(replies, echoed, "the replies that the client received");
+        let [end] = seen.closed[..] else {
+            panic!("`closed` was not called exactly once: {:?}", seen.closed)
+        };
         if self.rules == Rules::Drained {
             assert!(bodies.iter().all(|body| (1..=self.capacity).contains(&body.len())));
             assert_eq!((bodies.concat(), end.reason), (stream.to_vec(), CloseReason::Eof));
@@ -222,7 +228,7 @@ impl Case {
         }
         let outcome = self.rules.outcome(stream, self.capacity);
         let complete = outcome.bodies.len();
-        assert!(complete <= bodies.len(), "{complete} expected, {} came", bodies.len());
+        assert!(complete <= bodies.len(), "{complete} bodies expected, {} delivered", bodies.len());
         for (number, body) in outcome.bodies.iter().enumerate() {
             let cause = if self.rules == Rules::Filled { Cause::Full } else { Cause::Framed };
             assert_eq!((cause, body), (seen.bodies[number].0, &seen.bodies[number].1));
@@ -234,7 +240,7 @@ impl Case {
             (Ending::Partial, [(Cause::Eof, body)]) => assert_eq!(body, last),
             (Ending::Overlong, [(Cause::Overlong, body)]) => assert!(last.starts_with(body)),
             (Ending::Invalid, []) => {}
-            (ending, tail) => panic!("{ending:?}, but {tail:?} came"),
+            (ending, tail) => panic!("{ending:?} expected, but {tail:?} delivered"),
         }
         let reason = match outcome.ending {
             Ending::Partial => CloseReason::Eof,

@@ -1,5 +1,5 @@
-//! Fuzz driver: the framing, over the buffer that it looks into, finds what a naive reader of the
-//! whole stream does, wherever the stream is cut.
+//! Fuzz driver for the framing. A stream arrives in pieces of any size, and the framing searches
+//! the buffered bytes. It must find the same bodies as a naive framing of the whole stream.
 
 use arbtest::arbitrary::{Result, Unstructured};
 
@@ -21,9 +21,10 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Holds, frames and lets go of `stream` as a worker does, in pieces of the sizes that `cut` says.
+/// Buffers, frames and consumes `stream` as a worker does, in pieces of the sizes that `cut`
+/// returns.
 pub(crate) fn check(rules: Rules, capacity: usize, stream: &[u8], cut: impl FnMut() -> usize) {
-    let (outcome, held) = frame(&rules.framing(), capacity, stream, cut);
+    let (outcome, held) = frame_stream(&rules.framing(), capacity, stream, cut);
     let expected = rules.outcome(stream, capacity);
     assert_eq!(outcome, expected, "{rules:?} of {capacity} bytes");
     if expected.ending == Ending::Partial {
@@ -34,8 +35,8 @@ pub(crate) fn check(rules: Rules, capacity: usize, stream: &[u8], cut: impl FnMu
     assert_eq!((remainder.skip + remainder.body, remainder.total), (held, held));
 }
 
-/// What came of it, and how many bytes were held in the end.
-fn frame(
+/// Returns the outcome and the number of bytes that are still held at the end.
+fn frame_stream(
     framing: &Framing,
     capacity: usize,
     stream: &[u8],
@@ -45,7 +46,7 @@ fn frame(
     let (mut bodies, mut rest) = (Vec::new(), 0);
     let ending = loop {
         let mut body = None;
-        match look(framing, &mut buffer) {
+        match find_frame(framing, &mut buffer) {
             Found::Frame(bounds) => body = Some((bounds.skip, bounds.body, bounds.total)),
             Found::Partial if !buffer.is_full() && read == stream.len() => break Ending::Partial,
             Found::Partial if !buffer.is_full() => {
@@ -61,7 +62,7 @@ fn frame(
             Found::Panicked => panic!("no framing here panics"),
         }
         if let Some((skip, body, total)) = body {
-            assert!(total > 0, "a frame of nothing would be found for ever");
+            assert!(total > 0, "an empty frame would be found forever");
             bodies.push(buffer.held()[skip..skip + body].to_vec());
             buffer.consume(total);
             rest += total;
@@ -70,14 +71,15 @@ fn frame(
     (Outcome { bodies, rest, ending }, buffer.len())
 }
 
-/// One look at what is held. What an earlier look remembered makes no difference but to its cost.
-fn look(framing: &Framing, buffer: &mut Buffer) -> Found {
+/// Searches the held bytes, beginning at the position that an earlier search has stored. A search
+/// from the start must give the same result.
+fn find_frame(framing: &Framing, buffer: &mut Buffer) -> Found {
     let mut scanned = buffer.scanned();
     let found = framing.find(buffer.held(), &mut scanned, buffer.capacity());
     assert_eq!(found, framing.find(buffer.held(), &mut 0, buffer.capacity()));
     assert!((buffer.scanned()..=buffer.len()).contains(&scanned));
     if found == Found::Partial && matches!(framing, Framing::Delimited(_)) {
-        assert_eq!(scanned, buffer.len(), "no byte is looked at twice");
+        assert_eq!(scanned, buffer.len(), "no byte is searched twice");
     }
     buffer.set_scanned(scanned);
     found

@@ -1,11 +1,11 @@
-//! Strings of operations of any length in the simulated network: whatever two peers, a handle and
-//! time do, everybody is told of one end, nothing is slept over, and all settles.
+//! Fuzz driver: runs strings of up to 200 operations in the simulated network. Every connection
+//! must end exactly once, and the loop must not sleep while it has work.
 
 use arbtest::arbitrary::{Result, Unstructured};
 use pool_manager::Framing;
 use pool_manager::sim::Sim;
 
-// Its other half, real sockets, is for the comparison with them.
+// The parts for real sockets are not used here.
 #[allow(dead_code)]
 #[path = "../simulation/strings.rs"]
 mod strings;
@@ -20,6 +20,6 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     while !u.is_empty() && string.len() < 200 {
         string.push(u.int_in_range(0..=strings::SYMBOLS - 1)?);
     }
-    strings::play(&Sim::new(1), framing, &string);
+    strings::run(&Sim::new(1), framing, &string);
     Ok(())
 }

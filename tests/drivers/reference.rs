@@ -1,7 +1,7 @@
-//! A naive framing of a whole stream at once: what every fragmentation of it must come to. Written
-//! from the documentation, a byte at a time, and shares no code with the crate.
+//! A naive framing of a whole stream, written from the documentation. It shares no code with the
+//! crate. For every fragmentation of the stream, the crate must give the same result.
 //!
-//! Whoever includes it says whose [`Framing`] it is compared with.
+//! The module that includes this file decides which [`Framing`] is compared with the naive one.
 
 use std::ops::Range;
 
@@ -9,40 +9,39 @@ use arbtest::arbitrary::{Result, Unstructured};
 
 use super::{Frame, Framing, Prefix};
 
-/// When a body is complete.
+/// The rule that says when a body is complete.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rules {
     /// A full buffer.
     Filled,
-    /// Whatever has arrived; no more than a buffer.
+    /// All bytes that have arrived, up to a full buffer.
     Drained,
-    /// Up to a delimiter.
+    /// All bytes before a delimiter.
     Lines(u8),
     Prefixed {
         width: usize,
         big_endian: bool,
         limit: usize,
     },
-    /// The first byte counts the bytes of the record, itself included, or is a wrong answer.
+    /// The first byte is the length of the record, including itself, or one of the constants below.
     Records,
 }
 
-/// First bytes of records for which the framing's function gives an answer that no bytes can make
-/// right.
+/// First bytes for which the framing function returns an invalid result.
 const INVALID: u8 = 0;
-const NOTHING: u8 = 254;
-const TOO_MUCH: u8 = 255;
+const EMPTY_FRAME: u8 = 254;
+const TOO_LONG: u8 = 255;
 
-/// What a stream begins with.
+/// The item at the front of a stream.
 enum Next {
-    /// A frame of so many bytes, and which of them are its body.
+    /// A frame of this length, and the range of its body.
     Frame(usize, Range<usize>),
     Partial,
     Overlong,
     Invalid,
 }
 
-/// Why there is no frame after the last one.
+/// The reason why no frame follows the last one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Ending {
     Partial,
@@ -50,7 +49,8 @@ pub(crate) enum Ending {
     Invalid,
 }
 
-/// What a stream comes to: complete bodies, then `stream[rest..]`, which begins with no frame.
+/// The result for a stream: the complete bodies, and the position of the rest. `stream[rest..]`
+/// does not begin with a frame.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) bodies: Vec<Vec<u8>>,
@@ -90,16 +90,16 @@ impl Rules {
             }
             Self::Records => Framing::custom(|held| match held[0] {
                 INVALID => Frame::Invalid,
-                NOTHING => Frame::Complete(0),
-                TOO_MUCH => Frame::Complete(usize::MAX),
+                EMPTY_FRAME => Frame::Complete(0),
+                TOO_LONG => Frame::Complete(usize::MAX),
                 length if held.len() < usize::from(length) => Frame::Partial,
                 length => Frame::Complete(usize::from(length)),
             }),
         }
     }
 
-    /// A stream of up to `max` bytes: many short frames or a few about as long as the buffer, and in
-    /// some streams bytes that are no frame.
+    /// Returns a stream of up to `max` bytes. It has many short frames, or a few frames that are
+    /// about as long as the buffer. Some streams also contain bytes that are no frame.
     pub(crate) fn stream(
         self,
         u: &mut Unstructured<'_>,
@@ -123,7 +123,7 @@ impl Rules {
         Ok(stream)
     }
 
-    /// What stands before a body of `length` bytes.
+    /// Returns the bytes before a body of `length` bytes.
     fn header(self, length: usize) -> Vec<u8> {
         match self {
             Self::Filled | Self::Drained | Self::Lines(_) => Vec::new(),
@@ -138,7 +138,7 @@ impl Rules {
         }
     }
 
-    /// How many bytes stand before a body.
+    /// Returns the number of bytes before a body.
     pub(crate) fn prefix(self) -> usize {
         if let Self::Prefixed { width, .. } = self { width } else { 0 }
     }
@@ -160,7 +160,7 @@ impl Rules {
     }
 
     fn next(self, stream: &[u8], capacity: usize) -> Next {
-        // More than this is never seen at once.
+        // The framing never sees more than a full buffer.
         let seen = &stream[..stream.len().min(capacity)];
         let incomplete = if seen.len() == capacity { Next::Overlong } else { Next::Partial };
         match self {
@@ -174,7 +174,7 @@ impl Rules {
             },
             Self::Records => match seen.first().copied() {
                 None => Next::Partial,
-                Some(INVALID | NOTHING | TOO_MUCH) => Next::Invalid,
+                Some(INVALID | EMPTY_FRAME | TOO_LONG) => Next::Invalid,
                 Some(length) if usize::from(length) > seen.len() => incomplete,
                 Some(length) => Next::Frame(length.into(), 0..length.into()),
             },
@@ -199,7 +199,7 @@ impl Rules {
     }
 }
 
-/// Sizes that cuts go by, round and round.
+/// The values that decide where a stream is cut. They are repeated in a cycle.
 #[derive(Debug)]
 pub(crate) struct Cuts {
     sizes: Vec<u8>,

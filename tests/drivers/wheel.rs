@@ -1,5 +1,5 @@
-//! Fuzz driver: the wheel against an ordered map. Whatever is armed, cancelled, put off and handed
-//! out in whatever portions, nothing is early, late or lost.
+//! Fuzz driver: compares the wheel with an ordered map. Entries are armed, cancelled, postponed and
+//! popped in any order. No entry may fire early or late, and none may be lost.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use arbtest::arbitrary::{Result, Unstructured};
 use crate::ds::wheel::Wheel;
 use crate::time::Tick;
 
-/// Digits of a tick in base 64: the wheel's levels.
+/// Number of digits of a tick in base 64, which is the number of levels of the wheel.
 const LEVELS: u32 = 11;
 
-/// Starts just before every level boundary and before the end of time.
+/// Returns start times just before every level boundary and before the largest tick.
 pub(crate) fn epochs() -> Vec<u64> {
     let boundaries = (1..LEVELS).map(|level| 1_u64 << (level * 6));
     let mut epochs = vec![0];
@@ -21,21 +21,23 @@ pub(crate) fn epochs() -> Vec<u64> {
     epochs
 }
 
-/// An entry as its owner knows it.
+/// An entry, as its owner stores it.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
     deadline: u64,
-    /// The wheel's time when it was armed: what was overdue then is handed out at that tick.
+    /// The time of the wheel when the entry was armed. If the deadline had passed by then, the
+    /// entry fires at this tick.
     from: u64,
 }
 
-/// The owner's part of the contract: true deadlines, and arming again what came early.
+/// The owner of the entries. It knows their true deadlines, and arms an entry again if the wheel
+/// pops it early.
 pub(crate) struct Owner {
     wheel: Wheel,
     armed: BTreeMap<usize, Armed>,
-    /// The present.
+    /// The current time.
     now: u64,
-    /// How far the wheel was told to go.
+    /// The time that the wheel has reached.
     reached: u64,
 }
 
@@ -59,24 +61,25 @@ impl Owner {
         self.wheel.cancel(index);
     }
 
-    /// Moves a deadline away without telling the wheel, as traffic does.
-    fn put_off(&mut self, index: usize, by: u64) {
+    /// Postpones a deadline without a call to the wheel, as traffic on a connection does.
+    fn postpone(&mut self, index: usize, by: u64) {
         if let Some(armed) = self.armed.get_mut(&index) {
             armed.deadline = armed.deadline.saturating_add(by);
         }
     }
 
-    /// Lets time come to `now`, and takes all that is due.
+    /// Advances the time to `now` and pops all due entries.
     pub(crate) fn advance(&mut self, now: u64) -> Vec<(u64, usize)> {
         self.now = now;
         self.take(usize::MAX)
     }
 
-    /// Takes at most `max` of what is due, and arms again what came early. Returns the ticks and
-    /// indices that fired, in order.
+    /// Pops due entries until `max` have fired, and arms early ones again. Returns the ticks and
+    /// indices of the fired entries, in order.
     fn take(&mut self, max: usize) -> Vec<(u64, usize)> {
         let mut fired = Vec::new();
-        // An early entry goes down one level at least each time; one that was put off, twice.
+        // Each time that an entry is popped early, it is armed again at a lower level. An entry
+        // that is postponed may descend through all levels twice.
         let mut early = 2 * LEVELS as usize * (1 + self.armed.len());
         while fired.len() < max {
             let Some((index, Tick(at))) = self.wheel.pop(Tick(self.now)) else {
@@ -84,16 +87,16 @@ impl Owner {
                 self.check_nothing_is_due();
                 break;
             };
-            assert!(at <= self.now, "handed out before its slot began");
-            assert!(at >= self.reached, "time went back");
+            assert!(at <= self.now, "popped before its slot began");
+            assert!(at >= self.reached, "the time went back");
             self.reached = at;
-            let armed = *self.armed.get(&index).expect("only what is armed is handed out");
+            let armed = *self.armed.get(&index).expect("only armed entries are popped");
             if armed.deadline > at {
-                early = early.checked_sub(1).expect("it comes to an end");
+                early = early.checked_sub(1).expect("early entries fire eventually");
                 self.arm(index, armed.deadline);
                 continue;
             }
-            assert_eq!(at, armed.deadline.max(armed.from), "fires on its tick");
+            assert_eq!(at, armed.deadline.max(armed.from), "the tick at which the entry fires");
             self.armed.remove(&index);
             fired.push((at, index));
         }
@@ -106,14 +109,17 @@ impl Owner {
         }
     }
 
-    /// The next wake is not later than the earliest deadline, and there is one iff there is a
-    /// deadline.
+    /// Checks that there is a next wake if and only if there is a deadline, and that the wake is no
+    /// later than the earliest deadline.
     fn check_next(&self) {
         let earliest = self.armed.values().map(|armed| armed.deadline).min();
         assert_eq!(self.next().is_some(), earliest.is_some());
         if let (Some(next), Some(earliest)) = (self.next(), earliest) {
-            assert!(next <= earliest.max(self.reached), "{earliest} would be late: {next}");
-            assert!(next >= self.reached, "{next} is over");
+            assert!(
+                next <= earliest.max(self.reached),
+                "the deadline {earliest} is before the next wake {next}"
+            );
+            assert!(next >= self.reached, "the next wake {next} has passed");
         }
     }
 }
@@ -126,10 +132,10 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
         let span = u.arbitrary::<u64>()? >> u.int_in_range(0..=63)?;
         match u.int_in_range(0..=7)? {
             0 | 1 => owner.arm(index, owner.now.saturating_add(span)),
-            // What is overdue is due at once.
+            // An overdue entry is due at once.
             2 => owner.arm(index, owner.now.saturating_sub(span)),
             3 => owner.cancel(index),
-            4 => owner.put_off(index, span),
+            4 => owner.postpone(index, span),
             5 => {
                 owner.now = owner.now.max(owner.next().unwrap_or(0));
                 owner.take(index);
@@ -145,6 +151,6 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
         owner.check_next();
     }
     owner.advance(u64::MAX);
-    assert!(owner.armed.is_empty() && owner.next().is_none(), "all of it comes in the end");
+    assert!(owner.armed.is_empty() && owner.next().is_none(), "entries remain after the last tick");
     Ok(())
 }

@@ -1,13 +1,14 @@
-//! Takes the modules where threads meet from `src`, as they are, puts them on loom's locks and
-//! atomics, and writes them down once whole and once for each way to break them.
+//! Writes the source for the loom tests. It contains the modules of `src` that other threads use:
+//! once unchanged, and once for each mutation.
 //!
-//! Each is a module with the modules and the models in it. Only two things differ from `src`:
-//! `std::sync` is `world::sync`, and the unit tests are left out.
+//! Each variant is a module that contains these modules and the models. Apart from its mutation, it
+//! differs from `src` in two ways: `std::sync` becomes `stubs::sync`, and the unit tests are left
+//! out.
 
 use std::fs;
 use std::path::Path;
 
-/// Each with its path in `src`.
+/// The name of each module and its path in `src`.
 const MODULES: [(&str, &str); 4] = [
     ("permits", "shared/permits"),
     ("mailbox", "shared/mailbox"),
@@ -15,16 +16,16 @@ const MODULES: [(&str, &str); 4] = [
     ("commands", "commands"),
 ];
 
-/// A name, and what to put in the place of what.
-struct Break {
+/// A mutation replaces `code`, which occurs exactly once in the modules, by `broken`.
+struct Mutation {
     name: &'static str,
     code: &'static str,
     broken: &'static str,
 }
 
-const BREAKS: [Break; 9] = [
-    Break {
-        name: "cleared_after_taking",
+const MUTATIONS: [Mutation; 9] = [
+    Mutation {
+        name: "pending_cleared_after_taking",
         code: "
         if self.pending.swap(false, Ordering::AcqRel) {
             let commands = &mut lock(&self.queue).commands;
@@ -43,8 +44,8 @@ const BREAKS: [Break; 9] = [
             self.pending.store(left, Ordering::Release);
         }",
     },
-    Break {
-        name: "marked_without_the_lock",
+    Mutation {
+        name: "pending_set_without_the_lock",
         code: "
         let first = !self.pending.swap(true, Ordering::AcqRel);
         drop(queue);",
@@ -52,8 +53,8 @@ const BREAKS: [Break; 9] = [
         drop(queue);
         let first = !self.pending.swap(true, Ordering::AcqRel);",
     },
-    Break {
-        name: "woken_before_it_is_queued",
+    Mutation {
+        name: "woken_before_the_command_is_queued",
         code: "
         queue.commands.push_back(command);
         self.wake(queue);",
@@ -62,15 +63,15 @@ const BREAKS: [Break; 9] = [
         queue = lock(&self.queue);
         queue.commands.push_back(command);",
     },
-    Break {
-        name: "no_mark_for_what_is_left",
+    Mutation {
+        name: "pending_not_set_for_the_rest",
         code: "
             if !commands.is_empty() {",
         broken: "
             if false {",
     },
-    Break {
-        name: "queued_after_the_door_was_shut",
+    Mutation {
+        name: "queued_after_puts_were_refused",
         code: "
         queue.commands.push_back(Command::Put(socket));",
         broken: "
@@ -78,29 +79,29 @@ const BREAKS: [Break; 9] = [
         queue = lock(&self.queue);
         queue.commands.push_back(Command::Put(socket));",
     },
-    Break {
-        name: "closed_without_giving_back",
+    Mutation {
+        name: "closed_without_returning_commands",
         code: "
         std::mem::take(&mut queue.commands)",
         broken: "
         queue.commands.clear();
         VecDeque::new()",
     },
-    Break {
-        name: "published_in_silence",
+    Mutation {
+        name: "published_without_notify",
         code: "
         self.published.notify_all();",
         broken: "",
     },
-    Break {
-        name: "answered_by_any_answer",
+    Mutation {
+        name: "stats_request_number_not_increased",
         code: "
-        queue.questions += 1;",
+        queue.stats_requests += 1;",
         broken: "
-        queue.questions = 1;",
+        queue.stats_requests = 1;",
     },
-    Break {
-        name: "counted_before_it_is_taken",
+    Mutation {
+        name: "permit_checked_before_it_is_taken",
         code: "
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
@@ -117,35 +118,38 @@ const BREAKS: [Break; 9] = [
 ];
 
 fn main() {
-    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo names the folder");
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets the variable");
     let here = Path::new(&here);
     let source = here.join("../../src");
     let modules = MODULES.map(|(name, path)| {
         let path = source.join(path).with_extension("rs");
         println!("cargo::rerun-if-changed={}", path.display());
-        (name, on_loom(&fs::read_to_string(&path).expect("a module")))
+        (name, on_loom(&fs::read_to_string(&path).expect("a module of src")))
     });
     let models = here.join("models.rs");
-    let mut written = module("whole", &modules, &models);
-    for Break { name, code, broken } in BREAKS {
+    let mut written = module("original", &modules, &models);
+    for Mutation { name, code, broken } in MUTATIONS {
         let hits: usize = modules.iter().map(|(_, text)| text.matches(code).count()).sum();
-        assert_eq!(hits, 1, "{name}: src has changed, this must be broken in another way:{code}");
+        assert_eq!(hits, 1, "{name}: this code does not occur once in src:{code}");
         let modules = modules.clone().map(|(module, text)| (module, text.replace(code, broken)));
         written += &module(name, &modules, &models);
     }
     println!("cargo::rerun-if-changed=build.rs");
-    let out = std::env::var("OUT_DIR").expect("cargo names the folder to write to");
-    fs::write(Path::new(&out).join("variants.rs"), written).expect("write");
+    let out = std::env::var("OUT_DIR").expect("cargo sets the variable");
+    fs::write(Path::new(&out).join("variants.rs"), written).expect("the variants are written");
 }
 
-/// A module without its unit tests, on what the module around it has imported.
+/// Removes the unit tests of a module and makes it import from the surrounding module.
 fn on_loom(text: &str) -> String {
-    let code = text.split("\n#[cfg(test)]").next().expect("what comes before the tests");
+    let code = text.split("\n#[cfg(test)]").next().expect("the code before the tests");
     let code = code
         .replace("use std::sync::", "use super::sync::")
         .replace("crate::shared::", "super::")
         .replace("crate::", "super::");
-    assert!(!code.contains("std::sync") && !code.contains("std::thread"), "loom would not see it");
+    assert!(
+        !code.contains("std::sync") && !code.contains("std::thread"),
+        "loom would not see these"
+    );
     code
 }
 
@@ -156,7 +160,7 @@ fn module(name: &str, modules: &[(&str, String)], models: &Path) -> String {
     format!(
         "#[allow(dead_code, clippy::pedantic)]
 mod {name} {{
-use crate::world::{{config, error, id, connect_options, socket, stats, sync}};
+use crate::stubs::{{config, error, id, connect_options, socket, stats, sync}};
 {modules}
 #[path = \"{models}\"]
 pub(super) mod models;

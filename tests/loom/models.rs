@@ -1,7 +1,7 @@
-//! Models: a few threads and the loop, small enough to be run in every order.
+//! Models for loom. Each has the loop and a few other threads, and is small enough to run in every
+//! interleaving.
 //!
-//! Nobody has a timeout: a wake that is lost leaves everybody waiting, which loom calls a
-//! deadlock.
+//! No wait has a timeout. A lost wake leaves all threads waiting, which loom reports as a deadlock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,41 +11,45 @@ use loom::thread;
 
 use super::command::Command;
 use super::commands::Commands;
-use super::id::ConnId;
 use super::error::Error;
+use super::id::ConnId;
 use super::mailbox::Mailbox;
 use super::socket::Socket;
 use super::stats::Stats;
-use crate::world::Bell;
+use crate::stubs::Waker;
 
 const BATCH: usize = 1024;
 
-/// As much of a manager as other threads can meet.
+/// The part of a manager that other threads use.
 struct Loop {
     commands: Commands,
     mailbox: Arc<Mailbox>,
-    bell: Arc<Bell>,
+    waker: Arc<Waker>,
 }
 
 impl Loop {
     fn new() -> Self {
         let mailbox = Arc::new(Mailbox::default());
-        Self { commands: Commands::new(mailbox.clone()), mailbox, bell: Arc::default() }
+        Self { commands: Commands::new(mailbox.clone()), mailbox, waker: Arc::default() }
     }
 
-    /// With a bell of its own, as each start has a waker of its own.
+    /// Starts the loop with a new waker, as each start of a manager does.
     fn start(&mut self) {
-        let bell = Arc::new(Bell::default());
-        self.bell = bell.clone();
+        let waker = Arc::new(Waker::default());
+        self.waker = waker.clone();
         self.mailbox.open(Arc::new(move || {
-            bell.ring();
+            waker.wake();
             Ok(())
         }));
     }
 
-    /// Waits unless there is work, then takes at most a batch.
+    /// Waits unless there is work. Then takes at most `batch` commands.
     fn turn(&mut self, batch: usize) -> Vec<Command> {
-        if self.commands.has_work() { self.bell.glance() } else { self.bell.wait() }
+        if self.commands.has_work() {
+            self.waker.poll()
+        } else {
+            self.waker.wait()
+        }
         self.commands(batch)
     }
 
@@ -54,7 +58,7 @@ impl Loop {
         std::iter::from_fn(|| self.commands.next()).collect()
     }
 
-    /// Turns until `count` commands were carried out.
+    /// Runs turns until `count` commands were executed. Returns their numbers.
     fn turns(&mut self, count: usize, batch: usize) -> Vec<u32> {
         let mut done = Vec::new();
         while done.len() < count {
@@ -65,10 +69,9 @@ impl Loop {
         done
     }
 
-    /// Whether a mark with nothing behind it, if there is one, is gone after one turn.
-    fn comes_to_rest(&mut self) -> bool {
-        !self.mailbox.is_pending()
-            || (self.turn(BATCH).is_empty() && !self.mailbox.is_pending())
+    /// Returns whether `pending` is clear, either now or after one turn that takes no command.
+    fn becomes_idle(&mut self) -> bool {
+        !self.mailbox.is_pending() || (self.turn(BATCH).is_empty() && !self.mailbox.is_pending())
     }
 }
 
@@ -78,12 +81,12 @@ fn started() -> Loop {
     this
 }
 
-/// The number by which a model knows a command.
+/// Returns the number that identifies a command in a model.
 fn number(command: &Command) -> u32 {
     match command {
         Command::Put(socket) => socket.0,
         Command::Close(id) => id.0,
-        _ => panic!("no command of this model"),
+        _ => panic!("a command that no model uses"),
     }
 }
 
@@ -91,7 +94,7 @@ fn command(number: u32) -> Command {
     Command::Close(ConnId(number))
 }
 
-/// Posts commands of these numbers from a thread of its own.
+/// Posts commands with these numbers from a new thread.
 fn post<const N: usize>(mailbox: &Arc<Mailbox>, numbers: [u32; N]) -> thread::JoinHandle<()> {
     let mailbox = mailbox.clone();
     thread::spawn(move || {
@@ -101,8 +104,8 @@ fn post<const N: usize>(mailbox: &Arc<Mailbox>, numbers: [u32; N]) -> thread::Jo
     })
 }
 
-/// Two handles post two commands each: all are carried out, in the order of each handle, and the
-/// loop never sleeps while one waits.
+/// Two handles post two commands each. All commands are executed. The commands of one handle are
+/// executed in the order in which it posted them. The loop never sleeps while a command is queued.
 pub(crate) fn two_handles_post() {
     let mut this = started();
     let handles = [post(&this.mailbox, [10, 11]), post(&this.mailbox, [20, 21])];
@@ -112,10 +115,11 @@ pub(crate) fn two_handles_post() {
     }
     let of = |tens: u32| done.iter().copied().filter(move |number| number / 10 == tens);
     assert!(of(1).eq([10, 11]) && of(2).eq([20, 21]), "{done:?}");
-    assert!(this.comes_to_rest(), "a mark with nothing behind it would be a spin");
+    assert!(this.becomes_idle(), "`pending` without a command makes the loop spin");
 }
 
-/// The same, where a turn takes one command only: the rest stays marked.
+/// Two handles post commands, and each turn takes only one. `pending` stays set for the commands
+/// that are left.
 pub(crate) fn a_turn_takes_a_batch() {
     let mut this = started();
     let handles = [post(&this.mailbox, [10, 11]), post(&this.mailbox, [20])];
@@ -127,8 +131,9 @@ pub(crate) fn a_turn_takes_a_batch() {
     assert_eq!(done, [10, 11, 20]);
 }
 
-/// Two handles put sockets, for which there is one place at a time, and one of them asks for a
-/// stop: each socket is given back, served or given up, once, and all places are free in the end.
+/// Two handles put sockets while there is one permit, and one of the handles requests a stop. Each
+/// socket has exactly one outcome: it is returned to the handle, served, or given up by the loop.
+/// At the end, all permits are free.
 pub(crate) fn sockets_meet_a_stop() {
     let mut this = started();
     this.mailbox.permits.set_max(1);
@@ -137,7 +142,7 @@ pub(crate) fn sockets_meet_a_stop() {
         thread::spawn(move || {
             let refused = mailbox.post_put(Socket(number)).err();
             if number == 2 {
-                mailbox.post(Command::Stop).expect("nobody else stops it");
+                mailbox.post(Command::Stop).expect("only this thread stops the loop");
             }
             refused
         })
@@ -176,19 +181,20 @@ pub(crate) fn sockets_meet_a_stop() {
     });
     let mut all: Vec<_> = served.into_iter().chain(given_up).chain(given_back).collect();
     all.sort_unstable();
-    assert_eq!(all, [Socket(1), Socket(2)], "each socket is in one place");
-    assert_places_taken(&this.mailbox, 0);
+    assert_eq!(all, [Socket(1), Socket(2)], "each socket has one outcome");
+    assert_permits_taken(&this.mailbox, 0);
 }
 
-fn assert_places_taken(mailbox: &Mailbox, taken: usize) {
+fn assert_permits_taken(mailbox: &Mailbox, taken: usize) {
     mailbox.permits.set_max(taken + 1);
-    assert!(mailbox.permits.try_acquire(), "more places are taken than there are connections");
-    assert!(!mailbox.permits.try_acquire(), "fewer places are taken than there are connections");
+    assert!(mailbox.permits.try_acquire(), "more permits are taken than there are connections");
+    assert!(!mailbox.permits.try_acquire(), "fewer permits are taken than there are connections");
 }
 
-/// The loop takes a place for one it accepted while a handle takes one for a socket it puts, and
-/// another connection gives its place back: there are never more than places.
-pub(crate) fn the_loop_and_a_handle_take_places() {
+/// The loop takes a permit for an accepted connection while a handle takes a permit for a socket.
+/// Meanwhile, another connection releases its permit. The number of permits that are taken never
+/// exceeds the maximum.
+pub(crate) fn the_loop_and_a_handle_take_permits() {
     let this = started();
     this.mailbox.permits.set_max(2);
     assert!(this.mailbox.permits.try_acquire());
@@ -201,12 +207,13 @@ pub(crate) fn the_loop_and_a_handle_take_places() {
     let put = putter.join().unwrap();
     assert!(accepted || put);
     let refused = u64::from(!accepted) + u64::from(!put);
-    assert_eq!(this.mailbox.permits.refused(), refused, "each error is counted");
-    assert_places_taken(&this.mailbox, 2 - usize::try_from(refused).unwrap());
+    assert_eq!(this.mailbox.permits.refused(), refused, "each refusal is counted");
+    assert_permits_taken(&this.mailbox, 2 - usize::try_from(refused).unwrap());
 }
 
-/// Two places are wanted at once, and there is one.
-pub(crate) fn one_place_is_taken_once() {
+/// Two threads try to take a permit at the same time, and only one permit is free. One thread gets
+/// it.
+pub(crate) fn one_permit_is_taken_once() {
     let this = started();
     this.mailbox.permits.set_max(1);
     let putter = {
@@ -215,38 +222,42 @@ pub(crate) fn one_place_is_taken_once() {
     };
     let accepted = this.mailbox.permits.try_acquire();
     let put = putter.join().unwrap();
-    assert!(accepted != put, "one place, taken by both or by none");
+    assert!(accepted != put, "one permit, taken by both or by none");
 }
 
-/// Two threads ask for stats: each has those of a turn that came after it asked.
+/// Two threads request stats. Each receives stats that were published after its request.
 pub(crate) fn two_threads_wait_for_stats() {
     let mut this = started();
     let turns = Arc::new(AtomicUsize::new(0));
-    let askers = [(); 2].map(|()| ask(&this.mailbox, &turns));
+    let requesters = [(); 2].map(|()| request_stats(&this.mailbox, &turns));
     let mut answered = 0;
     while answered < 2 {
         let commands = this.turn(BATCH);
         let now = Stats { turns: turns.fetch_add(1, Ordering::SeqCst) + 1 };
         for command in commands {
             answered += 1;
-            this.mailbox.publish(question(&command), &now);
+            this.mailbox.publish(stats_request(&command), &now);
         }
     }
-    for asker in askers {
-        let (before, seen) = asker.join().unwrap();
-        assert!(seen > before, "stats of turn {seen}, asked for after turn {before}");
+    for requester in requesters {
+        let (before, seen) = requester.join().unwrap();
+        assert!(seen > before, "stats of turn {seen}, requested after turn {before}");
     }
 }
 
-fn question(command: &Command) -> u64 {
+fn stats_request(command: &Command) -> u64 {
     match command {
-        Command::PublishStats(question) => *question,
+        Command::PublishStats(request) => *request,
         _ => 0,
     }
 }
 
-/// What turn it was when the stats were asked for, and what turn they are of.
-fn ask(mailbox: &Arc<Mailbox>, turns: &Arc<AtomicUsize>) -> thread::JoinHandle<(usize, usize)> {
+/// Requests stats from a new thread. The thread returns the number of turns at its request, and the
+/// number of turns in the stats.
+fn request_stats(
+    mailbox: &Arc<Mailbox>,
+    turns: &Arc<AtomicUsize>,
+) -> thread::JoinHandle<(usize, usize)> {
     let (mailbox, turns) = (mailbox.clone(), turns.clone());
     thread::spawn(move || {
         let before = turns.load(Ordering::SeqCst);
@@ -254,33 +265,35 @@ fn ask(mailbox: &Arc<Mailbox>, turns: &Arc<AtomicUsize>) -> thread::JoinHandle<(
     })
 }
 
-/// Somebody asks for stats while another asks for a stop: he has an answer, the last one.
-pub(crate) fn stats_are_asked_for_at_a_stop() {
+/// One thread requests stats while another requests a stop. The request is answered by a turn, or
+/// with the last stats.
+pub(crate) fn stats_are_requested_at_a_stop() {
     let mut this = started();
     let turns = Arc::new(AtomicUsize::new(0));
-    let asker = ask(&this.mailbox, &turns);
+    let requester = request_stats(&this.mailbox, &turns);
     let stopper = {
         let mailbox = this.mailbox.clone();
-        thread::spawn(move || mailbox.post(Command::Stop).expect("it is running"))
+        thread::spawn(move || mailbox.post(Command::Stop).expect("the loop is running"))
     };
     let mut stopped = false;
     while !stopped {
         for command in this.turn(BATCH) {
             match command {
                 Command::Stop => stopped = true,
-                asked => this.mailbox.publish(question(&asked), &Stats::default()),
+                command => this.mailbox.publish(stats_request(&command), &Stats::default()),
             }
         }
     }
     let left = this.mailbox.close();
-    let last_question = left.iter().map(question).max().unwrap_or(0);
-    this.mailbox.publish(last_question, &Stats::default());
-    asker.join().unwrap();
+    let last_request = left.iter().map(stats_request).max().unwrap_or(0);
+    this.mailbox.publish(last_request, &Stats::default());
+    requester.join().unwrap();
     stopper.join().unwrap();
 }
 
-/// A handle posts while the loop stops and starts again: what was let in is carried out or given
-/// back, once, and the new loop hears of what is posted to it.
+/// A handle posts a command while the loop stops and starts again. If the command is accepted, it
+/// is executed or returned exactly once. A command that is posted after the restart wakes the new
+/// loop.
 pub(crate) fn a_handle_posts_across_a_restart() {
     let mut this = started();
     let early = {
@@ -295,10 +308,10 @@ pub(crate) fn a_handle_posts_across_a_restart() {
         seen.extend(this.turn(BATCH).iter().map(number));
     }
     late.join().unwrap();
-    let let_in = early.join().unwrap();
+    let accepted = early.join().unwrap();
     seen.extend(this.mailbox.close().iter().map(number));
-    this.mailbox.abandon();
+    this.mailbox.mark_dropped();
     assert_eq!(this.mailbox.post(command(3)), Err(Error::Dropped));
     seen.sort_unstable();
-    assert_eq!(seen, if let_in { vec![1, 2] } else { vec![2] });
+    assert_eq!(seen, if accepted { vec![1, 2] } else { vec![2] });
 }

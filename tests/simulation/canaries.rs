@@ -1,10 +1,11 @@
 //! Canaries: known bugs that the simulation must find.
 //!
-//! They are not in the source. `simulate --canary` makes a copy of it in which each stands beside
-//! the right code, and there `PLANTED` becomes the one function that decides which of the two
-//! runs; so no build that is shipped or tested otherwise has ever seen them.
+//! The source of the library does not contain them. `simulate --canary` copies the crate and
+//! inserts each bug beside the code that it replaces. In the copy, `PLANTED` becomes a call that
+//! returns whether this bug is selected. No other build contains a canary.
 
-/// A known bug: where it goes, the text that stands there once, and what it becomes.
+/// A known bug. `was` is the code that it replaces, which occurs once in `file`. `becomes` is the
+/// replacement.
 pub(crate) struct Canary {
     pub(crate) name: &'static str,
     pub(crate) file: &'static str,
@@ -21,64 +22,64 @@ const fn canary(
     Canary { name, file, was, becomes }
 }
 
-/// A name may stand more than once: the bug then takes more than one change.
+/// A name occurs several times in a row if its bug needs several changes.
 pub(crate) const ALL: &[Canary] = &[
     canary(
-        "a_tick_left_out_of_due",
+        "tick_ignored_by_next_timeout",
         "manager/turn.rs",
         "self.pool.next_due().min(self.tick_at);",
         "self.pool.next_due().min(if PLANTED { Tick::NEVER } else { self.tick_at });",
     ),
     canary(
-        "listeners_that_are_taken_are_closed",
+        "taken_listeners_are_closed",
         "sys/sim.rs",
         "lock(&self.net).release_listener(listener.index);",
         "if PLANTED { self.close_listener(listener.clone()) } else { lock(&self.net).release_listener(listener.index) }",
     ),
     canary(
-        "written_to_before_it_is_there",
+        "written_before_it_is_connected",
         "worker/write.rs",
         "if self.state.stage() == Stage::Connecting {\n            return self.finish_connect(cx);",
         "if self.state.stage() == Stage::Connecting && !PLANTED {\n            return self.finish_connect(cx);",
     ),
     canary(
-        "connecting_past_its_deadline",
+        "connect_deadline_ignored",
         "conn_state.rs",
         "self.flags.insert(Flags::BLOCKED);\n        self.set_idle_deadline(deadline);",
         "self.flags.insert(Flags::BLOCKED);\n        if !PLANTED { self.set_idle_deadline(deadline); }",
     ),
     canary(
-        "a_connect_deadline_that_outlives_the_connect",
+        "connect_deadline_kept_after_the_connect",
         "conn_state.rs",
         "self.set_idle_deadline(Duration::ZERO);",
         "if !PLANTED { self.set_idle_deadline(Duration::ZERO); }",
     ),
     canary(
-        "a_place_kept_by_what_cannot_begin",
+        "permit_leaked_when_a_connect_fails_to_begin",
         "manager/connect.rs",
         "            Err(error) => {\n                self.mailbox.permits.release();",
         "            Err(error) => {\n                if !PLANTED { self.mailbox.permits.release(); }",
     ),
     canary(
-        "not_told_of_a_connect_in_vain",
+        "closed_not_called_for_a_failed_connect",
         "manager/connections.rs",
         "if state.stage() == Stage::AwaitingHeader {",
         "if !opened && (PLANTED || state.stage() == Stage::AwaitingHeader) {",
     ),
     canary(
-        "connecting_during_a_stop",
+        "connect_continues_during_a_stop",
         "manager/stop.rs",
         "if worker.state.stage() == Stage::Connecting {\n                self.close",
         "if worker.state.stage() == Stage::Connecting && !PLANTED {\n                self.close",
     ),
     canary(
-        "a_mark_that_moves_with_what_is_forgotten",
+        "sent_bytes_not_dropped_before_blocked_is_called",
         "worker/write.rs",
         "cx.buffers.output.drop_sent();",
         "if !PLANTED { cx.buffers.output.drop_sent(); }",
     ),
     canary(
-        "not_told_that_a_reply_waits",
+        "blocked_not_called",
         "worker/write.rs",
         "        if !self.state.flags.intersects(Flags::CLOSING) {\n            self.run_callback(cx, Cause::Blocked",
         "        if !self.state.flags.intersects(Flags::CLOSING) && !PLANTED {\n            self.run_callback(cx, Cause::Blocked",
@@ -90,31 +91,31 @@ pub(crate) const ALL: &[Canary] = &[
         ".as_mut().filter(|worker| PLANTED || worker.state.id == id)",
     ),
     canary(
-        "short_read_ends_despite_read_closed",
+        "short_read_ends_reading_despite_read_closed",
         "worker/read.rs",
         "let short = count < room && !state.must_drain;",
         "let short = count < room && (PLANTED || !state.must_drain);",
     ),
     canary(
-        "ready_list_forgotten_after_the_budget",
+        "not_queued_again_after_the_budget",
         "manager/connections.rs",
         "Verdict::Again => self.pool.enqueue(id),",
         "Verdict::Again => if !PLANTED { self.pool.enqueue(id) },",
     ),
     canary(
-        "events_refresh_the_deadline",
+        "any_event_restarts_the_idle_deadline",
         "worker/visit.rs",
         "if !self.state.flags.is_empty() {\n            self.prepare",
         "if PLANTED { self.state.last_activity = cx.now.ceil; }\n        if !self.state.flags.is_empty() {\n            self.prepare",
     ),
     canary(
-        "bytes_refresh_the_total_deadline",
+        "bytes_restart_the_request_deadline",
         "worker/visit.rs",
         "&& self.state.total_from == Tick::NEVER {",
         "&& (self.state.total_from == Tick::NEVER || PLANTED) {",
     ),
     canary(
-        "timers_before_io",
+        "timers_run_before_io",
         "manager/turn.rs",
         "let served = self.serve_ready();\n        let expired = self.expire_due();",
         "let early = if PLANTED { self.expire_due() } else { 0 };
@@ -122,7 +123,7 @@ pub(crate) const ALL: &[Canary] = &[
          let expired = if PLANTED { early } else { self.expire_due() };",
     ),
     canary(
-        "timers_before_io",
+        "timers_run_before_io",
         "manager/connections.rs",
         "self.read_once_more(id);\n        let (now",
         "if !PLANTED { self.read_once_more(id); }\n        let (now",
@@ -135,7 +136,7 @@ pub(crate) const ALL: &[Canary] = &[
              else { Tick::NEVER },",
     ),
     canary(
-        "paused_listener_forgotten",
+        "paused_listener_not_resumed",
         "listeners.rs",
         "Some(until) if !is_paused(permits, overload)",
         "Some(until) if !PLANTED && !is_paused(permits, overload)",
@@ -147,19 +148,19 @@ pub(crate) const ALL: &[Canary] = &[
         "if !PLANTED { self.cx.backend.deregister(&socket); }",
     ),
     canary(
-        "place_leaked_when_register_fails",
+        "permit_leaked_when_register_fails",
         "manager/connections.rs",
         "            Err(error) => {\n                self.mailbox.permits.release();",
         "            Err(error) => {\n                if !PLANTED { self.mailbox.permits.release(); }",
     ),
     canary(
-        "one_place_too_many",
+        "one_permit_too_many",
         "shared/permits.rs",
         "(max == 0 || taken < max).then_some(taken + 1)",
         "(max == 0 || taken < max || PLANTED && taken == max).then_some(taken + 1)",
     ),
     canary(
-        "drain_forgets_unsent_bytes",
+        "stop_drops_unsent_bytes",
         "manager/connections.rs",
         "filter(|worker| worker.is_idle()) else {",
         "filter(|worker| worker.is_idle() || PLANTED) else {",
@@ -172,44 +173,44 @@ pub(crate) const ALL: &[Canary] = &[
          let slot = ((deadline >> (level * BITS)) + late) as usize % SLOTS;",
     ),
     canary(
-        "pending_cleared_after_taking",
+        "pending_not_set_for_the_remaining_commands",
         "shared/mailbox.rs",
         "                self.pending.store(true, Ordering::Release);\n            }",
         "                self.pending.store(!PLANTED, Ordering::Release);\n            }",
     ),
     canary(
-        "desk_left_out_of_due",
+        "commands_ignored_by_next_timeout",
         "manager/turn.rs",
         "|| self.cx.commands.has_work()",
         "|| !PLANTED && self.cx.commands.has_work()",
     ),
     canary(
-        "lingering_left_out_of_due",
+        "lingering_ignored_by_next_timeout",
         "manager/turn.rs",
         "let mut due = self.lingering.next_due();",
         "let mut due = if PLANTED { Tick::NEVER } else { self.lingering.next_due() };",
     ),
     canary(
-        "spares_left_out_of_due",
+        "spare_buffers_ignored_by_next_timeout",
         "manager/turn.rs",
         "        if self.cx.buffers.can_reap() {\n            due",
         "        if self.cx.buffers.can_reap() && !PLANTED {\n            due",
     ),
     canary(
-        "held_bytes_lost_at_the_end_of_file",
+        "held_bytes_lost_at_end_of_file",
         "worker/visit.rs",
         "while !cx.buffers.input.is_empty() {",
         "while !cx.buffers.input.is_empty() && !(PLANTED && self.state.eof) {",
     ),
     canary(
-        "delimiter_sought_too_far_on",
+        "delimiter_search_skips_bytes",
         "ds/buffer.rs",
         "self.scanned = self.scanned.saturating_sub(count as u32);",
         "if !PLANTED { self.scanned = self.scanned.saturating_sub(count as u32); }
          self.scanned = self.scanned.min(self.end - self.start);",
     ),
     canary(
-        "bytes_moved_to_the_wrong_place",
+        "bytes_moved_to_the_wrong_offset",
         "ds/buffer.rs",
         "self.end -= self.start;\n        self.start = 0;\n        self.behind(max)",
         "self.end -= self.start - u32::from(PLANTED && self.start > 1);
@@ -223,7 +224,7 @@ pub(crate) const ALL: &[Canary] = &[
          other.scanned = other.scanned.min(other.end);",
     ),
     canary(
-        "grown_beyond_max_request",
+        "buffer_grows_beyond_max_request",
         "buffers.rs",
         "self.input.capacity().saturating_mul(2).min(max);",
         "self.input.capacity().saturating_mul(2).min(if PLANTED { usize::MAX } else { max });",
@@ -235,13 +236,13 @@ pub(crate) const ALL: &[Canary] = &[
         "PLANTED || self.memory_limit == 0 || self.kept",
     ),
     canary(
-        "memory_not_given_back",
+        "freed_memory_not_subtracted",
         "buffers.rs",
         "self.kept -= buffer.capacity();",
         "if !PLANTED || buffer.capacity() <= self.buffer_size { self.kept -= buffer.capacity(); }",
     ),
     canary(
-        "a_panicking_callback_s_reply_is_sent",
+        "reply_of_a_panicking_callback_is_sent",
         "worker/callback.rs",
         "cx.buffers.output.rewind(mark);",
         "if !PLANTED { cx.buffers.output.rewind(mark); }",
@@ -271,31 +272,31 @@ pub(crate) const ALL: &[Canary] = &[
         "deadlines.rate.due(self.tat()) <= now.floor || PLANTED",
     ),
     canary(
-        "held_back_for_ever",
+        "rate_limited_connection_never_resumed",
         "conn_state.rs",
         "        }\n        deadlines.rate.due(self.tat())",
         "        }\n        if PLANTED { Tick::NEVER } else { deadlines.rate.due(self.tat()) }",
     ),
     canary(
-        "a_peer_s_end_is_not_counted",
+        "peer_count_not_decremented",
         "manager/connections.rs",
         "self.peer_counts.remove(id.index());",
         "if !PLANTED { self.peer_counts.remove(id.index()); }",
     ),
     canary(
-        "a_place_lost_with_a_peer_too_many",
+        "permit_leaked_when_max_per_peer_refuses",
         "manager/connections.rs",
-        "            if promised {\n                self.mailbox.permits.release();",
-        "            if promised && !PLANTED {\n                self.mailbox.permits.release();",
+        "            if has_permit {\n                self.mailbox.permits.release();",
+        "            if has_permit && !PLANTED {\n                self.mailbox.permits.release();",
     ),
     canary(
-        "a_peer_too_many",
+        "max_per_peer_ignored",
         "peer_counts.rs",
         "is_none_or(|&count| count < max)",
         "is_none_or(|&count| count < max || PLANTED)",
     ),
     canary(
-        "the_newest_idle_one_evicted",
+        "newest_idle_connection_evicted",
         "pool.rs",
         "worker.state.last_activity < since {",
         "(worker.state.last_activity < since || PLANTED && worker.state.last_activity < ceil) {",
@@ -307,31 +308,31 @@ pub(crate) const ALL: &[Canary] = &[
         "let fits = PLANTED || bytes.len() <= limit.saturating_sub(self.len());",
     ),
     canary(
-        "queue_reset_by_a_stop",
+        "accept_queue_reset_by_a_stop",
         "manager/stop.rs",
-        "if patience.is_zero() {\n            self.listeners",
-        "if PLANTED || patience.is_zero() {\n            self.listeners",
+        "if limit.is_zero() {\n            self.listeners",
+        "if PLANTED || limit.is_zero() {\n            self.listeners",
     ),
     canary(
-        "newcomer_in_a_stop_closed_unheard",
+        "accepted_in_a_stop_and_closed_before_its_first_read",
         "manager/connections.rs",
         "if worker.state.accepted_in_stop && worker",
         "if !PLANTED && worker.state.accepted_in_stop && worker",
     ),
     canary(
-        "what_was_sent_to_nobody_is_lost",
+        "send_to_an_unknown_connection_is_lost",
         "manager/execute.rs",
-        "        if !taken {\n            self.give_back(id, bytes);",
-        "        if !taken && !PLANTED {\n            self.give_back(id, bytes);",
+        "        if !taken {\n            self.return_undelivered(id, bytes);",
+        "        if !taken && !PLANTED {\n            self.return_undelivered(id, bytes);",
     ),
     canary(
-        "what_was_sent_before_a_stop_is_lost",
+        "send_queued_before_a_stop_is_lost",
         "manager/stop.rs",
-        "Command::Send(id, bytes) => self.give_back(id, bytes),",
-        "Command::Send(id, bytes) => if !PLANTED { self.give_back(id, bytes) },",
+        "Command::Send(id, bytes) => self.return_undelivered(id, bytes),",
+        "Command::Send(id, bytes) => if !PLANTED { self.return_undelivered(id, bytes) },",
     ),
     canary(
-        "not_told_of_an_idle_turn",
+        "turn_ended_not_called_after_an_idle_turn",
         "manager/turn.rs",
         "self.cx.run_hook(H::turn_ended);",
         "if !PLANTED || events > 0 { self.cx.run_hook(H::turn_ended); }",

@@ -1,5 +1,5 @@
-//! The real loop in a seeded network: random peers, random callbacks, random faults, and after
-//! every turn what must always hold.
+//! Tests of the real loop in the simulated network. The peers, the callbacks and the faults are
+//! random, and a seed determines them. The invariants are checked after every turn.
 
 mod canaries;
 mod proxied;
@@ -18,24 +18,25 @@ use pool_manager::{CloseReason, Config, Conn, Framing, Handler, Manager, Overloa
 
 const STEPS: usize = 300;
 
-/// How late a deadline may be: it is rounded up twice.
-const TICKS: Duration = Duration::from_millis(2);
+/// Maximum difference between a deadline and the time at which it fires. Times are rounded up to
+/// milliseconds twice.
+const TOLERANCE: Duration = Duration::from_millis(2);
 
-/// A number from the environment, or what it is otherwise.
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+/// Returns the number in an environment variable, or `default`.
+fn env_number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
 #[test]
-fn whatever_happens_everything_holds() {
-    let (seed, count) = (number("SIM_SEED", 0), number("SIM_COUNT", 200));
+fn random_runs_keep_every_invariant() {
+    let (seed, count) = (env_number("SIM_SEED", 0), env_number("SIM_COUNT", 200));
     let mut marks = world::Marks::default();
     for seed in seed..seed + count {
         match world::run(seed, 0..STEPS, false) {
             Ok(outcome) => marks.add(&outcome.marks),
             Err(world::Violation { step, what }) => panic!(
-                "{what}\ncargo run --release --features sim --example simulate -- --seeds {seed}..{} \
-                 --steps {} # replays it",
+                "{what}\nreplay: cargo run --release --features sim --example simulate -- \
+                 --seeds {seed}..{} --steps {}",
                 seed + 1,
                 step + 1
             ),
@@ -45,9 +46,10 @@ fn whatever_happens_everything_holds() {
     assert_eq!(marks.missed(count, STEPS as u64), [""; 0], "{counts:?}");
 }
 
-/// Seeds that once showed a bug, of the loop, of the network or of the model: `seed steps # what`.
+/// Seeds that once showed a bug of the loop, of the network or of the model. Each line is `seed
+/// steps # description`.
 #[test]
-fn seeds_that_once_failed_hold() {
+fn seeds_that_failed_before_pass() {
     for line in include_str!("failed_seeds.txt").lines() {
         let numbers = line.split('#').next().unwrap_or_default();
         let numbers: Vec<u64> =
@@ -68,41 +70,43 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
-fn canaries_have_their_place_in_the_source() {
+fn the_code_that_each_canary_replaces_is_in_the_source() {
     for canary in canaries::ALL {
-        let source = std::fs::read_to_string(format!("src/{}", canary.file)).expect("a source");
+        let source =
+            std::fs::read_to_string(format!("src/{}", canary.file)).expect("a source file");
         assert_eq!(source.matches(canary.was).count(), 1, "{}", canary.name);
         assert!(canary.becomes.contains("PLANTED"), "{}", canary.name);
     }
 }
 
-/// All strings of operations of up to this length.
-fn exhaust(length: usize) -> u64 {
+/// Runs all strings of at most `length` operations. Returns the number of strings.
+fn run_all_strings(length: usize) -> u64 {
     let first: Vec<u8> = (0..strings::SYMBOLS).collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let worker = || {
-            let mut played = 0;
+            let mut count = 0;
             while let Some(&first) = first.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let mut string = vec![first];
                 loop {
-                    play_in_sim(&string);
-                    played += 1;
-                    if !advance(&mut string, length) {
+                    run_in_sim(&string);
+                    count += 1;
+                    if !next_string(&mut string, length) {
                         break;
                     }
                 }
             }
-            played
+            count
         };
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|worker| worker.join().expect("it holds")).sum()
+        workers.into_iter().map(|worker| worker.join().expect("no string fails")).sum()
     })
 }
 
-/// The next string with the same first symbol, shorter ones first in depth; false after the last.
-fn advance(string: &mut Vec<u8>, length: usize) -> bool {
+/// Advances to the next string with the same first symbol, in depth-first order. Returns false
+/// after the last one.
+fn next_string(string: &mut Vec<u8>, length: usize) -> bool {
     if string.len() < length {
         string.push(0);
         return true;
@@ -118,34 +122,34 @@ fn advance(string: &mut Vec<u8>, length: usize) -> bool {
     false
 }
 
-fn play_in_sim(string: &[u8]) {
-    struct Told<'a>(&'a [u8]);
-    impl Drop for Told<'_> {
+fn run_in_sim(string: &[u8]) {
+    struct PrintOnPanic<'a>(&'a [u8]);
+    impl Drop for PrintOnPanic<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
                 eprintln!("the string of operations was {:?}", self.0);
             }
         }
     }
-    let _told = Told(string);
-    strings::play(&Sim::new(1), Framing::Delimited(b'\n'), string);
+    let _print_on_panic = PrintOnPanic(string);
+    strings::run(&Sim::new(1), Framing::Delimited(b'\n'), string);
 }
 
 #[test]
-fn every_short_string_of_operations_ends_well() {
-    let length = number("SIM_LENGTH", 3) as usize;
-    let played = exhaust(length);
+fn every_short_string_of_operations_settles() {
+    let length = env_number("SIM_LENGTH", 3) as usize;
+    let count = run_all_strings(length);
     let symbols = u64::from(strings::SYMBOLS);
-    assert_eq!(played, (1..=length as u32).map(|length| symbols.pow(length)).sum());
-    println!("{played} strings of up to {length} of {symbols} operations");
+    assert_eq!(count, (1..=length as u32).map(|length| symbols.pow(length)).sum());
+    println!("{count} strings of up to {length} of {symbols} operations");
 }
 
 #[test]
-fn the_simulated_network_and_the_real_one_show_the_same() {
-    let (seed, count) = (number("SIM_SEED", 0), number("SIM_STRINGS", 200));
-    // The loopback delivers at once; when it is not, somebody else has the core.
-    let [prompt, patient] =
-        [0, 5].map(|millis| strings::Loopback::new(Duration::from_millis(millis)));
+fn the_simulated_and_the_real_network_behave_alike() {
+    let (seed, count) = (env_number("SIM_SEED", 0), env_number("SIM_STRINGS", 200));
+    // Loopback usually delivers data at once. If the results differ, another process may have
+    // caused a delay. The string then runs again with a longer wait.
+    let [fast, slow] = [0, 5].map(|millis| strings::Loopback::new(Duration::from_millis(millis)));
     for seed in seed..seed + count {
         let mut rng = Rng::new(seed);
         let length = 1 + rng.below(12);
@@ -156,72 +160,79 @@ fn the_simulated_network_and_the_real_one_show_the_same() {
             1 => Framing::Drained,
             _ => Framing::Filled,
         };
-        let simulated = strings::watch(&Sim::new(seed), framing.clone(), &string);
-        if simulated != strings::watch(&prompt, framing.clone(), &string) {
-            let real = strings::watch(&patient, framing.clone(), &string);
-            assert_eq!(simulated, real, "simulated and real, {framing:?}: {string:?}, seed {seed}");
+        let simulated = strings::observe(&Sim::new(seed), framing.clone(), &string);
+        if simulated != strings::observe(&fast, framing.clone(), &string) {
+            let real = strings::observe(&slow, framing.clone(), &string);
+            assert_eq!(
+                simulated, real,
+                "simulated and real results, {framing:?}: {string:?}, seed {seed}"
+            );
         }
     }
 }
 
-/// A manager in `sim` with one connection, whose peer has said something.
-fn spoken_to<H: Handler>(
+/// Returns a manager with one connection, after one turn. The peer wrote `request` before that
+/// turn.
+fn manager_with_request<H: Handler>(
     sim: &Sim,
     config: Config,
     handler: H,
-    says: &[u8],
+    request: &[u8],
 ) -> (Manager<H, Sim>, Stream) {
     let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
     manager.start().unwrap();
     let (mut peer, ours) = sim.pair();
     manager.put(ours).unwrap();
-    peer.write_all(says).unwrap();
+    peer.write_all(request).unwrap();
     manager.turn(Some(Duration::ZERO)).unwrap();
     (manager, peer)
 }
 
-/// A handler that takes its time to greet and to answer.
+/// A handler with slow callbacks.
 struct Slow {
     sim: Sim,
-    greets: Duration,
-    answers: Duration,
+    opened_delay: Duration,
+    request_delay: Duration,
 }
 
 impl Handler for Slow {
     type Session = ();
 
     fn opened(&mut self, _conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        self.sim.advance(self.greets);
+        self.sim.advance(self.opened_delay);
         Ok(())
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        self.sim.advance(self.answers);
+        self.sim.advance(self.request_delay);
         conn.write_all(body)
     }
 }
 
-/// One that answers each body with it, after `slow`; and its world.
-fn answering(
+/// Returns a manager that has echoed one byte, in a callback that took `slow`.
+fn answered_once(
     deadline: Duration,
     slow: Duration,
 ) -> (Sim, Manager<impl Handler<Session = ()>, Sim>, Stream) {
     let sim = Sim::new(1);
-    let handler = Slow { sim: sim.clone(), greets: Duration::ZERO, answers: slow };
+    let handler = Slow { sim: sim.clone(), opened_delay: Duration::ZERO, request_delay: slow };
     let config = Config::new().framing(Framing::Drained).clients_deadline(deadline);
-    let (manager, peer) = spoken_to(&sim, config, handler, b"?");
+    let (manager, peer) = manager_with_request(&sim, config, handler, b"?");
     assert_eq!(manager.stats().bytes_out, 1);
     (sim, manager, peer)
 }
 
 fn assert_punctual(closed: Duration, due: Duration) {
-    assert!(due <= closed + TICKS && closed <= due + TICKS, "closed at {closed:?}, due at {due:?}");
+    assert!(
+        due <= closed + TOLERANCE && closed <= due + TOLERANCE,
+        "closed at {closed:?}, due at {due:?}"
+    );
 }
 
 #[test]
-fn in_a_loop_of_ones_own_a_deadline_is_as_punctual() {
+fn deadlines_are_punctual_in_a_loop_that_waits_elsewhere() {
     let deadline = Duration::from_millis(30);
-    let (sim, mut manager, _peer) = answering(deadline, Duration::ZERO);
+    let (sim, mut manager, _peer) = answered_once(deadline, Duration::ZERO);
     let answered = sim.now();
     while manager.stats().live > 0 {
         sim.advance(manager.next_timeout().expect("a deadline"));
@@ -231,9 +242,9 @@ fn in_a_loop_of_ones_own_a_deadline_is_as_punctual() {
 }
 
 #[test]
-fn who_is_answered_in_a_slow_turn_has_its_time_whatever_comes_between() {
+fn a_put_after_a_slow_turn_does_not_shorten_the_deadline() {
     let (deadline, slow) = (Duration::from_millis(200), Duration::from_millis(400));
-    let (sim, mut manager, _peer) = answering(deadline, slow);
+    let (sim, mut manager, _peer) = answered_once(deadline, slow);
     let answered = sim.now();
     let (_other, ours) = sim.pair();
     manager.put(ours).unwrap();
@@ -244,9 +255,9 @@ fn who_is_answered_in_a_slow_turn_has_its_time_whatever_comes_between() {
 }
 
 #[test]
-fn who_is_answered_in_a_slow_turn_has_its_time_though_others_follow() {
+fn a_turn_after_a_slow_turn_does_not_shorten_the_deadline() {
     let (deadline, slow) = (Duration::from_millis(200), Duration::from_millis(150));
-    let (sim, mut manager, _peer) = answering(deadline, slow);
+    let (sim, mut manager, _peer) = answered_once(deadline, slow);
     let answered = sim.now();
     manager.turn(Some(Duration::ZERO)).unwrap();
     while manager.stats().closed_total() == 0 {
@@ -256,10 +267,10 @@ fn who_is_answered_in_a_slow_turn_has_its_time_though_others_follow() {
 }
 
 #[test]
-fn who_is_greeted_slowly_outside_a_turn_has_its_time() {
+fn a_slow_opened_outside_a_turn_does_not_shorten_the_deadline() {
     let (deadline, slow) = (Duration::from_millis(200), Duration::from_millis(400));
     let sim = Sim::new(1);
-    let handler = Slow { sim: sim.clone(), greets: slow, answers: Duration::ZERO };
+    let handler = Slow { sim: sim.clone(), opened_delay: slow, request_delay: Duration::ZERO };
     let config = Config::new().clients_deadline(deadline);
     let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
     manager.start().unwrap();
@@ -273,10 +284,10 @@ fn who_is_greeted_slowly_outside_a_turn_has_its_time() {
 }
 
 #[test]
-fn who_is_answered_slowly_by_a_stop_has_its_time_to_take_the_reply() {
+fn a_slow_callback_in_a_stop_does_not_shorten_the_write_deadline() {
     let (deadline, slow) = (Duration::from_millis(200), Duration::from_millis(400));
     let sim = Sim::new(1);
-    let handler = Slow { sim: sim.clone(), greets: Duration::ZERO, answers: slow };
+    let handler = Slow { sim: sim.clone(), opened_delay: Duration::ZERO, request_delay: slow };
     let config = Config::new()
         .framing(Framing::Drained)
         .clients_deadline(deadline)
@@ -293,7 +304,7 @@ fn who_is_answered_slowly_by_a_stop_has_its_time_to_take_the_reply() {
 }
 
 #[test]
-fn a_hundred_thousand_restarts_leave_nothing() {
+fn a_hundred_thousand_restarts_leak_nothing() {
     let sim = Sim::new(1);
     let config = Config::new().framing(Framing::Drained).max_workers(2);
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
@@ -305,15 +316,15 @@ fn a_hundred_thousand_restarts_leave_nothing() {
         let (mut peer, ours) = sim.pair();
         manager.put(ours).unwrap();
         peer.write_all(b"?").unwrap();
-        let guest = listener.connect();
+        let client = listener.connect();
         if cycle % 2 == 0 {
             manager.turn(Some(Duration::ZERO)).unwrap();
         }
         drop(peer);
-        // One that is still in the queue when it stops.
+        // This socket is still queued when the manager stops.
         let (_queued, ours) = sim.pair();
         let _ = manager.handle().put(ours);
-        drop(guest);
+        drop(client);
         manager.stop().unwrap();
         let (stats, counters) = (manager.stats(), sim.counters());
         assert_eq!((stats.live, stats.lingering, counters.open, counters.registered), (0, 0, 0, 0));
@@ -325,14 +336,14 @@ fn a_hundred_thousand_restarts_leave_nothing() {
 }
 
 #[test]
-fn nobody_lingers_for_more_than_five_seconds() {
+fn a_connection_lingers_for_at_most_five_seconds() {
     let sim = Sim::new(1);
     let config = Config::new().framing(Framing::Drained);
-    let last_word = |conn: &mut Conn<'_>, _: &[u8]| {
+    let reply_and_close = |conn: &mut Conn<'_>, _: &[u8]| {
         conn.close();
         conn.write_all(b"bye")
     };
-    let (mut manager, _peer) = spoken_to(&sim, config, last_word, b"?");
+    let (mut manager, _peer) = manager_with_request(&sim, config, reply_and_close, b"?");
     let began = sim.now();
     assert_eq!(manager.stats().lingering, 1);
     while manager.stats().lingering > 0 {
@@ -342,25 +353,25 @@ fn nobody_lingers_for_more_than_five_seconds() {
 }
 
 #[test]
-fn a_stop_is_timed_from_when_it_is_asked_for() {
+fn the_stop_deadline_counts_from_the_call_of_stop() {
     let sim = Sim::new(1);
-    let drain = Duration::from_millis(100);
+    let stop_deadline = Duration::from_millis(100);
     let config = Config::new()
         .clients_deadline(Duration::from_secs(600))
         .request_deadline(Duration::ZERO)
-        .stop_deadline(drain);
-    let nothing = |_: &mut Conn<'_>, _: &[u8]| Ok(());
-    let (mut manager, _peer) = spoken_to(&sim, config, nothing, b"half a requ");
+        .stop_deadline(stop_deadline);
+    let ignore = |_: &mut Conn<'_>, _: &[u8]| Ok(());
+    let (mut manager, _peer) = manager_with_request(&sim, config, ignore, b"half a requ");
     sim.advance(Duration::from_secs(60));
-    let asked = sim.now();
+    let called_at = sim.now();
     assert_eq!(manager.stop().unwrap().aborted, 1);
-    assert_eq!(sim.now(), asked + drain);
+    assert_eq!(sim.now(), called_at + stop_deadline);
 }
 
-/// Greets whoever comes; while it does, somebody else says something.
-struct Distracted(Rc<RefCell<Option<Stream>>>);
+/// An echo handler. When a connection opens, the peer in the slot writes a byte.
+struct WritesWhileOpened(Rc<RefCell<Option<Stream>>>);
 
-impl Handler for Distracted {
+impl Handler for WritesWhileOpened {
     type Session = ();
 
     fn opened(&mut self, _conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -372,14 +383,15 @@ impl Handler for Distracted {
     }
 }
 
-/// Its event has not come yet: a last read finds what it said.
+/// No wait has reported the event of the unread input yet. The last read before the eviction finds
+/// the input.
 #[test]
-fn who_has_just_spoken_is_not_evicted_but_served() {
+fn a_connection_with_unread_input_is_served_instead_of_evicted() {
     let sim = Sim::new(1);
     let config =
         Config::new().framing(Framing::Drained).max_workers(2).overload(Overload::EvictIdle);
-    let speaker = Rc::default();
-    let handler = Distracted(Rc::clone(&speaker));
+    let peer_slot = Rc::default();
+    let handler = WritesWhileOpened(Rc::clone(&peer_slot));
     let mut manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
     manager.start().unwrap();
     let listener = sim.listener();
@@ -387,18 +399,18 @@ fn who_has_just_spoken_is_not_evicted_but_served() {
     let (peer, ours) = sim.pair();
     manager.put(ours).unwrap();
     manager.turn(Some(Duration::ZERO)).unwrap();
-    speaker.replace(Some(peer));
+    peer_slot.replace(Some(peer));
     sim.advance(Duration::from_millis(50));
-    let _newcomers = [(); 2].map(|()| listener.connect());
+    let _new_peers = [(); 2].map(|()| listener.connect());
     manager.turn(Some(Duration::ZERO)).unwrap();
     let stats = manager.stats();
-    // The first newcomer has the free place; there is none for the second.
+    // The first new connection takes the free permit. The second one finds no free permit.
     assert_eq!((stats.closed_total(), stats.busy, stats.live), (0, 1, 2), "{stats}");
     assert_eq!((stats.requests_total(), stats.bytes_out), (1, 1), "{stats}");
 }
 
 #[test]
-fn a_stop_accepts_as_many_as_a_queue_holds_and_not_for_ever() {
+fn a_stop_accepts_at_most_4096_connections_of_each_listener() {
     let sim = Sim::new(1);
     let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
     let config = Config::new().framing(Framing::Drained);
@@ -408,12 +420,12 @@ fn a_stop_accepts_as_many_as_a_queue_holds_and_not_for_ever() {
     let peers = [4_196, 4_000].map(|peers| {
         let listener = &listeners[usize::from(peers < 4_096)];
         manager.listen_on(listener.clone()).unwrap();
-        let asking = |_| {
+        let connect = |_| {
             let mut peer = listener.connect();
             peer.write_all(b"?").unwrap();
             peer
         };
-        (0..peers).map(asking).collect::<Vec<_>>()
+        (0..peers).map(connect).collect::<Vec<_>>()
     });
     let report = manager.stop().unwrap();
     assert_eq!((report.finished, report.aborted), (4_096 + 4_000, 0), "{report}");

@@ -1,5 +1,5 @@
-//! A rate limit that is changed again and again while requests wait: from each change on no more
-//! come than the new one allows, and they come as soon as it does.
+//! A rate limit changes repeatedly while requests wait. After each change, no more requests are
+//! delivered than the new limit allows, and no request waits longer than the limit requires.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use pool_manager::sim::{Rng, Sim};
 use pool_manager::{Config, Conn, Framing, Manager, RateLimit};
 
-/// Lines that wait at any time: more than one turn delivers.
+/// Number of requests that wait at any time. One turn does not deliver them all.
 const WAITING: usize = 1_000;
-/// By how much requests may be early or late: what time is counted in, and a turn.
-const TICKS: Duration = Duration::from_millis(3);
+/// Maximum time by which a request may be early or late: the resolution of the clock and a turn.
+const TOLERANCE: Duration = Duration::from_millis(3);
 
 fn limit(rng: &mut Rng) -> Option<RateLimit> {
     let rate = [1, 5, 60, 700, 3_000][rng.below(5)];
@@ -25,7 +25,7 @@ fn config(limit: Option<RateLimit>) -> Config {
     config.rate_limit(limit)
 }
 
-fn play(seed: u64) -> u64 {
+fn run(seed: u64) -> u64 {
     let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
     let served = Rc::new(Cell::new(0));
     let count = served.clone();
@@ -38,7 +38,8 @@ fn play(seed: u64) -> u64 {
     manager.start().unwrap();
     let (mut peer, ours) = sim.pair();
     manager.put(ours).unwrap();
-    // When the limit was changed, after how many requests, and when the last one was served.
+    // The time of the last change, the number of requests served before it, the time of the last
+    // request, and the number of requests written.
     let (mut since, mut before, mut last, mut sent) = (sim.now(), 0, sim.now(), 0);
     for _ in 0..600 {
         let more = served.get() + WAITING - sent;
@@ -49,29 +50,33 @@ fn play(seed: u64) -> u64 {
             manager.set_config(config(current)).unwrap();
             (since, before, last) = (sim.now(), served.get(), sim.now());
         }
-        let (began, patience) = (served.get(), 1 + rng.below(40));
-        manager.turn(Some(Duration::from_millis(patience as u64))).unwrap();
+        let (began, timeout) = (served.get(), 1 + rng.below(40));
+        manager.turn(Some(Duration::from_millis(timeout as u64))).unwrap();
         let now = sim.now();
         if served.get() > began {
             last = now;
         }
-        let gap = current.map_or(Duration::ZERO, |limit| Duration::from_secs(1) / limit.per_second);
+        let interval =
+            current.map_or(Duration::ZERO, |limit| Duration::from_secs(1) / limit.per_second);
         assert!(
-            now <= last + gap + TICKS,
-            "seed {seed}: {current:?}: none since {last:?}, {now:?}"
+            now <= last + interval + TOLERANCE,
+            "seed {seed}: {current:?}: no request since {last:?}, now {now:?}"
         );
         if let Some(limit) = current {
-            let time = (now + TICKS).saturating_sub(since).as_micros() as usize;
+            let time = (now + TOLERANCE).saturating_sub(since).as_micros() as usize;
             let max = limit.per_second as usize * time / 1_000_000 + limit.burst as usize + 1;
-            let came = served.get() - before;
-            assert!(came <= max, "seed {seed}: {limit:?}: {came} since {since:?}, {now:?}");
+            let requests = served.get() - before;
+            assert!(
+                requests <= max,
+                "seed {seed}: {limit:?}: {requests} requests since {since:?}, now {now:?}"
+            );
         }
     }
     manager.stats().throttled
 }
 
 #[test]
-fn a_limit_that_changes_is_kept_from_then_on_and_holds_nobody_up() {
-    let throttled: u64 = (0..300).map(play).sum();
-    assert!(throttled > 10_000, "{throttled}");
+fn requests_follow_a_changed_rate_limit_at_once() {
+    let throttled: u64 = (0..300).map(run).sum();
+    assert!(throttled > 10_000, "only {throttled} requests were delayed");
 }

@@ -1,5 +1,6 @@
-//! Strings of operations: every short one in the simulated network, random ones there and on real
-//! sockets alike. Each symbol is one thing that one of two peers, a handle or time may do.
+//! Strings of operations. Every short string runs in the simulated network. Random strings run
+//! there and on real sockets, and the results must be equal. Each symbol stands for one operation
+//! of a peer, of a handle, of the manager or of the clock.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,12 @@ use pool_manager::{
     CloseReason, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager, Socket,
 };
 
-/// Operations of a peer or on it; there are two peers.
-const PAIRWISE: [Operation; 9] = [
+/// Operations that concern one of the two clients.
+const CLIENT_OPERATIONS: [Operation; 9] = [
     Operation::Put,
-    Operation::Say(b"ab\n"),
-    Operation::Say(b"c"),
-    Operation::Say(b"0123456789\nx\n"),
+    Operation::Write(b"ab\n"),
+    Operation::Write(b"c"),
+    Operation::Write(b"0123456789\nx\n"),
     Operation::Finish,
     Operation::Reset,
     Operation::Close,
@@ -27,13 +28,13 @@ const PAIRWISE: [Operation; 9] = [
     Operation::Send,
 ];
 
-/// How many symbols there are: those for each of two peers, and three for time and the manager.
-pub(crate) const SYMBOLS: u8 = 2 * PAIRWISE.len() as u8 + 3;
-/// A turn, and nothing else.
+/// Number of symbols: the operations of each client, and three that concern time and the manager.
+pub(crate) const SYMBOLS: u8 = 2 * CLIENT_OPERATIONS.len() as u8 + 3;
+/// Only runs a turn.
 const TURN: u8 = SYMBOLS - 3;
-/// Stop if it runs, start if it does not.
+/// Stops the manager if it runs, starts it if it does not.
 const STOP_OR_START: u8 = SYMBOLS - 2;
-/// Time passes, beyond every deadline. Real sockets have no patience for this one.
+/// Advances the time beyond every deadline. Real sockets never run this operation.
 pub(crate) const EXPIRE: u8 = SYMBOLS - 1;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -42,7 +43,7 @@ const BUFFER: usize = 8;
 #[derive(Clone, Copy)]
 enum Operation {
     Put,
-    Say(&'static [u8]),
+    Write(&'static [u8]),
     Finish,
     Reset,
     Close,
@@ -50,21 +51,21 @@ enum Operation {
     Send,
 }
 
-/// A network: where connections come from, and how time passes.
+/// A network: the source of connections, and the way in which time passes.
 pub(crate) trait Net {
     type Backend: Backend;
     type Peer: Read + Write;
 
     fn backend(&self) -> Self::Backend;
-    /// A peer that never blocks, and the pool's socket.
+    /// Returns a non-blocking peer and the pool's socket.
     fn pair(&self) -> (Self::Peer, Socket);
     fn finish(peer: &Self::Peer);
     fn reset(peer: Self::Peer);
-    fn pass(&self, time: Duration);
-    /// How long to wait for what is on its way.
-    fn patience(&self) -> Duration;
-    /// What the loop has done that it may not, or has forgotten to do.
-    fn complaints(&self, _served: &[ConnId]) -> Vec<String> {
+    fn pass_time(&self, time: Duration);
+    /// Returns how long a turn waits for data that may be on its way.
+    fn turn_timeout(&self) -> Duration;
+    /// Returns the errors of the loop, such as unread input that no event will report.
+    fn failures(&self, _served: &[ConnId]) -> Vec<String> {
         Vec::new()
     }
 }
@@ -90,36 +91,36 @@ impl Net for Sim {
         peer.reset();
     }
 
-    fn pass(&self, time: Duration) {
+    fn pass_time(&self, time: Duration) {
         self.advance(time);
     }
 
-    fn patience(&self) -> Duration {
+    fn turn_timeout(&self) -> Duration {
         Duration::ZERO
     }
 
-    fn complaints(&self, served: &[ConnId]) -> Vec<String> {
-        let mut complaints = self.violations();
+    fn failures(&self, served: &[ConnId]) -> Vec<String> {
+        let mut failures = self.violations();
         for &id in served {
-            let Some(look) = self.snapshot(id) else { continue };
-            if (look.unread > 0 || look.ended) && !look.pending {
-                complaints.push(format!("{id}: asleep over input"));
+            let Some(snapshot) = self.snapshot(id) else { continue };
+            if (snapshot.unread > 0 || snapshot.ended) && !snapshot.pending {
+                failures.push(format!("{id}: asleep over unread input"));
             }
         }
-        complaints
+        failures
     }
 }
 
-/// Loopback sockets and the system's readiness.
+/// Loopback sockets and the readiness of the operating system.
 pub(crate) struct Loopback {
     listener: TcpListener,
-    patience: Duration,
+    turn_timeout: Duration,
 }
 
 impl Loopback {
-    /// Waits so long for what may be on its way.
-    pub(crate) fn new(patience: Duration) -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a listener"), patience }
+    /// `turn_timeout` is the time that a turn waits for data that may be on its way.
+    pub(crate) fn new(turn_timeout: Duration) -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a listener"), turn_timeout }
     }
 }
 
@@ -136,7 +137,7 @@ impl Net for Loopback {
             TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
         let (ours, _) = self.listener.accept().expect("accept");
         peer.set_nonblocking(true).expect("set_nonblocking");
-        // Else a second small write waits for the first one's acknowledgement.
+        // Without this option, a second small write waits for the acknowledgement of the first.
         for socket in [&peer, &ours] {
             socket.set_nodelay(true).expect("set_nodelay");
         }
@@ -152,34 +153,35 @@ impl Net for Loopback {
         peer.set_linger(Some(Duration::ZERO)).expect("set_linger");
     }
 
-    fn pass(&self, _time: Duration) {}
+    fn pass_time(&self, _time: Duration) {}
 
-    fn patience(&self) -> Duration {
-        self.patience
+    fn turn_timeout(&self) -> Duration {
+        self.turn_timeout
     }
 }
 
-/// What was seen of one connection, from both sides.
+/// The observations of one connection, from both sides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// The bodies, each with its cause.
     delivered: Vec<(String, Vec<u8>)>,
     closed: Option<CloseReason>,
     got: Vec<u8>,
-    /// How it ended for the peer.
+    /// The end of the connection as the peer saw it.
     ended: Option<&'static str>,
 }
 
 type Log = Rc<RefCell<BTreeMap<ConnId, Seen>>>;
 
-/// Echoes, and writes down what it sees.
-struct Scribe {
+/// Echoes each body, and records all callbacks.
+struct Recorder {
     log: Log,
-    /// Where a chunk of the stream ends depends on the time, so they count as one.
+    /// The boundaries between the chunks of a stream depend on timing, so all chunks are recorded
+    /// as one.
     chunks: bool,
 }
 
-impl Handler for Scribe {
+impl Handler for Recorder {
     type Session = ();
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
@@ -194,7 +196,7 @@ impl Handler for Scribe {
         conn.write_all(body)
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _desk: &mut Commands) {
+    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
         let mut log = self.log.borrow_mut();
         let twice = log.entry(end.id).or_default().closed.replace(end.reason);
         assert_eq!(twice, None, "closed twice");
@@ -207,43 +209,43 @@ struct Client<P> {
     id: ConnId,
 }
 
-struct Stage<'a, N: Net> {
+struct StringRun<'a, N: Net> {
     net: &'a N,
-    manager: Manager<Scribe, N::Backend>,
+    manager: Manager<Recorder, N::Backend>,
     log: Log,
     clients: [Option<Client<N::Peer>>; 2],
-    /// All connections, in the order in which they were put.
+    /// All connections, in the order of their puts.
     ids: Vec<ConnId>,
     paused: BTreeSet<ConnId>,
     running: bool,
 }
 
-/// Plays a string and lets everything come to its end.
-pub(crate) fn play<N: Net>(net: &N, framing: Framing, string: &[u8]) {
-    let mut stage = Stage::new(net, framing);
+/// Runs a string and ends all connections.
+pub(crate) fn run<N: Net>(net: &N, framing: Framing, string: &[u8]) {
+    let mut run = StringRun::new(net, framing);
     for &symbol in string {
-        stage.perform(symbol);
+        run.apply(symbol);
     }
-    stage.settle();
+    run.settle();
 }
 
-/// Plays a string, and returns what was seen of each connection, in the order they were put, once
-/// all was quiet after each operation and in the end.
-pub(crate) fn watch<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Vec<Seen>> {
-    let mut stage = Stage::new(net, framing);
-    let mut watched = Vec::new();
+/// Runs a string. Returns the observations of each connection, in the order of their puts. Observes
+/// once after each operation and once after the end.
+pub(crate) fn observe<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Vec<Seen>> {
+    let mut run = StringRun::new(net, framing);
+    let mut observed = Vec::new();
     for &symbol in string {
-        stage.perform(symbol);
-        stage.quiet();
-        (0..2).for_each(|index| stage.hear(index));
-        watched.push(stage.seen());
+        run.apply(symbol);
+        run.turn_until_idle();
+        (0..2).for_each(|index| run.read_peer(index));
+        observed.push(run.seen());
     }
-    stage.settle();
-    watched.push(stage.seen());
-    watched
+    run.settle();
+    observed.push(run.seen());
+    observed
 }
 
-impl<'a, N: Net> Stage<'a, N> {
+impl<'a, N: Net> StringRun<'a, N> {
     fn new(net: &'a N, framing: Framing) -> Self {
         let chunks = matches!(framing, Framing::Drained);
         let config = Config::new()
@@ -253,8 +255,9 @@ impl<'a, N: Net> Stage<'a, N> {
             .clients_deadline(DEADLINE)
             .stop_deadline(Duration::from_secs(1));
         let log = Log::default();
-        let scribe = Scribe { log: log.clone(), chunks };
-        let mut manager = Manager::with_backend(config, scribe, net.backend()).expect("a manager");
+        let recorder = Recorder { log: log.clone(), chunks };
+        let mut manager =
+            Manager::with_backend(config, recorder, net.backend()).expect("a manager");
         manager.start().expect("start");
         Self {
             net,
@@ -268,12 +271,12 @@ impl<'a, N: Net> Stage<'a, N> {
     }
 }
 
-impl<N: Net> Stage<'_, N> {
-    fn perform(&mut self, symbol: u8) {
+impl<N: Net> StringRun<'_, N> {
+    fn apply(&mut self, symbol: u8) {
         match symbol {
             TURN => self.turns(1),
             EXPIRE => {
-                self.net.pass(DEADLINE + Duration::from_millis(1));
+                self.net.pass_time(DEADLINE + Duration::from_millis(1));
                 self.turns(2);
             }
             STOP_OR_START if self.running => {
@@ -285,13 +288,13 @@ impl<N: Net> Stage<'_, N> {
             }
             _ => {
                 let (client, operation) = (usize::from(symbol % 2), usize::from(symbol / 2));
-                self.perform_for(client, PAIRWISE[operation]);
+                self.apply_to_client(client, CLIENT_OPERATIONS[operation]);
                 self.turns(1);
             }
         }
     }
 
-    fn perform_for(&mut self, index: usize, operation: Operation) {
+    fn apply_to_client(&mut self, index: usize, operation: Operation) {
         if matches!(operation, Operation::Put) {
             if self.clients[index].is_none() && self.running {
                 self.put(index);
@@ -301,15 +304,15 @@ impl<N: Net> Stage<'_, N> {
         let Some(client) = &mut self.clients[index] else { return };
         let handle = self.manager.handle();
         match (operation, &mut client.stream) {
-            (Operation::Say(bytes), Some(stream)) => {
-                // Who is gone does not hear it.
+            (Operation::Write(bytes), Some(stream)) => {
+                // The connection may have ended already.
                 let _ = stream.write(bytes);
             }
             (Operation::Finish, Some(stream)) => N::finish(stream),
             (Operation::Reset, Some(_)) => {
-                self.hear(index);
+                self.read_peer(index);
                 let stream = self.clients[index].take().and_then(|client| client.stream);
-                N::reset(stream.expect("it is there"));
+                N::reset(stream.expect("matched above"));
             }
             (Operation::Close, _) => drop(handle.close(client.id)),
             (Operation::PauseOrResume, _) => {
@@ -332,7 +335,8 @@ impl<N: Net> Stage<'_, N> {
 
     fn put(&mut self, index: usize) {
         let (stream, socket) = self.net.pair();
-        // A place is free, unless the last one here has not been missed yet.
+        // A permit is free, unless the pool has not noticed yet that an earlier connection of this
+        // client has ended.
         let Ok(id) = self.manager.put(socket) else { return };
         self.log.borrow_mut().entry(id).or_default();
         self.ids.push(id);
@@ -347,22 +351,22 @@ impl<N: Net> Stage<'_, N> {
         }
     }
 
-    /// Turns until nothing is left to do, and nothing was forgotten.
-    fn quiet(&mut self) {
-        let mut quiet = 0;
-        while self.running && quiet < 2 {
-            let turn = self.manager.turn(Some(self.net.patience())).expect("a turn");
+    /// Runs turns until the loop has no work left, and checks that it has forgotten nothing.
+    fn turn_until_idle(&mut self) {
+        let mut idle_turns = 0;
+        while self.running && idle_turns < 2 {
+            let turn = self.manager.turn(Some(self.net.turn_timeout())).expect("a turn");
             let busy = turn.events > 0 || self.manager.next_timeout() == Some(Duration::ZERO);
-            quiet = if busy { 0 } else { quiet + 1 };
+            idle_turns = if busy { 0 } else { idle_turns + 1 };
         }
         let log = self.log.borrow();
         let served = |id: &ConnId| log[id].closed.is_none() && !self.paused.contains(id);
         let served: Vec<ConnId> = self.ids.iter().copied().filter(served).collect();
-        assert_eq!(self.net.complaints(&served), [""; 0]);
+        assert_eq!(self.net.failures(&served), [""; 0]);
     }
 
-    /// What a peer has got by now, and how it ended.
-    fn hear(&mut self, index: usize) {
+    /// Reads the bytes that a peer has received, and how its connection ended.
+    fn read_peer(&mut self, index: usize) {
         let Some(client) = &mut self.clients[index] else { return };
         let Some(stream) = &mut client.stream else { return };
         let mut log = self.log.borrow_mut();
@@ -382,43 +386,46 @@ impl<N: Net> Stage<'_, N> {
         for id in std::mem::take(&mut self.paused) {
             self.manager.handle().resume(id).expect("resume");
         }
-        self.quiet();
+        self.turn_until_idle();
     }
 
     fn stop(&mut self) {
-        self.quiet();
-        // Who is paused would be waited for.
+        self.turn_until_idle();
+        // A stop would wait for paused connections.
         self.resume_all();
-        // Who lingers would be waited for, too.
-        (0..2).for_each(|index| self.hear(index));
+        // A stop would wait for lingering connections, too.
+        (0..2).for_each(|index| self.read_peer(index));
         for client in self.clients.iter_mut().flatten() {
             if self.log.borrow()[&client.id].closed.is_some() {
                 client.stream.iter().for_each(N::finish);
             }
         }
-        self.quiet();
+        self.turn_until_idle();
         self.manager.stop().expect("a stop");
         self.running = false;
-        assert!(self.log.borrow().values().all(|seen| seen.closed.is_some()), "not told of an end");
-        (0..2).for_each(|index| self.hear(index));
+        assert!(
+            self.log.borrow().values().all(|seen| seen.closed.is_some()),
+            "`closed` was not called for a connection"
+        );
+        (0..2).for_each(|index| self.read_peer(index));
         self.clients = [None, None];
     }
 
-    /// Everybody goes on and says goodbye, and all is over.
+    /// Resumes all connections, shuts down all peers, and checks that every connection ends.
     fn settle(&mut self) {
         if self.running {
-            self.quiet();
+            self.turn_until_idle();
             for index in 0..2 {
-                self.hear(index);
+                self.read_peer(index);
             }
             self.resume_all();
             for client in self.clients.iter().flatten() {
                 client.stream.iter().for_each(N::finish);
             }
-            self.quiet();
-            (0..2).for_each(|index| self.hear(index));
+            self.turn_until_idle();
+            (0..2).for_each(|index| self.read_peer(index));
             let stats = self.manager.stats();
-            assert_eq!(stats.live, 0, "somebody stays though everybody has gone: {stats}");
+            assert_eq!(stats.live, 0, "connections remain although all peers have left: {stats}");
             self.stop();
         }
         let stats = self.manager.stats();

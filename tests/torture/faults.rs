@@ -1,7 +1,7 @@
-//! What can go wrong with each call, as its manual page has it (man-pages 6.03; what `accept(2)`,
-//! `tcp(7)` and `unix(7)` say of errors that come from the network included).
+//! The errors of each system call that its manual page lists (man-pages 6.03), including the
+//! network errors that `accept(2)`, `tcp(7)` and `unix(7)` mention.
 
-/// A call and its errors.
+/// A system call and its errors, separated by spaces.
 pub(crate) struct Call {
     pub(crate) name: &'static str,
     pub(crate) errors: &'static str,
@@ -75,8 +75,8 @@ const ACCEPTING: &str = "EAGAIN EBADF ECONNABORTED EFAULT EHOSTDOWN EHOSTUNREACH
     EMFILE ENETDOWN ENETUNREACH ENFILE ENOBUFS ENOMEM ENONET ENOPROTOOPT ENOSR ENOTSOCK EOPNOTSUPP \
     EPERM EPROTO EPROTONOSUPPORT ESOCKTNOSUPPORT ETIMEDOUT";
 
-/// Calls of the thread that are not the loop's affair: memory, threads, locks and who it is.
-pub(crate) const SPARED: [&str; 18] = [
+/// Calls of the thread that do not belong to the loop: memory, threads, locks and process ids.
+pub(crate) const IGNORED: [&str; 18] = [
     "brk",
     "clone3",
     "futex",

@@ -1,46 +1,57 @@
-//! What must hold after a fault, whichever it was, and what this one may not be noticed by.
+//! Checks of a run: the expectations that hold after every fault, and those for single faults.
 
 use pool_manager::ERROR_SERVER_BUSY;
 
-use crate::program::{CLOSED, FAILED, MISSED, OPEN, WARNED};
+use crate::program::{CALL_FAILED, CLOSED, OPEN, PEER_FAILED, WARNED};
 use crate::trace::{Fault, Run, name};
 
-/// More turns than this, on top of those of a run without faults, are no longer a retry.
+/// Maximum number of turns by which a run with a fault may exceed a run without a fault.
 const TURNS: u64 = 150;
 
-/// What is wrong, if something is. `clean` is the same scenario without a fault.
+/// Checks a run. The error says which expectation failed. `clean` is a run without a fault.
 pub(crate) fn judge(fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(), String> {
     let of = |kind| run.all(kind);
-    expect(run.code == Some(0), "it does not end well")?;
-    expect(!run.said.iter().any(|line| line.contains("panicked")), "a panic")?;
+    expect(run.code == Some(0), "the exit code is not 0")?;
+    expect(!run.lines.iter().any(|line| line.contains("panicked")), "a panic")?;
     let turns = run.count("turns");
-    expect(turns > 0 && turns <= clean.count("turns") + TURNS, "it spins")?;
+    expect(turns > 0 && turns <= clean.count("turns") + TURNS, "too many turns")?;
 
-    let (missed, failed, warned) = (of(MISSED), of(FAILED), of(WARNED));
+    let (peer_failures, call_failures, warned) = (of(PEER_FAILED), of(CALL_FAILED), of(WARNED));
     let injected = run.injected();
     let Some((fault, first)) = fault.zip(injected.first()) else {
-        let silent = [MISSED, FAILED, WARNED, CLOSED, OPEN].map(|kind| of(kind).len());
-        expect(silent == [0; 5] && run.left.is_empty(), "something went wrong without a fault")?;
-        return expect(run.calls.iter().all(|line| cannot_signal(line)), "SIGPIPE may come");
+        let silent = [PEER_FAILED, CALL_FAILED, WARNED, CLOSED, OPEN].map(|kind| of(kind).len());
+        expect(silent == [0; 5] && run.left.is_empty(), "an error without a fault")?;
+        return expect(
+            run.calls.iter().all(|line| cannot_signal(line)),
+            "a call may raise SIGPIPE",
+        );
     };
-    // strace lets it fail without doing it, which the kernel never would.
+    // strace does not execute a `close` into which it injects an error, so the descriptor stays
+    // open. Without strace, the kernel frees the descriptor even if `close` fails.
     let unclosed = injected.iter().filter(|line| name(line) == "close").count();
     let open = of(OPEN).first().map_or(0, |line| leading_number(line));
     expect(open == unclosed, "a descriptor is left")?;
     expect(is_tidy(fault, run), "a path is left")?;
 
     let text = text(first);
-    expect(!text.is_empty(), "strace does not say what it did")?;
-    let names_it = |line: &&str| line.contains(text) || line.contains("it is in use");
-    expect(failed.iter().all(names_it), "a call that failed does not say why")?;
+    expect(!text.is_empty(), "no error text from strace")?;
+    let names_error = |line: &&str| line.contains(text) || line.contains("it is in use");
+    expect(call_failures.iter().all(names_error), "a failed call does not report the error")?;
     if fault.call == "epoll_wait" && fault.error != "EINTR" {
-        let said = |lines: &[&str], what: &str| lines.iter().any(|line| line.starts_with(what));
-        expect(said(&failed, "can't wait for readiness, all is closed"), "the wait went on")?;
-        return expect(said(&warned, "can't wait for readiness, closing everything"), "not logged");
+        let any_starts_with =
+            |lines: &[&str], what: &str| lines.iter().any(|line| line.starts_with(what));
+        expect(
+            any_starts_with(&call_failures, "can't wait for readiness, all connections are closed"),
+            "no failure after a failed wait",
+        )?;
+        return expect(
+            any_starts_with(&warned, "can't wait for readiness, closing all connections"),
+            "not logged",
+        );
     }
-    expect(missed.len() + failed.len() <= 1, "one fault, more than one victim")?;
+    expect(peer_failures.len() + call_failures.len() <= 1, "one fault, several failures")?;
     if is_invisible(fault, first) {
-        expect(missed.is_empty() && failed.is_empty(), "somebody noticed")?;
+        expect(peer_failures.is_empty() && call_failures.is_empty(), "the fault is visible")?;
     }
     for (errors, warning) in WARNINGS {
         if fault.call == "accept4" && errors.contains(&fault.error) {
@@ -48,37 +59,38 @@ pub(crate) fn judge(fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(),
         }
     }
     let lost = warned.iter().any(|line| line.contains("could not be registered or wrapped"));
-    expect(lost == (run.count("lost") > 0), "a loss without a warning")?;
-    let told = lost || !of(CLOSED).is_empty() || is_farewell(first);
-    expect(missed.is_empty() || told, "somebody was cut off without a word")
+    expect(lost == (run.count("lost") > 0), "lost connections and warnings differ")?;
+    let explained = lost || !of(CLOSED).is_empty() || is_lingering(first);
+    expect(peer_failures.is_empty() || explained, "a peer was cut off without a log line")
 }
 
-/// What an operator has to hear of when accepting fails.
+/// The warnings that must be logged when `accept4` fails, by error.
 const WARNINGS: [(&[&str], &str); 2] = [
     (&["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"], "can't accept, will try again"),
     (&["EINVAL"], "no longer listens"),
 ];
 
-/// Whether neither a peer nor the program may notice the fault, but for a delay: what is
-/// interrupted is done again, what was to come later comes later, who could not be accepted waits
-/// for the next attempt, and what is about to be closed need not be taken off the list.
+/// Returns whether the fault may only cause a delay. Interrupted calls are repeated, and calls that
+/// return `EAGAIN` are retried later. A connection that was not accepted waits for the next
+/// attempt. A descriptor that is about to be closed does not have to be deregistered.
 fn is_invisible(fault: &Fault, call: &str) -> bool {
     match fault.call {
         "accept4" | "read" | "write" => true,
         "epoll_ctl" => call.contains("EPOLL_CTL_DEL"),
-        // The last word of a listener that refuses is said once: who was just accepted has room.
+        // The message to a refused connection is sent only once, since a new socket has buffer
+        // space.
         "sendto" if fault.error == "EAGAIN" && call.contains(ERROR_SERVER_BUSY) => false,
         _ => ["EINTR", "EAGAIN"].contains(&fault.error) && SERVING.contains(&fault.call),
     }
 }
 
-/// The calls of a loop that serves.
+/// The calls with which the loop waits, reads and writes.
 const SERVING: [&str; 3] = ["epoll_wait", "recvfrom", "sendto"];
 
-/// Whether the call concerns a connection that has given its worker back, or never had one, and
-/// lingers for its last word: of that no more is said. Its reads are longer than the buffer of a
-/// worker, and its token is of a kind of its own.
-fn is_farewell(call: &str) -> bool {
+/// Returns whether the call concerns a lingering connection. Such a connection holds no worker, and
+/// its errors are not logged. It is recognized by its token, or by reads that are longer than the
+/// buffer of a worker.
+fn is_lingering(call: &str) -> bool {
     match name(call) {
         "shutdown" | "close" => true,
         "sendto" => call.contains(ERROR_SERVER_BUSY),
@@ -92,13 +104,14 @@ pub(crate) fn expect(holds: bool, what: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what.to_owned()) }
 }
 
-/// Whether nothing is left in the file system, but for what could not be removed or looked at.
+/// Returns whether no path is left, or whether the fault may have prevented its removal.
 pub(crate) fn is_tidy(fault: &Fault, run: &Run) -> bool {
     run.left.is_empty() || ["unlink", "rmdir", "statx"].contains(&fault.call)
 }
 
-/// Whether the call cannot raise `SIGPIPE`, whatever the process does about that signal: sockets
-/// are written to only with `MSG_NOSIGNAL`, and else there is only the waker, with its 8 bytes.
+/// Returns whether the call cannot raise `SIGPIPE`, even if the process does not ignore the signal.
+/// Sockets are written to only with `MSG_NOSIGNAL`. The only other writes are the 8 bytes of the
+/// waker.
 fn cannot_signal(line: &str) -> bool {
     match name(line) {
         "sendto" => line.contains("MSG_NOSIGNAL"),
@@ -112,7 +125,7 @@ fn leading_number(line: &str) -> usize {
     line.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// `Too many open files` in `= -1 EMFILE (Too many open files) (INJECTED)`.
+/// Returns `Too many open files` in `= -1 EMFILE (Too many open files) (INJECTED)`.
 pub(crate) fn text(line: &str) -> &str {
     let text = line.rsplit_once(" = -1 ").and_then(|(_, rest)| rest.split_once('('));
     text.and_then(|(_, text)| text.split_once(") (INJECTED)")).map_or("", |(text, _)| text)

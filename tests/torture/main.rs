@@ -1,13 +1,14 @@
-//! System calls that fail: each call that the loop makes, each of its occurrences, each error that
-//! its manual page names, one at a time, in several scenarios and in `reactor_echo`.
+//! Injects faults into system calls, one kind of fault per run. There is a run for each call that
+//! the loop makes, for each occurrence of that call, and for each error that its manual page lists.
+//! The programs under test are several scenarios and `reactor_echo`.
 //!
-//! strace lets the calls fail. It counts those of one thread, so this program runs itself with the
-//! loop on its main thread; that is why it has a `main` of its own. Thousands of runs take two
-//! minutes, so they have to be asked for:
+//! strace injects the errors. It traces only the main thread here, so this program runs itself
+//! under strace with the loop on the main thread. This is why it defines its own `main`. The
+//! thousands of runs take two minutes, so they start only on request:
 //!
 //! ```sh
 //! cargo test --test torture -- --ignored
-//! cargo test --test torture -- --ignored busy:shutdown:  # those whose name begins so
+//! cargo test --test torture -- --ignored busy:shutdown:  # only names with this prefix
 //! ```
 
 #[path = "../support/examples.rs"]
@@ -20,7 +21,7 @@ mod faults;
 mod judge;
 mod peers;
 mod program;
-mod scene;
+mod shared;
 mod trace;
 
 use std::ops::AddAssign;
@@ -29,34 +30,35 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fmt, thread};
 
-use faults::{CALLS, Call, SPARED};
+use faults::{CALLS, Call, IGNORED};
 use judge::judge;
-use scene::{Scenario, Scene};
-use trace::{DEADLINE, Fault, PATIENCE, PLAY, Run, name};
+use shared::{Scenario, Shared};
+use trace::{DEADLINE_VAR, Fault, Run, SCENARIO_VAR, TIMEOUT_VAR, name};
 
-/// Programs at a time. They mostly wait.
+/// Number of programs that run at the same time. They mostly wait.
 const PARALLEL: usize = 4;
 
-/// How a fault comes more than once, from the first time the call is made.
+/// Says which occurrences of a call fail. The first occurrence always fails.
 #[derive(Clone, Copy)]
-enum Storm {
+enum Repeat {
     Alternating,
     InARow(usize),
 }
 
-/// Faults that come again and again. None is noticed.
-const STORMS: [(&str, &str, Storm); 8] = [
-    ("epoll_wait", "EINTR", Storm::Alternating),
-    ("epoll_wait", "EINTR", Storm::InARow(50)),
-    ("recvfrom", "EINTR", Storm::Alternating),
-    ("sendto", "EINTR", Storm::Alternating),
-    ("accept4", "EINTR", Storm::Alternating),
-    ("accept4", "ECONNABORTED", Storm::Alternating),
-    ("accept4", "ECONNABORTED", Storm::InARow(100)),
-    ("accept4", "EMFILE", Storm::Alternating),
+/// Faults that occur repeatedly in one run. In a scenario, none of them may make a peer or a call
+/// of the manager fail.
+const REPEATED: [(&str, &str, Repeat); 8] = [
+    ("epoll_wait", "EINTR", Repeat::Alternating),
+    ("epoll_wait", "EINTR", Repeat::InARow(50)),
+    ("recvfrom", "EINTR", Repeat::Alternating),
+    ("sendto", "EINTR", Repeat::Alternating),
+    ("accept4", "EINTR", Repeat::Alternating),
+    ("accept4", "ECONNABORTED", Repeat::Alternating),
+    ("accept4", "ECONNABORTED", Repeat::InARow(100)),
+    ("accept4", "EMFILE", Repeat::Alternating),
 ];
 
-/// What is tortured.
+/// A program under test.
 #[derive(Clone, Copy)]
 enum Subject {
     Scenario(Scenario),
@@ -82,7 +84,7 @@ impl Subject {
         }
     }
 
-    /// What is wrong, if something is; `clean` is a run without faults.
+    /// Checks a run. The error says which expectation failed. `clean` is a run without a fault.
     fn judge(self, fault: Option<&Fault>, run: &Run, clean: &Run) -> Result<(), String> {
         match self {
             Self::Scenario(_) => judge(fault, run, clean),
@@ -92,9 +94,9 @@ impl Subject {
 }
 
 fn main() -> ExitCode {
-    if let Some(scenario) = env::var(PLAY).ok().and_then(|name| Scenario::named(&name)) {
+    if let Some(scenario) = env::var(SCENARIO_VAR).ok().and_then(|name| Scenario::named(&name)) {
         let path = env::temp_dir().join("socket");
-        program::play(Scene::new(scenario, path, millis(PATIENCE), millis(DEADLINE)));
+        program::play(Shared::new(scenario, path, millis(TIMEOUT_VAR), millis(DEADLINE_VAR)));
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -108,24 +110,26 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !trace::is_possible() {
-        println!("torture: skipped: it needs strace, which may trace here, and Linux on x86-64");
+        println!(
+            "torture: skipped: it needs Linux on x86-64 and strace with the permission to trace"
+        );
         return ExitCode::SUCCESS;
     }
-    torture(filter.map_or("", String::as_str))
+    run_all(filter.map_or("", String::as_str))
 }
 
 fn millis(variable: &str) -> Duration {
     let millis = env::var(variable).ok().and_then(|millis| millis.parse().ok());
-    Duration::from_millis(millis.expect("set along with the scenario"))
+    Duration::from_millis(millis.expect("set together with the scenario"))
 }
 
-fn torture(filter: &str) -> ExitCode {
+fn run_all(filter: &str) -> ExitCode {
     let mut total = Outcome::default();
     for subject in Subject::all() {
         let began = Instant::now();
         let clean = subject.play(None);
         if let Err(what) = subject.judge(None, &clean, &clean) {
-            println!("{}: without a fault: {what}: {:#?}", subject.name(), clean.said);
+            println!("{}: without a fault: {what}: {:#?}", subject.name(), clean.lines);
             return ExitCode::FAILURE;
         }
         let faults = faults(&clean);
@@ -136,16 +140,20 @@ fn torture(filter: &str) -> ExitCode {
         total += outcome;
     }
     println!("torture: {total}");
-    // Faults that do not come prove nothing.
-    let proven = total.unmet * 20 <= total.runs;
-    if proven && total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    // A run in which the fault did not occur proves nothing. At most 5 % of the runs may end like
+    // this.
+    let enough = total.missing * 20 <= total.runs;
+    if enough && total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Every fault that may come, by what is done without one.
+/// Returns all faults to inject, derived from the calls of a run without faults.
 fn faults(clean: &Run) -> Vec<Fault> {
     for call in clean.calls.iter().map(|line| name(line)) {
-        let known = CALLS.iter().any(|known| known.name == call) || SPARED.contains(&call);
-        assert!(known || !call.starts_with(char::is_alphabetic), "nobody tortures {call}");
+        let known = CALLS.iter().any(|known| known.name == call) || IGNORED.contains(&call);
+        assert!(
+            known || !call.starts_with(char::is_alphabetic),
+            "{call} is in neither list of faults.rs"
+        );
     }
     CALLS.iter().flat_map(|call| faults_of(call, clean)).collect()
 }
@@ -153,55 +161,56 @@ fn faults(clean: &Run) -> Vec<Fault> {
 fn faults_of(call: &Call, clean: &Run) -> Vec<Fault> {
     let before = clean.before.get(call.name).copied().unwrap_or(0);
     let made = clean.calls.iter().filter(|line| name(line) == call.name);
-    let made = made.enumerate().filter(|(_, line)| is_fair(line));
-    let places: Vec<usize> = made.map(|(index, _)| before + index + 1).collect();
+    let made = made.enumerate().filter(|(_, line)| is_injectable(line));
+    let occurrences: Vec<usize> = made.map(|(index, _)| before + index + 1).collect();
     let fault = |error, when| Fault { call: call.name, error, when };
     let errors = || call.errors.split_whitespace();
-    let mut faults: Vec<Fault> = places
+    let mut faults: Vec<Fault> = occurrences
         .iter()
-        .flat_map(|place| errors().map(move |error| fault(error, place.to_string())))
+        .flat_map(|occurrence| errors().map(move |error| fault(error, occurrence.to_string())))
         .collect();
-    if let Some(first) = places.first() {
-        let storms = STORMS.iter().filter(|(name, ..)| *name == call.name);
-        faults.extend(storms.map(|&(_, error, how)| match how {
-            Storm::Alternating => fault(error, format!("{first}+2")),
-            Storm::InARow(count) => fault(error, format!("{first}..{}", first + count)),
+    if let Some(first) = occurrences.first() {
+        let repeated = REPEATED.iter().filter(|(name, ..)| *name == call.name);
+        faults.extend(repeated.map(|&(_, error, repeat)| match repeat {
+            Repeat::Alternating => fault(error, format!("{first}+2")),
+            Repeat::InARow(count) => fault(error, format!("{first}..{}", first + count)),
         }));
     }
     faults
 }
 
-/// Whether a fault here is one that may come, and not at a mark. The standard library, built for
-/// debugging, looks at a descriptor before it closes it, and takes an error for a bug; and where
-/// `reactor_echo` says that it listens, a test has to read it.
-fn is_fair(line: &str) -> bool {
-    !["F_GETFD", "write(1,", program::BEGIN].iter().any(|spared| line.contains(spared))
+/// Returns whether a fault may be injected into this call. There are three exceptions: the marks,
+/// the lines that `reactor_echo` prints to standard output for the test, and the `F_GETFD` check
+/// before a close. If that check fails, a standard library with debug assertions treats this as a
+/// bug.
+fn is_injectable(line: &str) -> bool {
+    !["F_GETFD", "write(1,", program::BEGIN].iter().any(|excluded| line.contains(excluded))
 }
 
 #[derive(Default)]
 struct Outcome {
     runs: usize,
-    /// Runs in which the call was not made so often.
-    unmet: usize,
+    /// Runs in which the fault did not occur in any attempt.
+    missing: usize,
     failures: Vec<String>,
 }
 
 impl AddAssign for Outcome {
     fn add_assign(&mut self, other: Self) {
         self.runs += other.runs;
-        self.unmet += other.unmet;
+        self.missing += other.missing;
         self.failures.extend(other.failures);
     }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { runs, unmet, failures } = self;
-        write!(f, "{runs} runs, {unmet} without their fault, {} failures", failures.len())
+        let Self { runs, missing, failures } = self;
+        write!(f, "{runs} runs, {missing} without their fault, {} failures", failures.len())
     }
 }
 
-/// Runs the program once with each fault, several at a time.
+/// Runs the program once with each fault, [`PARALLEL`] at a time.
 fn run(subject: Subject, faults: Vec<Fault>, clean: &Run) -> Outcome {
     let (faults, total) = (Mutex::new(faults.into_iter()), Mutex::new(Outcome::default()));
     let next = || faults.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -215,22 +224,22 @@ fn run(subject: Subject, faults: Vec<Fault>, clean: &Run) -> Outcome {
     total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often a call is made varies a little, so one that was not made often enough gets another
-/// chance.
+/// Maximum number of attempts per fault. The number of calls varies a little between runs, so a
+/// fault that did not occur is tried again.
 const ATTEMPTS: u32 = 3;
 
 fn run_one(subject: Subject, fault: &Fault, clean: &Run) -> Outcome {
     for _ in 0..ATTEMPTS {
         let run = subject.play(Some(fault));
         let injected = run.injected();
-        if injected.is_empty() || !injected.iter().all(|line| is_fair(line)) {
+        if injected.is_empty() || !injected.iter().all(|line| is_injectable(line)) {
             continue;
         }
         let failure = subject.judge(Some(fault), &run, clean).err().map(|what| {
-            let (name, code, said) = (subject.name(), run.code, run.said.join("\n    "));
-            format!("{name}:{fault}: {what}; it ended with {code:?}\n    {injected:?}\n    {said}")
+            let (name, code, lines) = (subject.name(), run.code, run.lines.join("\n    "));
+            format!("{name}:{fault}: {what}; exit code {code:?}\n    {injected:?}\n    {lines}")
         });
-        return Outcome { runs: 1, unmet: 0, failures: Vec::from_iter(failure) };
+        return Outcome { runs: 1, missing: 0, failures: Vec::from_iter(failure) };
     }
-    Outcome { runs: 1, unmet: 1, failures: Vec::new() }
+    Outcome { runs: 1, missing: 1, failures: Vec::new() }
 }

@@ -1,5 +1,5 @@
-//! The other side: peers that talk to the program from a thread that nobody traces, and say what
-//! they missed.
+//! The peers of the program. They run on a thread that strace does not trace, and report their
+//! failures.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,205 +11,211 @@ use std::time::{Duration, Instant};
 use pool_manager::{ConnId, ERROR_SERVER_BUSY, Handle, Socket};
 
 use crate::program::REPEATS;
-use crate::scene::{Errand, Scenario, Scene};
+use crate::shared::{PutRequest, Scenario, Shared};
 use crate::support::plain::Plain;
 use crate::support::{pair, unix_pair};
 
-/// After so long without an answer a peer knocks: another connection comes and goes. A kernel that
-/// said there was nothing to accept when there was says so again only then.
-const KNOCK: Duration = Duration::from_millis(300);
+/// Time without a reply after which a peer opens and closes another connection. After a false
+/// `EAGAIN` from `accept4`, the kernel reports the listener again only when another connection
+/// arrives.
+const RECONNECT_AFTER: Duration = Duration::from_millis(300);
 
-/// How long peers wait for the loop to be where the scenario wants it. A fault may keep it from
-/// getting there.
-const MOMENT: Duration = Duration::from_millis(200);
+/// Maximum time that a peer waits for the loop to reach the next state of the scenario. A fault may
+/// prevent that state.
+const STATE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// What those say who will be refused; it comes back if there is a place for them, as there is
-/// once the one before them was cut off.
-const LET_ME_IN: &[u8] = b"let me in";
+/// Input of peers that expect to be refused. It is echoed if the worker is free. This is possible
+/// if the fault has closed the connection that held the worker.
+const REFUSED_INPUT: &[u8] = b"let me in";
 
-/// All peers of a scenario.
+/// The peers of a scenario.
 pub(crate) struct Peers<'a> {
-    pub(crate) scene: &'a Scene,
+    pub(crate) shared: &'a Shared,
     pub(crate) handle: Handle,
-    pub(crate) errands: Sender<Errand>,
+    pub(crate) put_requests: Sender<PutRequest>,
     pub(crate) opened: Receiver<ConnId>,
 }
 
-/// One peer. The first thing that goes wrong is remembered, and ends it.
+/// One peer. Its first failure is stored and closes its stream.
 pub(crate) struct Peer<'a> {
-    scene: &'a Scene,
+    shared: &'a Shared,
     name: &'static str,
     stream: Option<TcpStream>,
-    missed: Option<String>,
-    /// When it last sent or heard something.
-    moved: Instant,
-    /// It was silent for so long, while another waited, that it may be closed for that.
-    late: bool,
+    failure: Option<String>,
+    /// The time of its last write or read.
+    last_activity: Instant,
+    /// The peer was silent for most of the deadline, so its connection may have expired.
+    may_be_expired: bool,
 }
 
 impl Peers<'_> {
-    /// Plays the scenario; what peers missed.
+    /// Plays the scenario, and returns the failures of the peers.
     pub(crate) fn play(self) -> Vec<String> {
-        let missed = match self.scene.scenario {
+        let failures = match self.shared.scenario {
             Scenario::Tcp | Scenario::Unix => self.echo(),
             Scenario::Blocked => self.blocked(),
             Scenario::Busy => self.busy(),
             Scenario::Handle => self.handle(),
             Scenario::Restart => self.restart(),
         };
-        self.scene.tell(|news| news.done = true);
-        // It may be asleep. Stopping already is as good.
+        self.shared.with_state(|state| state.done = true);
+        // Wake the loop, which may be waiting. An error means that it is already stopping.
         let _ = self.handle.stop();
-        missed
+        failures
     }
 
     fn echo(&self) -> Vec<String> {
-        let mut missed = Vec::new();
+        let mut failures = Vec::new();
         for name in ["first", "second"] {
             let (mut polite, mut abrupt) = (self.connect(name), self.connect("abrupt"));
             polite.exchange(b"hello");
             abrupt.exchange(b"hi");
             polite.exchange(b"hello again");
-            missed.extend(abrupt.missed());
+            failures.extend(abrupt.failure());
             polite.finish(b"the end");
-            missed.extend(polite.missed());
+            failures.extend(polite.failure());
         }
-        missed
+        failures
     }
 
     fn blocked(&self) -> Vec<String> {
-        let mut missed = Vec::new();
+        let mut failures = Vec::new();
         for (served, name) in ["first", "second"].into_iter().enumerate() {
             let mut slow = self.connect(name);
-            slow.say(b"word");
-            self.scene.wait(MOMENT, |news| {
+            slow.send(b"word");
+            self.shared.wait(STATE_TIMEOUT, |state| {
                 let served = served as u64;
-                news.stats.requests_total() > served || news.stats.closed_total() > served
+                state.stats.requests_total() > served || state.stats.closed_total() > served
             });
-            slow.hear(&b"word".repeat(REPEATS));
+            slow.receive(&b"word".repeat(REPEATS));
             slow.half_close();
-            slow.hear_end(b"");
-            missed.extend(slow.missed());
+            slow.receive_end(b"");
+            failures.extend(slow.failure());
         }
-        missed
+        failures
     }
 
     fn busy(&self) -> Vec<String> {
-        let mut missed = Vec::new();
+        let mut failures = Vec::new();
         let mut holder = self.connect("holder");
         holder.exchange(b"mine");
         for name in ["second", "third"] {
             let mut refused = self.connect(name);
-            refused.say(LET_ME_IN);
-            if holder.missed.is_none() {
-                refused.hear_end(ERROR_SERVER_BUSY.as_bytes());
+            refused.send(REFUSED_INPUT);
+            if holder.failure.is_none() {
+                refused.receive_end(ERROR_SERVER_BUSY.as_bytes());
             }
-            missed.extend(refused.missed());
+            failures.extend(refused.failure());
         }
         holder.finish(b"yours");
-        missed.extend(holder.missed());
-        let deadline = self.scene.patient_until();
+        failures.extend(holder.failure());
+        let deadline = self.shared.time_limit();
         loop {
-            // The place may not be free yet if the one who left was not heard of.
+            // The worker is still taken if the loop has not noticed that the previous peer left.
             let mut next = self.connect("next");
             next.finish(b"hello");
-            let Some(because) = next.missed() else { break };
-            if Instant::now() >= deadline || !because.contains(ERROR_SERVER_BUSY) {
-                missed.push(because);
+            let Some(failure) = next.failure() else { break };
+            if Instant::now() >= deadline || !failure.contains(ERROR_SERVER_BUSY) {
+                failures.push(failure);
                 break;
             }
         }
-        missed
+        failures
     }
 
     fn handle(&self) -> Vec<String> {
-        let (tcp, unix, boxed, own) = (pair(), unix_pair(), unix_pair(), unix_pair());
+        let (tcp, unix, boxed, by_handle) = (pair(), unix_pair(), unix_pair(), unix_pair());
         let put = |socket| self.handle.put(socket).err().map(|error| error.to_string());
-        let mut missed = Vec::new();
-        let mut peers = [("tcp", tcp.0), ("unix", unix.0), ("boxed", boxed.0), ("own", own.0)]
-            .map(|(name, stream)| self.peer(name, stream));
-        peers[0].missed = put(Socket::from(tcp.1));
-        self.errands.send(Errand::Put(unix.1.into())).expect("the loop is there");
-        peers[2].missed = put(Socket::boxed(Plain(boxed.1)));
-        self.errands.send(Errand::PutByHandle(own.1.into())).expect("the loop is there");
-        // The loop looks for errands after each turn; this waits for one.
+        let mut failures = Vec::new();
+        let mut peers =
+            [("tcp", tcp.0), ("unix", unix.0), ("boxed", boxed.0), ("handle", by_handle.0)]
+                .map(|(name, stream)| self.peer(name, stream));
+        peers[0].failure = put(Socket::from(tcp.1));
+        self.put_requests.send(PutRequest::Put(unix.1.into())).expect("the loop runs");
+        peers[2].failure = put(Socket::boxed(Plain(boxed.1)));
+        self.put_requests.send(PutRequest::PutByHandle(by_handle.1.into())).expect("the loop runs");
+        // The program takes put requests after each turn. This call waits for a turn.
         let _ = self.handle.stats();
         for peer in &mut peers {
             peer.exchange(b"hello");
         }
         for peer in peers {
-            missed.extend(self.command(peer));
+            failures.extend(self.command(peer));
         }
-        missed
+        failures
     }
 
-    /// One more connection, whose id is known, and what a handle can do to it.
+    /// Puts one more connection, and applies each command of a handle to it. `opened` reports its
+    /// id.
     fn command(&self, mut other: Peer<'_>) -> Option<String> {
         self.opened.try_iter().for_each(drop);
         let (client, ours) = pair();
         let mut peer = self.peer("commanded", client);
-        peer.missed = self.handle.put(ours).err().map(|error| error.to_string());
+        peer.failure = self.handle.put(ours).err().map(|error| error.to_string());
         peer.exchange(b"hello");
-        if let (None, Some(id)) = (&peer.missed, self.opened.try_iter().last()) {
+        if let (None, Some(id)) = (&peer.failure, self.opened.try_iter().last()) {
             let _ = self.handle.send(id, b"pushed".to_vec());
-            peer.hear(b"pushed");
+            peer.receive(b"pushed");
             let _ = self.handle.pause(id);
-            peer.say(b"held");
+            peer.send(b"held");
             let _ = self.handle.resume(id);
-            peer.hear(b"held");
+            peer.receive(b"held");
             let _ = self.handle.close(id);
-            peer.hear_end(b"");
+            peer.receive_end(b"");
         }
         other.finish(b"bye");
-        other.missed().or(peer.missed())
+        other.failure().or(peer.failure())
     }
 
     fn restart(&self) -> Vec<String> {
-        let mut missed = Vec::new();
-        let life = self.scene.tell(|news| news.lives);
+        let mut failures = Vec::new();
+        let starts_before = self.shared.with_state(|state| state.starts);
         let (mut idle, mut midway) = (self.connect("idle"), self.connect("midway"));
         idle.exchange_line("hello");
         midway.exchange_line("hello");
-        midway.say(b"half a ");
-        self.scene.wait(MOMENT, |news| news.stats.bytes_in >= 19 || news.stats.closed_total() > 0);
+        midway.send(b"half a ");
+        self.shared.wait(STATE_TIMEOUT, |state| {
+            state.stats.bytes_in >= 19 || state.stats.closed_total() > 0
+        });
         let _ = self.handle.stop();
-        idle.hear_end(b"");
-        midway.say(b"line\n");
-        midway.hear_end(b"half a line");
-        // Gone, or the stop would wait for them to take their last words.
-        missed.extend([idle, midway].into_iter().filter_map(Peer::missed));
-        self.scene.wait(self.scene.patience, |news| news.lives > life);
+        idle.receive_end(b"");
+        midway.send(b"line\n");
+        midway.receive_end(b"half a line");
+        // Close both streams. Otherwise the stop would wait for their lingering connections.
+        failures.extend([idle, midway].into_iter().filter_map(Peer::failure));
+        self.shared.wait(self.shared.timeout, |state| state.starts > starts_before);
         let mut late = self.connect("late");
         late.exchange_line("hello again");
         late.half_close();
-        late.hear_end(b"");
-        missed.extend(late.missed());
-        missed
+        late.receive_end(b"");
+        failures.extend(late.failure());
+        failures
     }
 
     fn connect(&self, name: &'static str) -> Peer<'_> {
-        Peer::connect(self.scene, name)
+        Peer::connect(self.shared, name)
     }
 
     fn peer(&self, name: &'static str, stream: TcpStream) -> Peer<'_> {
-        Peer::new(self.scene, name, Ok(stream))
+        Peer::new(self.shared, name, Ok(stream))
     }
 }
 
-/// Until the program listens: it may be about to listen again.
-fn connect(scene: &Scene) -> io::Result<TcpStream> {
-    let deadline = scene.patient_until();
+/// Connects to the program. Retries until the time limit, since the program may be about to listen
+/// again.
+fn connect(shared: &Shared) -> io::Result<TcpStream> {
+    let deadline = shared.time_limit();
     loop {
-        let connected = match scene.scenario {
-            Scenario::Unix => UnixStream::connect(&scene.path).map(OwnedFd::from),
+        let connected = match shared.scenario {
+            Scenario::Unix => UnixStream::connect(&shared.path).map(OwnedFd::from),
             _ => {
-                TcpStream::connect(scene.addr().ok_or(ErrorKind::NotConnected)?).map(OwnedFd::from)
+                TcpStream::connect(shared.addr().ok_or(ErrorKind::NotConnected)?).map(OwnedFd::from)
             }
         };
         match connected {
             Ok(stream) => {
                 let stream = TcpStream::from(stream);
-                if scene.scenario == Scenario::Blocked {
+                if shared.scenario == Scenario::Blocked {
                     socket2::SockRef::from(&stream).set_recv_buffer_size(32 << 10)?;
                 }
                 return Ok(stream);
@@ -221,110 +227,115 @@ fn connect(scene: &Scene) -> io::Result<TcpStream> {
 }
 
 impl<'a> Peer<'a> {
-    pub(crate) fn connect(scene: &'a Scene, name: &'static str) -> Self {
-        Self::new(scene, name, connect(scene))
+    pub(crate) fn connect(shared: &'a Shared, name: &'static str) -> Self {
+        Self::new(shared, name, connect(shared))
     }
 
-    fn new(scene: &'a Scene, name: &'static str, stream: io::Result<TcpStream>) -> Self {
-        let ready = |stream: TcpStream| stream.set_read_timeout(Some(KNOCK)).map(|()| stream);
-        let (stream, missed) = match stream.and_then(ready) {
+    fn new(shared: &'a Shared, name: &'static str, stream: io::Result<TcpStream>) -> Self {
+        let ready =
+            |stream: TcpStream| stream.set_read_timeout(Some(RECONNECT_AFTER)).map(|()| stream);
+        let (stream, failure) = match stream.and_then(ready) {
             Ok(stream) => (Some(stream), None),
             Err(error) => (None, Some(format!("{name}: connecting: {error}"))),
         };
-        Self { scene, name, stream, missed, moved: Instant::now(), late: false }
+        Self { shared, name, stream, failure, last_activity: Instant::now(), may_be_expired: false }
     }
 
-    /// What it missed and had a right to.
-    pub(crate) fn missed(self) -> Option<String> {
-        self.missed.filter(|_| !self.late)
+    /// Returns the failure, unless the connection may have expired.
+    pub(crate) fn failure(self) -> Option<String> {
+        self.failure.filter(|_| !self.may_be_expired)
     }
 
     pub(crate) fn exchange(&mut self, request: &[u8]) {
-        self.say(request);
-        self.hear(request);
+        self.send(request);
+        self.receive(request);
     }
 
     fn exchange_line(&mut self, line: &str) {
-        self.say(format!("{line}\n").as_bytes());
-        self.hear(line.as_bytes());
+        self.send(format!("{line}\n").as_bytes());
+        self.receive(line.as_bytes());
     }
 
-    /// A last request, and the end of file behind its reply.
+    /// Sends a last request, closes the sending side, and waits for the reply and the end of file.
     pub(crate) fn finish(&mut self, request: &[u8]) {
-        self.say(request);
+        self.send(request);
         self.half_close();
-        self.hear_end(request);
+        self.receive_end(request);
     }
 
-    fn say(&mut self, request: &[u8]) {
-        self.late |= self.moved.elapsed() * 5 >= self.scene.deadline * 4;
-        self.moved = Instant::now();
-        let said = self.stream.as_mut().map(|stream| stream.write_all(request));
-        if let Some(Err(error)) = said {
-            self.miss(&format!("sending: {error}"));
+    fn send(&mut self, request: &[u8]) {
+        self.may_be_expired |= self.last_activity.elapsed() * 5 >= self.shared.deadline * 4;
+        self.last_activity = Instant::now();
+        let result = self.stream.as_mut().map(|stream| stream.write_all(request));
+        if let Some(Err(error)) = result {
+            self.fail(&format!("sending: {error}"));
         }
     }
 
     fn half_close(&mut self) {
         let closed = self.stream.as_mut().map(|stream| stream.shutdown(Shutdown::Write));
         if let Some(Err(error)) = closed {
-            self.miss(&format!("closing: {error}"));
+            self.fail(&format!("closing: {error}"));
         }
     }
 
-    /// Waits for exactly this.
-    fn hear(&mut self, reply: &[u8]) {
-        let mut heard = 0;
-        while self.missed.is_none() && heard < reply.len() {
-            match self.some(&reply[heard..]) {
-                Ok(0) => self.miss(&format!("end of file after {heard} of {} bytes", reply.len())),
-                Ok(count) => heard += count,
-                Err(error) => self.miss(&format!("{error} after {heard} of {} bytes", reply.len())),
+    /// Waits for exactly `reply`.
+    fn receive(&mut self, reply: &[u8]) {
+        let mut received = 0;
+        while self.failure.is_none() && received < reply.len() {
+            match self.read_some(&reply[received..]) {
+                Ok(0) => {
+                    self.fail(&format!("end of file after {received} of {} bytes", reply.len()));
+                }
+                Ok(count) => received += count,
+                Err(error) => {
+                    self.fail(&format!("{error} after {received} of {} bytes", reply.len()));
+                }
             }
         }
     }
 
-    /// Waits for this and the end of file.
-    fn hear_end(&mut self, reply: &[u8]) {
-        self.hear(reply);
-        if self.missed.is_none() {
-            match self.some(&[]) {
+    /// Waits for `reply` and the end of file.
+    fn receive_end(&mut self, reply: &[u8]) {
+        self.receive(reply);
+        if self.failure.is_none() {
+            match self.read_some(&[]) {
                 Ok(_) => {}
-                Err(error) => self.miss(&format!("{error} instead of the end of file")),
+                Err(error) => self.fail(&format!("{error} instead of the end of file")),
             }
         }
     }
 
-    /// The next bytes, which must be the first of `expected`: a fault may cut a reply short, but
-    /// never change it.
-    fn some(&mut self, expected: &[u8]) -> io::Result<usize> {
-        let deadline = self.scene.patient_until();
+    /// Reads the next bytes, which must be a prefix of `expected`. A fault may cut a reply short,
+    /// but must not change it.
+    fn read_some(&mut self, expected: &[u8]) -> io::Result<usize> {
+        let deadline = self.shared.time_limit();
         let mut into = [0; 16 << 10];
         let stream = self.stream.as_mut().ok_or(ErrorKind::NotConnected)?;
-        let mut knocked = false;
+        let mut reconnected = false;
         loop {
             let room = into.len().min(expected.len().max(64));
             match stream.read(&mut into[..room]) {
                 Ok(count) => {
-                    self.moved = Instant::now();
+                    self.last_activity = Instant::now();
                     let got = &into[..count];
-                    let other = [ERROR_SERVER_BUSY.as_bytes(), LET_ME_IN];
+                    let other = [ERROR_SERVER_BUSY.as_bytes(), REFUSED_INPUT];
                     if other.contains(&got) && !expected.starts_with(got) {
                         return Err(io::Error::other(got.escape_ascii().to_string()));
                     }
                     assert!(expected.starts_with(got), "{}: \"{}\"", self.name, got.escape_ascii());
                     return Ok(count);
                 }
-                // A machine that is suspended interrupts a read that has a timeout (signal(7)).
+                // Suspending the machine interrupts a read that has a timeout (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if Instant::now() >= deadline {
                         return Err(ErrorKind::TimedOut.into());
                     }
-                    if !std::mem::replace(&mut knocked, true)
-                        && self.scene.scenario != Scenario::Handle
+                    if !std::mem::replace(&mut reconnected, true)
+                        && self.shared.scenario != Scenario::Handle
                     {
-                        drop(connect(self.scene));
+                        drop(connect(self.shared));
                     }
                 }
                 Err(error) => return Err(error),
@@ -332,8 +343,8 @@ impl<'a> Peer<'a> {
         }
     }
 
-    fn miss(&mut self, what: &str) {
-        self.missed = Some(format!("{}: {what}", self.name));
+    fn fail(&mut self, what: &str) {
+        self.failure = Some(format!("{}: {what}", self.name));
         self.stream = None;
     }
 }

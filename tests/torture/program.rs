@@ -1,6 +1,6 @@
-//! The program that is tortured: an echo server on the main thread, which is the one that strace
-//! looks at, and its peers on another. It says at the end what went wrong and what it has still
-//! open, and then lives once more to show that nothing is.
+//! The program under test: an echo server on the main thread, which strace traces, and its peers on
+//! another thread. At the end it prints the failures and the descriptors that are still open. Then
+//! it serves once more, to show that the manager is still usable.
 
 use std::cell::Cell;
 use std::fs;
@@ -20,27 +20,27 @@ use pool_manager::{
 };
 
 use crate::peers::Peers;
-use crate::scene::{Errand, Scenario, Scene};
+use crate::shared::{PutRequest, Scenario, Shared};
 use crate::support::{descriptors, logged, remember_log};
 
-/// What strace sees when the part that is tortured begins and ends: a look at a file that is not
-/// there.
+/// Marks in the log of strace. The program looks up these files, which do not exist, before and
+/// after the part that is examined.
 pub(crate) const BEGIN: &str = "/torture/begin";
 pub(crate) const END: &str = "/torture/end";
 
-/// How often [`Scenario::Blocked`] answers with its request.
+/// The number of copies of the request in a reply of [`Scenario::Blocked`].
 pub(crate) const REPEATS: usize = 100_000;
 
-/// As in `reactor_echo`: how long one turn may wait.
+/// The maximum wait of one turn, as in `reactor_echo`.
 const TURN: Duration = Duration::from_millis(200);
 
-/// How long all of it may take.
+/// Time limit for the whole program.
 const LIMIT: Duration = Duration::from_secs(25);
 pub(crate) const HANGS: i32 = 3;
 
-/// Said between what peers missed, what calls returned and what was logged.
-pub(crate) const MISSED: &str = "missed: ";
-pub(crate) const FAILED: &str = "failed: ";
+/// Prefixes of the lines of the report.
+pub(crate) const PEER_FAILED: &str = "peer failed: ";
+pub(crate) const CALL_FAILED: &str = "call failed: ";
 pub(crate) const WARNED: &str = "warned: ";
 pub(crate) const CLOSED: &str = "closed: ";
 pub(crate) const OPEN: &str = "still open: ";
@@ -49,16 +49,16 @@ pub(crate) const COUNTS: &str = "counts: ";
 struct Echo {
     scenario: Scenario,
     opened: Sender<ConnId>,
-    lives: Rc<Cell<(u64, u64)>>,
+    callbacks: Rc<Cell<(u64, u64)>>,
 }
 
 impl Handler for Echo {
     type Session = ();
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
-        let (opened, closed) = self.lives.get();
-        self.lives.set((opened + 1, closed));
-        // Only one scenario listens to it.
+        let (opened, closed) = self.callbacks.get();
+        self.callbacks.set((opened + 1, closed));
+        // Only one scenario reads the channel.
         let _ = self.opened.send(conn.id());
         Ok(())
     }
@@ -69,76 +69,79 @@ impl Handler for Echo {
     }
 
     fn closed(&mut self, _: &Closed, (): (), _: &mut Commands) {
-        let (opened, closed) = self.lives.get();
-        self.lives.set((opened, closed + 1));
+        let (opened, closed) = self.callbacks.get();
+        self.callbacks.set((opened, closed + 1));
     }
 }
 
 struct Program {
-    scene: Arc<Scene>,
+    shared: Arc<Shared>,
     manager: Manager<Echo>,
-    /// What calls returned that failed.
+    /// The errors that calls of the manager returned.
     failed: Vec<String>,
     running: bool,
     addr: Option<SocketAddr>,
 }
 
-/// Plays a scenario and reports on it; panics if something is wrong in any case.
-pub(crate) fn play(scene: Scene) {
-    let scene = Arc::new(scene);
+/// Plays a scenario and prints a report. Panics if an expectation that must hold after any fault is
+/// not met.
+pub(crate) fn play(shared: Shared) {
+    let shared = Arc::new(shared);
     thread::spawn(|| {
-        // The watchdog: nobody waits for it, and it is not reached unless something hangs.
+        // A watchdog that is never joined. It gets past the sleep only if the program hangs.
         thread::sleep(LIMIT);
-        println!("it hangs");
+        println!("the program hangs");
         process::exit(HANGS);
     });
     remember_log();
     let (opened, ids) = channel();
-    let lives = Rc::new(Cell::new((0, 0)));
-    let echo = Echo { scenario: scene.scenario, opened, lives: lives.clone() };
-    let manager = Manager::with_handler(config(&scene), echo).expect("a manager");
+    let callbacks = Rc::new(Cell::new((0, 0)));
+    let echo = Echo { scenario: shared.scenario, opened, callbacks: callbacks.clone() };
+    let manager = Manager::with_handler(config(&shared), echo).expect("a manager");
     let failed = Vec::new();
-    let mut program = Program { scene: scene.clone(), manager, failed, running: false, addr: None };
-    if scene.scenario == Scenario::Unix {
-        drop(UnixListener::bind(&scene.path).expect("a stale path"));
+    let mut program =
+        Program { shared: shared.clone(), manager, failed, running: false, addr: None };
+    if shared.scenario == Scenario::Unix {
+        drop(UnixListener::bind(&shared.path).expect("a stale path"));
     }
     let before = descriptors();
 
-    // The first look at a missing file also looks for the call itself.
+    // In the first lookup, the standard library also tests whether the kernel has the system call.
+    // This lookup is therefore not examined.
     mark(END);
     mark(BEGIN);
-    let missed = program.live(ids);
+    let failures = program.serve(ids);
     mark(END);
 
     let after = descriptors();
-    let (opened, closed) = lives.get();
+    let (opened, closed) = callbacks.get();
     let stats = program.manager.stats();
     assert_eq!((opened, opened), (stats.put, stats.closed_total()), "{stats}");
     assert_eq!(opened, closed, "hooks");
     assert_eq!((stats.live, stats.lingering), (0, 0), "{stats}");
     assert_eq!(stats.panics, 0);
-    if scene.scenario != Scenario::Handle {
+    if shared.scenario != Scenario::Handle {
         assert_eq!(stats.accepted, stats.put + stats.busy + stats.admit_failures, "{stats}");
     }
-    program.report(&missed);
+    program.report(&failures);
     if before != after {
         println!("{OPEN}{} more than before: {:?}", after - before, open());
     }
-    program.live_again();
+    program.run_again();
     assert_eq!(descriptors(), after, "descriptors left: {:?}", open());
 }
 
-fn config(scene: &Scene) -> Config {
-    let config = Config::new().debug(true).clients_deadline(scene.deadline);
-    let config = config.stop_deadline(2 * scene.deadline);
-    match scene.scenario {
+fn config(shared: &Shared) -> Config {
+    let config = Config::new().debug(true).clients_deadline(shared.deadline);
+    let config = config.stop_deadline(2 * shared.deadline);
+    match shared.scenario {
         Scenario::Restart => config.framing(Framing::Delimited(b'\n')),
         Scenario::Busy => config.framing(Framing::Drained).max_workers(1),
         _ => config.framing(Framing::Drained),
     }
 }
 
-/// Every descriptor there is, and what it is.
+/// Lists the open descriptors and their targets.
 fn open() -> Vec<String> {
     let link = |entry: io::Result<fs::DirEntry>| {
         let path = entry.ok()?.path();
@@ -148,52 +151,53 @@ fn open() -> Vec<String> {
 }
 
 fn mark(path: &str) {
-    assert!(fs::metadata(path).is_err(), "{path} is there");
+    assert!(fs::metadata(path).is_err(), "{path} exists");
 }
 
 impl Program {
-    /// From before the first start to after the last stop; what peers missed.
-    fn live(&mut self, opened: Receiver<ConnId>) -> Vec<String> {
+    /// Serves from the first start to the last stop. Returns the failures of the peers.
+    fn serve(&mut self, opened: Receiver<ConnId>) -> Vec<String> {
         self.open();
-        let (errands, to_do) = channel();
-        let (scene, handle) = (self.scene.clone(), self.manager.handle());
-        let peers = thread::spawn(move || Peers { scene: &scene, handle, errands, opened }.play());
-        while !self.scene.tell(|news| news.done) {
+        let (put_requests, requests) = channel();
+        let (shared, handle) = (self.shared.clone(), self.manager.handle());
+        let peers =
+            thread::spawn(move || Peers { shared: &shared, handle, put_requests, opened }.play());
+        while !self.shared.with_state(|state| state.done) {
             match self.manager.turn(Some(TURN)) {
                 Ok(turn) => {
                     self.running = turn.stopped.is_none();
-                    for errand in to_do.try_iter() {
-                        self.run_errand(errand);
+                    for request in requests.try_iter() {
+                        self.run_put(request);
                     }
                 }
                 Err(error) => self.fail(&error),
             }
             let stats = self.manager.stats();
-            self.scene.tell(|news| news.stats = stats);
-            if !self.running && !self.scene.tell(|news| news.done) {
+            self.shared.with_state(|state| state.stats = stats);
+            if !self.running && !self.shared.with_state(|state| state.done) {
                 self.open();
             }
         }
-        let missed = peers.join().expect("peers that understand what they hear");
+        let failures = peers.join().expect("no unexpected reply");
         if self.running {
             if let Err(error) = self.manager.stop() {
                 self.fail(&error);
             }
         }
-        missed
+        failures
     }
 
-    /// Starts and listens. What fails once is tried again.
+    /// Starts and listens. Retries once after an error.
     fn open(&mut self) {
         if self.try_open().is_err() {
             if self.failed.last().is_some_and(|error| error.contains("in use")) {
                 self.addr = None;
             }
-            self.try_open().expect("a single fault does not come twice");
+            self.try_open().expect("the fault occurs only once");
         }
-        self.scene.tell(|news| {
-            news.lives += 1;
-            news.addr = self.addr;
+        self.shared.with_state(|state| {
+            state.starts += 1;
+            state.addr = self.addr;
         });
     }
 
@@ -207,12 +211,12 @@ impl Program {
 
     fn listen(&mut self) -> Result<(), Error> {
         let addr = self.addr.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        match self.scene.scenario {
+        match self.shared.scenario {
             Scenario::Handle => return Ok(()),
-            Scenario::Unix => return self.manager.listen_unix(&self.scene.path),
+            Scenario::Unix => return self.manager.listen_unix(&self.shared.path),
             Scenario::Blocked => {
                 let failed = |source| Error::Listen { addr: addr.to_string(), source };
-                let (listener, addr) = narrow_listener(addr).map_err(failed)?;
+                let (listener, addr) = small_buffer_listener(addr).map_err(failed)?;
                 self.manager.listen_on(listener)?;
                 self.addr = Some(addr);
             }
@@ -227,22 +231,22 @@ impl Program {
         self.running = false;
     }
 
-    /// A socket that is refused for a single fault comes back as it was.
-    fn run_errand(&mut self, errand: Errand) {
-        match errand {
-            Errand::Put(socket) => {
+    /// Puts a socket. If a fault makes `put` fail, the returned socket is put again.
+    fn run_put(&mut self, request: PutRequest) {
+        match request {
+            PutRequest::Put(socket) => {
                 let Err(error) = self.manager.put(socket) else { return };
                 self.failed.push(error.to_string());
                 let socket: Socket = error.into_socket();
                 self.manager.put(socket).expect("put, the second time");
             }
-            Errand::PutByHandle(socket) => {
+            PutRequest::PutByHandle(socket) => {
                 self.manager.handle().put(socket).expect("put by a handle");
             }
         }
     }
 
-    fn report(&self, missed: &[String]) {
+    fn report(&self, failures: &[String]) {
         let stats = self.manager.stats();
         let by_fault = |line: &String| {
             line.contains("its socket failed") || line.contains(&CloseReason::Reset.to_string())
@@ -251,8 +255,8 @@ impl Program {
             (logged(Level::Debug), logged(Level::Warn), logged(Level::Error));
         let closed: Vec<String> = debug.into_iter().filter(by_fault).collect();
         let sections = [
-            (MISSED, missed),
-            (FAILED, &self.failed),
+            (PEER_FAILED, failures),
+            (CALL_FAILED, &self.failed),
             (WARNED, &[warn, error].concat()),
             (CLOSED, &closed),
         ];
@@ -264,27 +268,27 @@ impl Program {
         println!("{COUNTS}{} turns, {} lost; {stats}", stats.turns, stats.admit_failures);
     }
 
-    /// The same manager once more, out of sight of strace. It has one place, which nobody may have
-    /// kept.
-    fn live_again(&mut self) {
+    /// Starts the same manager again with a single worker. The peer gets a reply only if no earlier
+    /// connection still holds a worker. The system calls of this run are not examined.
+    fn run_again(&mut self) {
         let config = self.manager.config().clone().max_workers(1);
         self.manager.set_config(config).expect("a configuration");
         self.manager.start().expect("start");
         let addr = self.manager.listen("127.0.0.1:0").expect("listen");
         let handle = self.manager.handle();
         let peer = thread::spawn(move || {
-            let heard = ask(addr);
-            // Whatever it heard, or the loop would not end.
+            let reply = ask(addr);
+            // Stop even if the peer failed, or the loop does not end.
             handle.stop().expect("stop");
-            heard
+            reply
         });
-        self.manager.run().expect("a life without faults");
-        let heard = peer.join().expect("a peer");
-        assert_eq!(heard.expect("a reply"), *b"word");
+        self.manager.run().expect("the second run");
+        let reply = peer.join().expect("a peer");
+        assert_eq!(reply.expect("a reply"), *b"word");
     }
 }
 
-/// What comes back for a word.
+/// Sends a line and returns the reply.
 fn ask(addr: SocketAddr) -> io::Result<[u8; 4]> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -294,8 +298,8 @@ fn ask(addr: SocketAddr) -> io::Result<[u8; 4]> {
     Ok(reply)
 }
 
-/// A listener whose connections have little room for what they send.
-fn narrow_listener(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+/// Binds a listener whose connections have a small send buffer.
+fn small_buffer_listener(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_send_buffer_size(32 << 10)?;

@@ -1,4 +1,4 @@
-//! Running this program under strace, and reading what strace and the program say.
+//! Runs this program under strace. Parses the log of strace and the output of the program.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,21 +8,23 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::program;
-use crate::scene::Scenario;
+use crate::shared::Scenario;
 use crate::support::Dir;
 
-/// Set for the program that is traced: its scenario.
-pub(crate) const PLAY: &str = "POOL_MANAGER_TORTURE_PLAY";
-/// And how long a peer waits, and a connection may be silent, in milliseconds.
-pub(crate) const PATIENCE: &str = "POOL_MANAGER_TORTURE_PATIENCE";
-pub(crate) const DEADLINE: &str = "POOL_MANAGER_TORTURE_DEADLINE";
+/// Environment variable of the traced program: the scenario.
+pub(crate) const SCENARIO_VAR: &str = "POOL_MANAGER_TORTURE_SCENARIO";
+/// Environment variable: the time limit for any single wait of a peer, in milliseconds.
+pub(crate) const TIMEOUT_VAR: &str = "POOL_MANAGER_TORTURE_TIMEOUT";
+/// Environment variable: `clients_deadline`, in milliseconds.
+pub(crate) const DEADLINE_VAR: &str = "POOL_MANAGER_TORTURE_DEADLINE";
 
-/// What is done to a call, in strace's words.
+/// An injected fault, in the syntax of strace.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     pub(crate) call: &'static str,
     pub(crate) error: &'static str,
-    /// Which of its occurrences: `7`, or `7+2` for every second one from there.
+    /// The occurrences of the call that fail: `7` for the seventh, `7+2` for every second one from
+    /// the seventh on, or `7..9` for the seventh to the ninth.
     pub(crate) when: String,
 }
 
@@ -38,33 +40,34 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What became of one run.
+/// The outcome of one run.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) code: Option<i32>,
-    /// What the program printed, on both streams.
-    pub(crate) said: Vec<String>,
-    /// What it left in its directory.
+    /// The lines that the program printed on both streams.
+    pub(crate) lines: Vec<String>,
+    /// The files that the program left in its directory.
     pub(crate) left: Vec<String>,
-    /// How often each call was made before the first mark.
+    /// For each call, how often it was made before the first mark.
     pub(crate) before: HashMap<String, usize>,
     /// The calls between the marks.
     pub(crate) calls: Vec<String>,
 }
 
 impl Run {
-    /// What the program said of this kind.
+    /// Returns the lines that begin with `kind`, with that prefix removed.
     pub(crate) fn all(&self, kind: &str) -> Vec<&str> {
-        self.said.iter().filter_map(|line| line.strip_prefix(kind)).collect()
+        self.lines.iter().filter_map(|line| line.strip_prefix(kind)).collect()
     }
 
-    /// The calls that strace let fail.
+    /// Returns the calls into which strace injected an error.
     pub(crate) fn injected(&self) -> Vec<&str> {
         let injected = |line: &&String| line.contains("(INJECTED)");
         self.calls.iter().filter(injected).map(String::as_str).collect()
     }
 
-    /// The number in front of this word, in the line of counts.
+    /// Returns the number that stands before `word` in the line that begins with
+    /// [`program::COUNTS`], or 0 if there is none.
     pub(crate) fn count(&self, word: &str) -> u64 {
         let counts = self.all(program::COUNTS).concat();
         let before = counts.split([',', ';']).find_map(|part| part.trim().strip_suffix(word));
@@ -72,7 +75,8 @@ impl Run {
     }
 }
 
-/// Whether strace is there and may trace, and the calls are those that this knows.
+/// Returns whether faults can be injected on this machine. This needs strace with the permission to
+/// trace. It also needs Linux on x86-64, since `faults.rs` lists the calls of that platform.
 pub(crate) fn is_possible() -> bool {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return false;
@@ -81,7 +85,7 @@ pub(crate) fn is_possible() -> bool {
     probe.is_ok_and(|probe| probe.status.success())
 }
 
-/// Plays a scenario under strace, with a fault or without.
+/// Plays a scenario under strace, with or without a fault.
 pub(crate) fn play(scenario: Scenario, fault: Option<&Fault>) -> Run {
     let directory = Dir::new();
     let log = directory.path(LOG);
@@ -91,43 +95,44 @@ pub(crate) fn play(scenario: Scenario, fault: Option<&Fault>) -> Run {
         strace.args(["-e", &format!("trace={},statx", fault.call), "-e", &fault.injection()]);
     }
     strace.arg(std::env::current_exe().expect("this program"));
-    let (patience, deadline) = patience_and_deadline(fault);
-    strace.env(PLAY, scenario.name()).env("TMPDIR", &directory.0);
+    let (timeout, deadline) = timeout_and_deadline(fault);
+    strace.env(SCENARIO_VAR, scenario.name()).env("TMPDIR", &directory.0);
     strace
-        .env(PATIENCE, patience.as_millis().to_string())
-        .env(DEADLINE, deadline.as_millis().to_string());
+        .env(TIMEOUT_VAR, timeout.as_millis().to_string())
+        .env(DEADLINE_VAR, deadline.as_millis().to_string());
     let output = strace.output().expect("strace runs");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
+    let lines = [output.stdout, output.stderr].concat();
+    let lines = String::from_utf8_lossy(&lines).lines().map(str::to_owned).collect();
     let (before, calls) =
         split_at(&log, |line| line.contains(program::BEGIN), |line| line.contains(program::END));
-    Run { code: output.status.code(), said, left: left(&directory), before, calls }
+    Run { code: output.status.code(), lines, left: left(&directory), before, calls }
 }
 
-/// How long a peer waits for anything, and how long a connection may be silent.
-pub(crate) fn patience_and_deadline(fault: Option<&Fault>) -> (Duration, Duration) {
+/// Returns the time limit for a wait of a peer, and `clients_deadline`.
+pub(crate) fn timeout_and_deadline(fault: Option<&Fault>) -> (Duration, Duration) {
     let seconds =
-        |patience, deadline| (Duration::from_secs_f32(patience), Duration::from_secs_f32(deadline));
+        |timeout, deadline| (Duration::from_secs_f32(timeout), Duration::from_secs_f32(deadline));
     match fault {
-        // What is not closed does not end for its peer either.
+        // While the descriptor stays open, its peer receives no end of file.
         Some(fault) if fault.call == "close" => seconds(1.0, 5.0),
-        // The kernel says nothing is there, and it is: the deadline finds it.
+        // After a false `EAGAIN`, the loop does not notice the available data until the deadline.
         Some(fault) if fault.error == "EAGAIN" => seconds(10.0, 0.5),
         _ => seconds(10.0, 20.0),
     }
 }
 
-/// What a program left in the directory that was its own.
+/// Returns the files in the directory, except for the log of strace.
 pub(crate) fn left(directory: &Dir) -> Vec<String> {
     let mut names = directory.names();
     names.retain(|name| name != LOG);
     names
 }
 
-/// The file that strace writes.
+/// The name of the log of strace.
 pub(crate) const LOG: &str = "strace";
 
-/// How often each call was made before a line, and the calls from there to another.
+/// Splits the log of strace at the first line that `begins` accepts. Returns how often each call
+/// was made before that line, and the lines from there up to the first one that `ends` accepts.
 pub(crate) fn split_at(
     log: &Path,
     begins: impl Fn(&str) -> bool,
@@ -135,13 +140,13 @@ pub(crate) fn split_at(
 ) -> (HashMap<String, usize>, Vec<String>) {
     let log = fs::read_to_string(log).unwrap_or_default();
     let mut before = HashMap::new();
-    let early = log.lines().take_while(|line| !begins(line));
-    early.for_each(|line| *before.entry(name(line).to_owned()).or_default() += 1);
-    let late = log.lines().skip_while(|line| !begins(line)).take_while(|line| !ends(line));
-    (before, late.map(str::to_owned).collect())
+    let first = log.lines().take_while(|line| !begins(line));
+    first.for_each(|line| *before.entry(name(line).to_owned()).or_default() += 1);
+    let rest = log.lines().skip_while(|line| !begins(line)).take_while(|line| !ends(line));
+    (before, rest.map(str::to_owned).collect())
 }
 
-/// The name of a call in a line of strace's.
+/// Returns the name of the call in a line of strace.
 pub(crate) fn name(line: &str) -> &str {
     line.split('(').next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Any configuration; see the driver.
+//! Runs the fuzz driver for configurations.
 #![no_main]
 
 use arbtest::arbitrary::Unstructured;

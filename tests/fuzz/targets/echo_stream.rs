@@ -1,4 +1,4 @@
-//! A stream through the real manager, over sockets or in the simulated network; see the driver.
+//! Runs the fuzz driver for byte streams, over sockets or in the simulated network.
 #![no_main]
 
 use arbtest::arbitrary::Unstructured;

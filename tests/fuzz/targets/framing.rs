@@ -1,4 +1,4 @@
-//! The framing, with the private modules that it needs; see the driver.
+//! Runs the fuzz driver for the framing, and includes the private modules that it needs.
 #![no_main]
 #![allow(dead_code)]
 

@@ -1,4 +1,4 @@
-//! Any operationsuration; see the driver.
+//! Runs the fuzz driver for strings of operations.
 #![no_main]
 
 use arbtest::arbitrary::Unstructured;

@@ -1,4 +1,4 @@
-//! Checks: what must hold after a turn, and once it is stopped.
+//! Checks: invariants after every turn and after a stop.
 
 use std::time::Duration;
 
@@ -6,90 +6,101 @@ use pool_manager::sim::Listener;
 use pool_manager::{Config, Error, Overload, Stats, Turn};
 
 use super::marks::Marks;
-use super::model::Turned;
+use super::model::TurnRecord;
 use super::{IDLE_TURNS, World};
 
 impl World {
-    /// What must hold once it is stopped, however it came to be.
-    pub(super) fn stopped(&mut self) {
+    /// Checks the invariants that hold after every stop. The cause of the stop does not matter.
+    pub(super) fn check_stopped(&mut self) {
         self.running = false;
-        self.stage.lossless.set(false);
-        self.meet_newcomers();
+        self.harness.lossless.set(false);
+        self.add_new_peers();
         self.assert_nothing_is_left();
-        let (turned_away, now) = (self.stage.sim.counters().turned_away, self.stage.sim.now());
+        let (turned_away, now) = (self.harness.sim.counters().turned_away, self.harness.sim.now());
         let before = std::mem::replace(&mut self.turned_away, turned_away);
-        let in_time = now < self.stage.model.borrow().draining;
-        assert!(!in_time || turned_away == before, "reset in the queue, though there was time");
-        let (mut peer, ours) = self.stage.sim.pair();
-        let refused = self.manager.put(ours).expect_err("put into a stopped pool");
+        let in_time = now < self.harness.model.borrow().drain_until;
+        assert!(
+            !in_time || turned_away == before,
+            "a stop reset queued connections before its deadline"
+        );
+        let (mut peer, ours) = self.harness.sim.pair();
+        let refused = self.manager.put(ours).expect_err("a stopped pool took a socket");
         assert!(matches!(refused.error(), Error::NotRunning), "{refused}");
-        self.stage.refused(refused, &mut peer);
-        let mut model = self.stage.model.borrow_mut();
-        model.has_stopped();
+        self.harness.refused(refused, &mut peer);
+        let mut model = self.harness.model.borrow_mut();
+        model.stop_ended();
         model.configs = vec![self.manager.config().clone()];
         let stats = self.manager.stats();
-        // A stop accepts who waits, in turns of its own.
-        self.crowds = stats.refused_per_peer;
+        // A stop runs its own turns, and accepts waiting connections in them.
+        self.refused_per_peer = stats.refused_per_peer;
         model.compare(&stats, 0);
         model.check_sends();
-        assert_eq!(model.complaints, [""; 0]);
-        // Some may have been refused in the stop.
+        assert_eq!(model.failures, [""; 0]);
+        // Connections may have been refused during the stop.
         self.refused = stats.busy - model.busy;
         self.idle_turns = 0;
-        self.starved = (self.stage.sim.counters().starved_accepts, None);
+        self.starved = (self.harness.sim.counters().starved_accepts, None);
     }
 
     pub(super) fn assert_nothing_is_left(&mut self) {
-        let (stats, counters) = (self.manager.stats(), self.stage.sim.counters());
+        let (stats, counters) = (self.manager.stats(), self.harness.sim.counters());
         assert_eq!((stats.live, stats.lingering, stats.spare), (0, 0, 0), "{stats}");
-        assert_eq!(stats.bytes_held, 0, "bytes that are kept for nobody");
+        assert_eq!(stats.bytes_held, 0, "bytes are still held");
         assert_eq!((counters.open, counters.registered), (0, 0), "{counters:?}");
         assert_eq!(self.manager.next_timeout(), None);
-        assert!(self.stage.model.borrow().all_ended(), "somebody was not told of the end");
-        assert_eq!(self.stage.sim.violations(), [""; 0]);
+        assert!(
+            self.harness.model.borrow().all_ended(),
+            "`closed` was not called for a connection"
+        );
+        assert_eq!(self.harness.sim.violations(), [""; 0]);
     }
 
-    /// Places that are taken: by connections, by sockets that wait to become some, and by those that
-    /// are to begin.
-    pub(super) fn taken(&self) -> u64 {
-        let waiting = self.stage.model.borrow().waiting_calls();
-        self.stage.sim.counters().open as u64 - self.manager.stats().lingering + waiting
+    /// Returns the number of taken permits. Connections, queued sockets and connects that have not
+    /// begun each hold one.
+    pub(super) fn permits_taken(&self) -> u64 {
+        let waiting = self.harness.model.borrow().waiting_connects();
+        self.harness.sim.counters().open as u64 - self.manager.stats().lingering + waiting
     }
 
-    /// What must hold after every turn.
+    /// Checks the invariants that hold after every turn.
     pub(super) fn check(&mut self, turn: Turn, max: u64) {
-        let (stats, counters) = (self.manager.stats(), self.stage.sim.counters());
+        let (stats, counters) = (self.manager.stats(), self.harness.sim.counters());
         self.trace(|| format!("  {turn:?}, live {}, digest {:016x}", stats.live, self.digest()));
-        assert_eq!(self.stage.sim.violations(), [""; 0]);
+        assert_eq!(self.harness.sim.violations(), [""; 0]);
         let next = self.manager.next_timeout();
         let config: &Config = self.manager.config();
         let asleep = next != Some(Duration::ZERO);
-        // A last read may end one whose time is up for another reason.
-        let closed = stats.closed_total() - self.happened[6];
-        let turn_ended = Turned {
+        // If a deadline has passed, the last read may still close the connection for another
+        // reason.
+        let closed = stats.closed_total() - self.activity[6];
+        let turn_ended = TurnRecord {
             began: counters.waited,
-            ended: self.stage.sim.now(),
-            before: (std::mem::replace(&mut self.began, counters.waited), counters.asked),
+            ended: self.harness.sim.now(),
+            before: (std::mem::replace(&mut self.last_wait_ended, counters.waited), counters.asked),
             asleep,
             stopping: false,
             punctual: asleep || stats.live + turn.expired as u64 + closed < 20,
         };
         {
-            let mut model = self.stage.model.borrow_mut();
-            let crowded = std::mem::replace(&mut self.crowds, stats.refused_per_peer)
+            let mut model = self.harness.model.borrow_mut();
+            let crowded = std::mem::replace(&mut self.refused_per_peer, stats.refused_per_peer)
                 < stats.refused_per_peer;
-            let may_be = !crowded || model.is_crowded(config.max_per_peer, counters.waited);
-            assert!(may_be, "{} refused as too many of a peer", stats.refused_per_peer);
-            model.marks.hit_if("one too many of a peer", crowded);
+            let may_be = !crowded || model.had_full_peer(config.max_per_peer, counters.waited);
+            assert!(
+                may_be,
+                "{} refused, but no peer had max_per_peer connections",
+                stats.refused_per_peer
+            );
+            model.marks.hit_if("max_per_peer refuses a connection", crowded);
             if turn.stopped.is_none() {
-                model.after_turn(turn_ended, config, &self.stage.sim);
+                model.after_turn(turn_ended, config, &self.harness.sim);
             }
             model.compare(&stats, stats.live);
             if turn.stopped.is_none() {
                 model.check_memory(stats.bytes_held);
             }
-            self.marks(&mut model.marks, turn);
-            assert_eq!(model.complaints, [""; 0]);
+            self.record_marks(&mut model.marks, turn);
+            assert_eq!(model.failures, [""; 0]);
         }
         assert!(turn.expired <= 256 && turn.accepted <= 128, "{turn:?}");
         let open = stats.live + stats.lingering;
@@ -100,67 +111,89 @@ impl World {
         );
         assert!(stats.lingering <= 256, "{stats}");
         self.check_refusals(&stats);
-        assert!(self.taken() <= max, "{} connections, of at most {max}", self.taken());
-        self.check_plans(turn, next, &stats);
+        assert!(
+            self.permits_taken() <= max,
+            "{} permits taken, of at most {max}",
+            self.permits_taken()
+        );
+        self.check_next_timeout(turn, next, &stats);
         if stats.lingering >= 250 {
-            self.stage.lossless.set(false);
+            self.harness.lossless.set(false);
         }
-        self.check_effort(asleep, turn);
+        self.check_no_spin(asleep, turn);
     }
 
-    /// Who was accepted or taken has become a connection, waits to, was lost, or was refused.
+    /// Checks that each socket that was accepted or put is accounted for. It is a connection, is
+    /// queued, failed, or was refused.
     pub(super) fn check_refusals(&mut self, stats: &Stats) {
-        let model = self.stage.model.borrow();
+        let model = self.harness.model.borrow();
         let refused = stats.busy - model.busy;
-        let went = model.placed()
+        let went = model.opened_total()
             + stats.admit_failures
             + stats.refused_per_peer
-            + (self.taken() - stats.live)
+            + (self.permits_taken() - stats.live)
             + refused;
-        let astray = (stats.accepted + model.taken).wrapping_sub(went);
+        let unaccounted = (stats.accepted + model.taken_sockets).wrapping_sub(went);
         if model.stopping {
-            // Who comes too late is given up.
-            self.astray = None;
+            // A stop drops sockets that arrive too late.
+            self.unaccounted = None;
         } else {
-            let before = self.astray.replace(astray);
+            let before = self.unaccounted.replace(unaccounted);
             assert!(
-                before.is_none_or(|before| before == astray),
-                "connections went astray, {stats}"
+                before.is_none_or(|before| before == unaccounted),
+                "connections are not accounted for, {stats}"
             );
         }
-        let patient = self.patient && matches!(self.manager.config().overload, Overload::Pause);
+        let patient = self.must_pause && matches!(self.manager.config().overload, Overload::Pause);
         let patient = patient && refused > self.refused;
         self.refused = refused;
-        assert!(!patient, "refused by a listener that is to wait");
+        assert!(!patient, "a listener refused a connection instead of waiting");
     }
 
-    /// Whatever waits for time to pass, or for nobody else, is in the loop's plans.
-    pub(super) fn check_plans(&self, turn: Turn, next: Option<Duration>, stats: &Stats) {
+    /// Checks that the loop wakes in time for all work that no event announces.
+    pub(super) fn check_next_timeout(&self, turn: Turn, next: Option<Duration>, stats: &Stats) {
         let (config, next) = (self.manager.config(), next.unwrap_or(Duration::MAX));
         let asleep = !next.is_zero();
         if turn.stopped.is_some() {
             return;
         }
-        assert!(!asleep || self.taken() == stats.live, "asleep over a socket that was put");
+        assert!(
+            !asleep || self.permits_taken() == stats.live,
+            "asleep although a socket is queued"
+        );
         let five_seconds = Duration::from_millis(5_002);
-        assert!(stats.lingering == 0 || next <= five_seconds, "lingering, for {next:?}");
+        assert!(
+            stats.lingering == 0 || next <= five_seconds,
+            "a connection lingers, but the next timeout is {next:?}"
+        );
         let spare = stats.spare > config.min_workers as u64;
         let soon = config.reap_interval + Duration::from_millis(2);
-        assert!(!spare || next <= soon, "{} spare buffers, for {next:?}", stats.spare);
+        assert!(
+            !spare || next <= soon,
+            "{} spare buffers, but the next timeout is {next:?}",
+            stats.spare
+        );
         let tick = config.tick + Duration::from_millis(2);
-        assert!(config.tick.is_zero() || next <= tick, "no tick for {next:?}");
-        let full = config.max_workers > 0 && self.taken() >= config.max_workers as u64;
+        assert!(
+            config.tick.is_zero() || next <= tick,
+            "a tick is due before the next timeout, {next:?}"
+        );
+        let full = config.max_workers > 0 && self.permits_taken() >= config.max_workers as u64;
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
-        if self.listeners.iter().any(left) && !patient && !self.away {
-            assert!(next <= Duration::from_millis(62), "somebody waits, for {next:?}");
+        if self.listeners.iter().any(left) && !patient && !self.listeners_taken {
+            assert!(
+                next <= Duration::from_millis(62),
+                "connections wait, but the next timeout is {next:?}"
+            );
         }
     }
 
-    /// A loop that has nothing to do sleeps, and one that is starved does not insist.
-    pub(super) fn check_effort(&mut self, asleep: bool, turn: Turn) {
-        let (stats, counters) = (self.manager.stats(), self.stage.sim.counters());
-        let happened = [
+    /// Checks that a loop without work sleeps, and that a loop that has run out of descriptors
+    /// pauses before it accepts again.
+    pub(super) fn check_no_spin(&mut self, asleep: bool, turn: Turn) {
+        let (stats, counters) = (self.manager.stats(), self.harness.sim.counters());
+        let activity = [
             stats.bytes_in,
             stats.bytes_out,
             stats.requests_total(),
@@ -171,33 +204,39 @@ impl World {
             stats.lingering,
         ];
         let ticked = std::mem::replace(&mut self.ticks, stats.ticks) != stats.ticks;
-        let idle = !asleep && !ticked && turn.expired == 0 && happened == self.happened;
-        self.happened = happened;
+        let idle = !asleep && !ticked && turn.expired == 0 && activity == self.activity;
+        self.activity = activity;
         self.idle_turns = if idle { self.idle_turns + 1 } else { 0 };
-        assert!(self.idle_turns < IDLE_TURNS, "it spins");
+        assert!(self.idle_turns < IDLE_TURNS, "the loop spins");
         let (count, last) = self.starved;
         if counters.starved_accepts > count {
             let pause = last.map_or(Duration::MAX, |last| counters.waited.saturating_sub(last));
-            assert!(pause >= Duration::from_millis(50), "starved, and again in {pause:?}");
+            assert!(
+                pause >= Duration::from_millis(50),
+                "out of descriptors, and accepted again after {pause:?}"
+            );
             assert!(counters.starved_accepts == count + 1, "{counters:?}");
             self.starved = (counters.starved_accepts, Some(counters.waited));
         }
     }
 
-    pub(super) fn marks(&self, marks: &mut Marks, turn: Turn) {
-        let (stats, counters) = (self.manager.stats(), self.stage.sim.counters());
-        marks.hit_if("a request waits for its rate", stats.throttled > 0);
+    pub(super) fn record_marks(&self, marks: &mut Marks, turn: Turn) {
+        let (stats, counters) = (self.manager.stats(), self.harness.sim.counters());
+        marks.hit_if("rate_limit delays a request", stats.throttled > 0);
         marks.hit_if("a stale event", stats.stale_events > 0);
-        marks.hit_if("busy, by a listener", self.refused > 0);
+        marks.hit_if("an accepted connection is refused as busy", self.refused > 0);
         marks.hit_if("a short write", counters.short_writes > 0);
         marks.hit_if("a short read", counters.short_reads > 0);
-        marks.hit_if("a lingering close", stats.lingering > 0);
-        marks.hit_if("a whole batch of timers", turn.expired == 256);
-        marks.hit_if("a whole batch of accepts", turn.accepted >= 64);
-        marks.hit_if("a whole batch of commands", stats.commands >= 1024);
-        marks.hit_if("more events than a wait returns", counters.truncated_waits > 0);
-        marks.hit_if("the clock jumps an hour", counters.longest_jump > Duration::from_secs(3_600));
+        marks.hit_if("a connection lingers", stats.lingering > 0);
+        marks.hit_if("a full batch of timers", turn.expired == 256);
+        marks.hit_if("a full batch of accepts", turn.accepted >= 64);
+        marks.hit_if("a full batch of commands", stats.commands >= 1024);
+        marks.hit_if("more events than one wait returns", counters.truncated_waits > 0);
+        marks.hit_if(
+            "the clock jumps by more than an hour",
+            counters.longest_jump > Duration::from_secs(3_600),
+        );
         let recovered = self.starved.1.is_some() && turn.accepted > 0;
-        marks.hit_if("no descriptors, and then accepted", recovered);
+        marks.hit_if("accept succeeds after descriptors ran out", recovered);
     }
 }

@@ -1,35 +1,37 @@
-//! Marks: what must happen sometimes, or the simulation proves less than it seems to.
+//! Coverage marks: situations that a long run must reach. A run that misses a mark proves less than
+//! it seems to prove.
 
 use std::collections::BTreeMap;
 
-/// In a run of so many seeds, of so many steps each, all are due.
+/// A run with at least this number of seeds, and with this number of steps per seed, must hit every
+/// mark.
 const DUE: (u64, u64) = (1_000, 200);
 
-/// Everything that a run over many seeds must have met.
+/// All marks.
 pub(crate) const ALL: &[&str] = &[
     "a stale event",
-    "an index is used again within a turn",
-    "busy, by put",
-    "busy, by a handle",
-    "busy, by a listener",
-    "one too many of a peer",
-    "a request waits for its rate",
-    "an idle one makes a place for another",
+    "an index is reused within a turn",
+    "put is refused as busy",
+    "a handle's put is refused as busy",
+    "an accepted connection is refused as busy",
+    "max_per_peer refuses a connection",
+    "rate_limit delays a request",
+    "an idle connection is evicted",
     "a short write",
     "a short read",
-    "write_limit",
-    "a reply that nobody took",
-    "a lingering close",
+    "write_limit is exceeded",
+    "the peer does not read its reply",
+    "a connection lingers",
     "a deadline and the end of file in one turn",
     "a deadline and a full buffer in one turn",
-    "a whole batch of timers",
-    "a whole batch of accepts",
-    "a whole batch of commands",
-    "more events than a wait returns",
-    "a signal while timers are due",
-    "registering fails in put",
-    "starting fails",
-    "waiting fails",
+    "a full batch of timers",
+    "a full batch of accepts",
+    "a full batch of commands",
+    "more events than one wait returns",
+    "a signal interrupts a wait while timers are due",
+    "put fails to register the socket",
+    "start fails",
+    "the wait of the backend fails",
     "put in a callback",
     "stop in a callback",
     "set_config in a callback",
@@ -43,48 +45,48 @@ pub(crate) const ALL: &[&str] = &[
     "a panic in tick",
     "a panic in undelivered",
     "a panic in turn_ended",
-    "a command at the end of a turn",
+    "a command in turn_ended",
     "a panic in a callback while stopping",
-    "max_workers below the live",
-    "buffer_size below the held",
-    "the clock jumps an hour",
+    "max_workers below the live connections",
+    "buffer_size below the held bytes",
+    "the clock jumps by more than an hour",
     "the handle's queue is full",
-    "a socket is queued at a stop",
-    "a reset with bytes held",
+    "a socket is queued when a stop begins",
+    "a reset while bytes are held",
     "a reply after the peer's end of file",
-    "no descriptors, and then accepted",
-    "the total deadline",
+    "accept succeeds after descriptors ran out",
+    "request_deadline closes a connection",
     "an invalid configuration",
-    "invalid bytes",
-    "another error of a socket",
-    "a queue is handed on",
-    "a stop that drains",
-    "a stop that aborts",
-    "accepted in a stop",
-    "a panic in accepted",
+    "the framing finds invalid bytes",
+    "an I/O error other than a reset",
+    "taken listeners have waiting connections",
+    "a stop finishes connections",
+    "a stop aborts connections",
+    "a connection is accepted during a stop",
+    "a panic in wrap",
     "a request outgrows its buffer",
     "a request longer than max_request",
-    "memory_limit",
-    "a connect comes about",
+    "memory_limit is reached",
+    "a connect succeeds",
     "a connect is refused",
     "a connect is never answered",
-    "a connect cannot begin",
-    "a connect cannot begin, by the manager",
-    "busy, by connect",
+    "a connect fails to begin",
+    "a connect of the manager fails to begin",
+    "connect is refused as busy",
     "connect in a callback",
-    "sent to while connecting",
-    "closed while connecting",
-    "stopped while connecting",
+    "bytes are sent while connecting",
+    "a connection is closed while connecting",
+    "a stop begins while connecting",
     "stopped before it connects",
 ];
 
-/// How often each was met.
+/// Number of hits of each mark.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Marks(BTreeMap<&'static str, u64>);
 
 impl Marks {
     pub(crate) fn hit(&mut self, mark: &'static str) {
-        debug_assert!(ALL.contains(&mark), "{mark} is not on the list");
+        debug_assert!(ALL.contains(&mark), "{mark} is not in the list");
         *self.0.entry(mark).or_default() += 1;
     }
 
@@ -100,12 +102,12 @@ impl Marks {
         }
     }
 
-    /// What was met, and how often.
+    /// Returns each mark with its number of hits.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         ALL.iter().copied().map(|mark| (mark, self.0.get(mark).copied().unwrap_or(0)))
     }
 
-    /// What a run of so many seeds and steps should have met and has not.
+    /// Returns the marks that a run of this size should have hit and has not.
     pub(crate) fn missed(&self, seeds: u64, steps: u64) -> Vec<&'static str> {
         if seeds < DUE.0 || steps < DUE.1 {
             return Vec::new();

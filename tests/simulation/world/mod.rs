@@ -1,18 +1,18 @@
-//! A world: the real loop in a seeded network, among random peers, callbacks, commands and
-//! faults; and after every turn what must always hold.
+//! World: one seeded run of the real loop in the simulated network, with random peers, callbacks,
+//! commands and faults. The invariants are checked after every turn.
 //!
-//! What a step does depends on the seed, the number of the step and what there is by then, so
-//! that steps can be left out to find the few that matter.
+//! The actions of a step depend on the seed, the number of the step and the current state. Steps
+//! can therefore be left out to shrink a failing run.
 
-mod acts;
+mod actions;
 mod checks;
-mod draw;
-mod ends;
+mod handler;
 mod marks;
 mod model;
 mod oracle;
 mod peer;
-mod player;
+mod random;
+mod settle;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,32 +23,32 @@ use std::time::Duration;
 use pool_manager::sim::{Faults, Host, Listener, Rng, Sim, Stream};
 use pool_manager::{Config, ConnectOptions, Error, Manager, Overload, PutError, Socket};
 
+use handler::RandomHandler;
 pub(crate) use marks::Marks;
 use model::Model;
 use peer::Peer;
-use player::Player;
 
-/// What planned panics are about.
+/// The payload of panics that the handler raises on purpose.
 pub(crate) const PLANNED: &str = "as planned";
 
-/// Turns without anything happening that may follow each other while work is said to be left.
+/// Maximum number of turns in a row in which nothing happens although the loop reports work.
 const IDLE_TURNS: u32 = 64;
 
-/// What everybody in a world shares.
-pub(crate) struct Stage {
+/// State shared by the world, its peers and its handler.
+pub(crate) struct Harness {
     sim: Sim,
     model: RefCell<Model>,
-    /// Peers of sockets that callbacks put.
-    newcomers: RefCell<Vec<Stream>>,
-    /// Who was called, with which key, and has not been met.
-    callees: RefCell<Vec<(u64, Host)>>,
-    /// Nothing has happened that may destroy a last reply.
+    /// Peer ends of the sockets that callbacks put.
+    new_streams: RefCell<Vec<Stream>>,
+    /// Hosts that have not accepted a connection yet, each with the key of the connect request.
+    pending_hosts: RefCell<Vec<(u64, Host)>>,
+    /// False once something has happened that may destroy a last reply.
     lossless: Cell<bool>,
 }
 
-type Shared = Rc<Stage>;
+type Shared = Rc<Harness>;
 
-impl Stage {
+impl Harness {
     fn mark(&self, mark: &'static str) {
         self.model.borrow_mut().marks.hit(mark);
     }
@@ -58,77 +58,77 @@ impl Stage {
         self.sim.advance(time);
     }
 
-    fn waiting_fails(&self) {
-        self.mark("waiting fails");
+    fn wait_failed(&self) {
+        self.mark("the wait of the backend fails");
         self.model.borrow_mut().failed_turns += 1;
     }
 
-    /// A panic is about to come.
-    fn count(&self, mark: &'static str) {
+    /// Counts a panic that the handler is about to raise.
+    fn count_panic(&self, mark: &'static str) {
         let mut model = self.model.borrow_mut();
         model.panics += 1;
         model.marks.hit(mark);
     }
 
-    fn count_panic(&self, mark: &'static str) {
-        self.count(mark);
+    fn panic_now(&self, mark: &'static str) {
+        self.count_panic(mark);
         std::panic::panic_any(PLANNED);
     }
 
-    /// Somebody to be called, and with what.
-    fn callee(&self, rng: &mut Rng) -> (Host, u64, ConnectOptions) {
-        let (answer, own) = draw::answer(rng);
+    /// Creates a host with a random answer and records the connect request in the model.
+    fn random_connect(&self, rng: &mut Rng) -> (Host, u64, ConnectOptions) {
+        let (answer, own) = random::answer(rng);
         let mut model = self.model.borrow_mut();
-        let host = self.sim.host(draw::callee(model.next_key()));
+        let host = self.sim.host(random::host_addr(model.next_key()));
         host.set_answer(answer);
-        let (key, options) = model.calls(&host, answer, own, self.sim.now());
+        let (key, options) = model.request_connect(&host, answer, own, self.sim.now());
         (host, key, options)
     }
 
-    /// What came of asking for a connection that begins at the turn boundary.
+    /// Records the outcome of a connect request. If the request is accepted, the loop begins the
+    /// connect later.
     fn connect_requested(&self, host: Host, key: u64, outcome: Result<(), Error>) {
         let mut model = self.model.borrow_mut();
         match outcome {
             Ok(()) => {
-                model.took();
-                self.callees.borrow_mut().push((key, host));
+                model.socket_taken();
+                self.pending_hosts.borrow_mut().push((key, host));
             }
             Err(refused) => {
                 let busy = matches!(refused, Error::Busy { .. });
                 model.busy += u64::from(busy);
-                model.marks.hit_if("busy, by connect", busy);
-                model.not_called(key);
+                model.marks.hit_if("connect is refused as busy", busy);
+                model.connect_refused(key);
             }
         }
     }
 
-    /// A socket that is not taken comes back as it was.
+    /// Checks that a refused socket is returned and still works.
     fn refused(&self, refused: PutError, peer: &mut Stream) {
         let kind = format!("{:?}", refused.error());
         if matches!(refused.error(), Error::Busy { .. }) {
             self.model.borrow_mut().busy += 1;
         }
-        self.model.borrow_mut().accounts.remove(&peer.connection());
+        self.model.borrow_mut().records.remove(&peer.connection());
         let Socket::Sim(mut ours) = refused.into_socket() else { return };
         let mut byte = [0];
-        let said = std::io::Write::write(&mut ours, b"!");
-        let heard = std::io::Read::read(peer, &mut byte);
-        let calm = said.is_ok();
-        if calm && heard.ok() != Some(1) {
-            self.model.borrow_mut().complain(format!("{kind}: a socket that does not work"));
+        let written = std::io::Write::write(&mut ours, b"!");
+        let read = std::io::Read::read(peer, &mut byte);
+        if written.is_ok() && read.ok() != Some(1) {
+            self.model.borrow_mut().fail(format!("{kind}: the returned socket does not work"));
         }
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 pub(crate) struct Outcome {
     pub(crate) digest: u64,
     pub(crate) marks: Marks,
-    /// What the digest was after each turn.
+    /// The digest after each turn.
     pub(crate) turns: Vec<u64>,
 }
 
-/// What must not happen, and has.
+/// An invariant that did not hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Violation {
     pub(crate) step: usize,
@@ -137,80 +137,82 @@ pub(crate) struct Violation {
 
 thread_local! {
     static STEP: Cell<usize> = const { Cell::new(0) };
-    /// Whether panics are part of a run.
-    static PLAYING: Cell<bool> = const { Cell::new(false) };
+    /// True while this thread executes a run.
+    static IN_RUN: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Panics in a run are kept rather than printed: planned ones are part of the play.
-fn keep_panics() {
+/// Installs a panic hook that stores the panics of a run instead of printing them. It ignores
+/// planned panics.
+fn capture_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| match info.payload().downcast_ref::<&str>() {
             Some(&PLANNED) => {}
-            _ if PLAYING.get() => PANIC.set(info.to_string()),
+            _ if IN_RUN.get() => PANIC.set(info.to_string()),
             _ => usual(info),
         }));
     });
 }
 
-/// Runs the steps of a seed that are given, and then lets everything settle.
+/// Runs the given steps of a seed. Then stops all faults and checks that all connections end.
 pub(crate) fn run(
     seed: u64,
     steps: impl Iterator<Item = usize>,
     trace: bool,
 ) -> Result<Outcome, Violation> {
-    keep_panics();
+    capture_panics();
     STEP.set(0);
     oracle::PANICS.set(0);
-    PLAYING.set(true);
-    let played = catch_unwind(AssertUnwindSafe(|| {
+    IN_RUN.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, trace);
         for step in steps {
             STEP.set(step);
             world.step(step);
         }
         world.settle();
-        world.end()
+        world.drop_running()
     }));
-    PLAYING.set(false);
-    played.map_err(|_| Violation { step: STEP.get(), what: PANIC.with_borrow(String::clone) })
+    IN_RUN.set(false);
+    outcome.map_err(|_| Violation { step: STEP.get(), what: PANIC.with_borrow(String::clone) })
 }
 
 struct World {
     seed: u64,
-    stage: Shared,
-    manager: Manager<Player, Sim>,
+    harness: Shared,
+    manager: Manager<RandomHandler, Sim>,
     peers: Vec<Peer>,
     rng: Rng,
-    /// For connections that are asked for, in seeds that have some.
-    calls: Option<Rng>,
+    /// Generator for connects. Only some seeds have one.
+    connect_rng: Option<Rng>,
     listeners: [Listener; 2],
-    /// They were taken from the manager and not given back.
-    away: bool,
+    /// The listeners were taken from the manager and have not been given back.
+    listeners_taken: bool,
     running: bool,
-    /// Waiting never fails.
-    reliable: bool,
-    crowded: bool,
-    /// What had happened by the last turn, and in how many turns it has not changed.
-    happened: [u64; 8],
+    /// No fault of this seed makes a wait fail.
+    waits_succeed: bool,
+    crowd_seed: bool,
+    /// The counters of activity after the last turn, and the number of turns since they changed.
+    activity: [u64; 8],
     idle_turns: u32,
-    /// How many ticks there had been by the last turn.
+    /// Number of ticks after the last turn.
     ticks: u64,
-    /// How often there was no descriptor for an accept, and when the last time was.
+    /// Number of accepts without a free descriptor, and the time of the last one.
     starved: (u64, Option<Duration>),
-    /// What is not accounted for of those who came, and how many were refused by a listener.
-    astray: Option<u64>,
+    /// Number of connections that are not accounted for. `refused` is the number of connections
+    /// that the listeners refused.
+    unaccounted: Option<u64>,
     refused: u64,
-    /// How many were refused as one too many of their peer's.
-    crowds: u64,
-    /// How many were reset in a queue by the end of the last stop.
+    /// Number of connections that `max_per_peer` refused.
+    refused_per_peer: u64,
+    /// Number of connections that stops have reset in the queues of listeners.
     turned_away: u64,
-    /// When the wait of the last turn was over.
-    began: Duration,
-    /// Listeners have to wait for a place, whatever configuration is in effect.
-    patient: bool,
+    /// When the wait of the last turn ended.
+    last_wait_ended: Duration,
+    /// Every configuration that may be in effect makes the listeners wait for a permit.
+    must_pause: bool,
     turns: Vec<u64>,
 }
 
@@ -219,78 +221,82 @@ impl World {
         let mut rng = Rng::new(seed);
         let faults = Faults::swarm(seed);
         let sim = Sim::with_faults(seed, faults);
-        let crowded = rng.permille(30);
-        let config = draw::config(&mut rng, crowded);
+        let crowd_seed = rng.permille(30);
+        let config = random::config(&mut rng, crowd_seed);
         let lossless = faults.failed_registers == 0
             && faults.failed_reads == 0
             && faults.failed_waits == 0
             && faults.clock_jumps == 0;
-        let stage = Rc::new(Stage {
+        let harness = Rc::new(Harness {
             sim: sim.clone(),
             model: RefCell::new(Model::new(&config, trace)),
-            newcomers: RefCell::new(Vec::new()),
-            callees: RefCell::new(Vec::new()),
+            new_streams: RefCell::new(Vec::new()),
+            pending_hosts: RefCell::new(Vec::new()),
             lossless: Cell::new(lossless),
         });
         if trace {
             println!("{config:?}\n{faults:?}");
         }
-        let mut other = Rng::new(seed ^ 2);
-        let other = other.permille(200).then_some(other);
-        let mut calls = Rng::new(seed ^ 4);
-        let calls = calls.permille(250).then_some(calls);
-        let player_s = calls.is_some().then(|| Rng::new(seed ^ 5));
-        let player =
-            Player { world: stage.clone(), rng: Rng::new(seed ^ 1), other, calls: player_s };
-        let manager = Manager::with_backend(config, player, sim.clone()).unwrap();
+        let mut hook_rng = Rng::new(seed ^ 2);
+        let hook_rng = hook_rng.permille(200).then_some(hook_rng);
+        let mut connect_rng = Rng::new(seed ^ 4);
+        let connect_rng = connect_rng.permille(250).then_some(connect_rng);
+        let handler_connect_rng = connect_rng.is_some().then(|| Rng::new(seed ^ 5));
+        let handler = RandomHandler {
+            harness: harness.clone(),
+            rng: Rng::new(seed ^ 1),
+            hook_rng,
+            connect_rng: handler_connect_rng,
+        };
+        let manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
         Self {
             seed,
             listeners: [sim.listener(), sim.listener()],
-            away: false,
-            stage,
+            listeners_taken: false,
+            harness,
             manager,
             peers: Vec::new(),
             rng,
-            calls,
+            connect_rng,
             running: false,
-            reliable: faults.failed_waits == 0,
-            crowded,
-            happened: [0; 8],
+            waits_succeed: faults.failed_waits == 0,
+            crowd_seed,
+            activity: [0; 8],
             idle_turns: 0,
             ticks: 0,
             starved: (0, None),
-            astray: None,
+            unaccounted: None,
             turned_away: 0,
-            began: Duration::ZERO,
+            last_wait_ended: Duration::ZERO,
             refused: 0,
-            crowds: 0,
-            patient: false,
+            refused_per_peer: 0,
+            must_pause: false,
             turns: Vec::new(),
         }
     }
 
     fn digest(&self) -> u64 {
-        self.stage.sim.digest() ^ self.stage.model.borrow().digest
+        self.harness.sim.digest() ^ self.harness.model.borrow().digest
     }
 
     fn trace(&self, what: impl FnOnce() -> String) {
-        if self.stage.model.borrow().trace {
+        if self.harness.model.borrow().trace {
             println!("{}", what());
         }
     }
 
-    /// One step: a few acts, and a turn.
+    /// Runs one step: up to three actions, then a turn.
     fn step(&mut self, step: usize) {
         self.rng = Rng::new(self.seed ^ (step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        self.trace(|| format!("step {step}, at {:?}", self.stage.sim.now()));
+        self.trace(|| format!("step {step}, at {:?}", self.harness.sim.now()));
         for _ in 0..self.rng.below(4) {
             self.act();
         }
         if self.running {
-            self.call();
+            self.maybe_connect();
         }
         if self.running && self.rng.permille(300) {
-            self.give_listeners_back();
+            self.return_listeners();
         }
         self.turn();
     }
@@ -305,39 +311,44 @@ impl World {
             1 => Some(Duration::from_secs(10)),
             _ => Some(Duration::from_micros(self.rng.below(40_000) as u64)),
         };
-        let (before, signals) = (self.taken(), self.stage.sim.counters().interrupted_waits);
+        let (before, signals) =
+            (self.permits_taken(), self.harness.sim.counters().interrupted_waits);
         let (configs, stopping) = {
-            let model = self.stage.model.borrow();
+            let model = self.harness.model.borrow();
             let pauses = |config: &Config| matches!(config.overload, Overload::Pause);
-            self.patient = model.configs.iter().all(pauses);
+            self.must_pause = model.configs.iter().all(pauses);
             (model.configs.len(), model.stopping)
         };
         let kept = self.manager.stats().bytes_held;
         let commands = self.manager.stats().commands;
         let outcome = self.manager.turn(timeout);
         let commands = self.manager.stats().commands - commands;
-        assert!(commands <= 1024, "more commands than a batch");
+        assert!(commands <= 1024, "more than one batch of commands");
         match outcome {
             Ok(turn) => {
-                let signal = self.stage.sim.counters().interrupted_waits > signals;
-                let mut model = self.stage.model.borrow_mut();
-                let max = before.max(model.most_allowed());
+                let signal = self.harness.sim.counters().interrupted_waits > signals;
+                let mut model = self.harness.model.borrow_mut();
+                let max = before.max(model.max_allowed());
                 model.allow_memory(kept);
-                model.stops(stopping, commands < 1024, self.stage.sim.now());
-                model.marks.hit_if("a signal while timers are due", signal && turn.expired > 0);
-                // What was asked for before this turn is done; what was asked for in it is not.
+                model.track_stop(stopping, commands < 1024, self.harness.sim.now());
+                model.marks.hit_if(
+                    "a signal interrupts a wait while timers are due",
+                    signal && turn.expired > 0,
+                );
+                // The turn has applied the configurations that were requested before it, and no
+                // later ones.
                 model.configs.drain(..configs);
                 model.configs.insert(0, self.manager.config().clone());
                 drop(model);
-                self.meet_newcomers();
+                self.add_new_peers();
                 self.check(turn, max);
                 if turn.stopped.is_some() {
-                    self.stopped();
+                    self.check_stopped();
                 }
             }
             Err(Error::Wait(_)) => {
-                self.stage.waiting_fails();
-                self.stopped();
+                self.harness.wait_failed();
+                self.check_stopped();
             }
             Err(error) => panic!("{error}"),
         }

@@ -1,4 +1,5 @@
-//! Model: what ought to be true, told by peers and callbacks. It shares no code with the pool.
+//! Model: the expected state of the pool, built from the actions of peers and callbacks. It shares
+//! no code with the pool.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
@@ -8,222 +9,229 @@ use std::time::Duration;
 use pool_manager::sim::Sim;
 use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, Stats};
 
-mod calls;
-mod clocks;
-mod places;
+mod admission;
+mod connects;
+mod deadlines;
+mod events;
 mod rate;
-mod told;
 
 use super::marks::Marks;
 use super::oracle;
 
-/// Visits of one connection that a turn can have, and what each may do at most.
+/// Maximum number of visits to one connection in a turn, and maximum numbers of reads and of
+/// callbacks in a visit.
 const VISITS: u32 = 3;
 const READS: u32 = 16;
 const CALLBACKS: u32 = 256;
 
-/// How long a polite goodbye is waited for.
+/// Maximum time for which a closed connection lingers.
 const LINGERING: Duration = Duration::from_secs(5);
 
-/// Bytes from here on are of what desks sent, and of what handles sent; the others are of replies.
+/// The smallest byte value in sends of callbacks, and the smallest one in sends of handles. Bytes
+/// with smaller values belong to replies.
 pub(crate) const SENDS: [u8; 2] = [0xf0, 0xf8];
 
-/// How long a request may be.
-pub(crate) fn longest(config: &Config) -> usize {
+/// Returns the length of the longest request that the configuration allows.
+pub(crate) fn longest_request(config: &Config) -> usize {
     config.max_request.max(config.buffer_size)
 }
 
-/// How many bytes may be kept.
-fn memory(config: &Config) -> u64 {
+/// Returns the number of bytes that the configuration allows for requests.
+fn memory_limit(config: &Config) -> u64 {
     if config.memory_limit == 0 { u64::MAX } else { config.memory_limit as u64 }
 }
 
-/// What is known of one connection.
+/// The model of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Account {
+pub(crate) struct ConnRecord {
     pub(crate) id: Option<ConnId>,
-    /// What the peer sent and no callback saw.
+    /// Bytes that the peer sent and that were not delivered yet.
     pub(crate) sent: VecDeque<u8>,
-    /// Bytes that bodies were made of.
+    /// Number of bytes delivered, delimiters and prefixes included.
     delivered: u64,
-    /// What callbacks wrote and the peer has not seen.
+    /// Bytes that callbacks wrote and that the peer has not received.
     replies: VecDeque<u8>,
     pub(crate) replied: u64,
-    /// What desks and what handles sent, in the order of each: the value of the bytes, how many
-    /// there are, and how many the peer has seen.
+    /// The sends of callbacks and the sends of handles, each in order. An entry has the value of
+    /// the bytes, their number, and the number of them that the peer has received.
     sends: [VecDeque<(u8, usize, usize)>; 2],
     pub(crate) sends_total: u64,
     got: u64,
     paused: bool,
-    /// Whether it is paused depends on what was done first.
-    unsure: bool,
-    /// Turns in which it may become so.
-    ordered: u8,
-    /// This connection's own idle deadline.
-    pub(crate) own: Duration,
-    /// When it moved last, at the earliest and at the latest that the pool may think.
+    /// The model does not know the order of two commands, so the connection may or may not be
+    /// paused.
+    pause_uncertain: bool,
+    /// Number of turns in which an opposite command sets `pause_uncertain`.
+    uncertain_turns: u8,
+    /// The idle deadline of this connection, or zero.
+    pub(crate) own_deadline: Duration,
+    /// Earliest and latest time that the pool may take for the time of the last activity.
     moved: (Duration, Duration),
-    /// When the network says that it moved last, as of the last turn.
+    /// Time of the last activity in the simulated network, as of the last turn.
     seen_moved: Duration,
-    /// When its last callback ran, and when the turn of it began.
-    called: (Duration, Duration),
-    called_now: bool,
-    /// When it began to collect a request or to owe a reply, at the latest.
-    since: Option<Duration>,
-    owed: bool,
-    /// Turns in which it may be resumed.
-    resumed: u8,
-    /// How many turns ended while it was paused.
-    was_paused: u32,
-    /// It was asked to close: nothing more is read.
+    /// Time of the last callback, and the earliest time that the pool may take for it.
+    last_callback: (Duration, Duration),
+    called_in_turn: bool,
+    /// Latest time from which `request_deadline` may count. It is set while the connection holds
+    /// part of a request or has unsent bytes.
+    total_since: Option<Duration>,
+    had_unsent: bool,
+    /// Number of turns in which a requested resume may still take effect.
+    resume_turns: u8,
+    /// Number of turns in a row that ended while the connection was paused.
+    paused_turns: u32,
+    /// A close was requested, so nothing more is read.
     pub(crate) closing: bool,
-    /// Why it may be closed: what callbacks did, and what it was asked.
-    causes: Vec<CloseReason>,
-    /// Its own callback paused it, and nobody has asked that it go on.
-    held_back: bool,
-    /// When it was opened, at the earliest and at the latest that the pool may think.
+    /// Close reasons that actions of callbacks and commands allow.
+    allowed_reasons: Vec<CloseReason>,
+    /// A callback of this connection paused it, and no resume has been requested since.
+    paused_by_callback: bool,
+    /// Earliest and latest time that the pool may take for the time of its opening.
     opened: (Duration, Duration),
-    /// It neither collected a request nor owed a reply when this turn ended.
+    /// End of the last turn after which it held no part of a request and had nothing unsent.
     quiet: Duration,
-    /// Callbacks in this turn.
-    calls: u32,
-    /// The hook said that a reply has to wait, and none that it has gone out.
+    /// Number of callbacks in this turn.
+    callbacks: u32,
+    /// `blocked` was called, and `flushed` has not been called since.
     blocked: bool,
-    /// The hook said that a reply has gone out.
+    /// `flushed` was called in this turn.
     flushed: bool,
     was_full: bool,
-    /// Bytes moved in the last turn.
+    /// Bytes were read or written in the last turn.
     progressed: bool,
-    /// It came by a listener.
-    knocked: bool,
-    /// When its last requests were delivered.
+    /// It came through a listener.
+    from_listener: bool,
+    /// Times at which the last requests were delivered.
     requests: VecDeque<Duration>,
-    /// One may have had to wait for its rate when the last turn ended.
-    held_up: bool,
-    /// From there, and it counts for how many may.
-    from: Option<IpAddr>,
-    counted: bool,
-    /// The handler was shown it when it was accepted.
-    shown: bool,
-    /// It was begun by the pool, and is not there yet.
+    /// `rate_limit` may have delayed a request when the last turn ended.
+    rate_limited: bool,
+    /// The address of the client, and whether the connection counts towards `max_per_peer`.
+    peer_addr: Option<IpAddr>,
+    counts_for_peer: bool,
+    /// `Handler::wrap` was called for it.
+    wrapped: bool,
+    /// The pool has begun to connect it, and this has not succeeded yet.
     connecting: bool,
-    /// It was opened in a stop, or once one was asked for; and surely in one.
-    late: (bool, bool),
-    /// Turns in which it had work and was not served.
-    waited: u32,
+    /// Whether it was opened after a stop was requested, and whether it was certainly opened inside
+    /// `Manager::stop`.
+    opened_in_stop: (bool, bool),
+    /// Number of turns in a row in which it had work and was not served.
+    unserved_turns: u32,
     seen: (u64, u64),
     pub(crate) end: Option<(Closed, Duration)>,
     /// It got its last body.
-    over: bool,
-    /// The peer has said that it will send no more.
-    pub(crate) shut: bool,
-    /// The peer has gone.
-    gone: bool,
+    got_last_body: bool,
+    /// The peer has shut down its write side.
+    pub(crate) write_closed: bool,
+    /// The peer has left.
+    peer_gone: bool,
 }
 
-/// What a turn was like.
+/// The times and the state of one turn.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Turned {
-    /// When its wait was over.
+pub(crate) struct TurnRecord {
+    /// When the wait of the turn ended.
     pub(crate) began: Duration,
     pub(crate) ended: Duration,
-    /// When the wait of the turn before was over, and when the clock was first read after it: as
-    /// late as that may count what happened in it.
+    /// When the wait of the previous turn ended, and when the wait of this turn began. The pool may
+    /// count activity of the previous turn from a time as late as the second one.
     pub(crate) before: (Duration, Duration),
-    /// Nothing is left to do.
+    /// The loop has no work left.
     pub(crate) asleep: bool,
-    /// All due timers were looked at.
+    /// All due timers were handled.
     pub(crate) punctual: bool,
-    /// A stop has begun.
+    /// A stop is in progress.
     pub(crate) stopping: bool,
 }
 
 pub(crate) struct Model {
-    /// By the number of the connection.
-    pub(crate) accounts: BTreeMap<usize, Account>,
+    /// The connections, by their numbers.
+    pub(crate) records: BTreeMap<usize, ConnRecord>,
     pub(crate) numbers: BTreeMap<ConnId, usize>,
-    pub(crate) complaints: Vec<String>,
+    pub(crate) failures: Vec<String>,
     pub(crate) marks: Marks,
-    /// Configurations that may be in effect: the last one known, and those asked for since.
+    /// Configurations that may be in effect: the last known one and those requested since.
     pub(crate) configs: Vec<Config>,
-    /// All buffer sizes there ever were.
+    /// All buffer sizes so far.
     sizes: BTreeSet<usize>,
-    /// The largest `max_request` there ever was.
+    /// The longest request that any configuration so far allows.
     longest: usize,
-    /// How many bytes may be kept after this turn: as many as before, or as the limits allow that
-    /// may have been in effect.
+    /// Maximum number of bytes that may be held after this turn. It is the number before the turn,
+    /// or the largest limit that may have been in effect if that is larger.
     memory: u64,
-    /// The largest `write_limit` there ever was.
-    most_unsent: usize,
+    /// The largest `write_limit` so far.
+    max_unsent: usize,
     pub(crate) depth: usize,
     pub(crate) panics: u64,
-    /// How often the handler was called for its own sake, and when it was last.
+    /// Number of calls of `Handler::tick`, and the time of the last one.
     ticks: (u64, Duration),
     pub(crate) busy: u64,
-    /// Sockets that were put, or taken to be.
-    pub(crate) taken: u64,
+    /// Number of sockets and connects that the pool has accepted.
+    pub(crate) taken_sockets: u64,
     peak: u64,
-    /// Turns that have ended since a stop began, and until when it may take.
-    stopping_for: u32,
-    stop_by: Duration,
-    /// The longest of the drain deadlines that a stop may have begun with.
-    longest_drain: Duration,
-    /// Time that slow callbacks took.
+    /// Number of turns that have ended since a stop began. `stop_limit` is the latest time at which
+    /// the stop must have ended.
+    stop_turns: u32,
+    stop_limit: Duration,
+    /// The largest `stop_deadline` with which the stop may have begun.
+    longest_stop_deadline: Duration,
+    /// Total duration of slow callbacks.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
-    /// Until when a stop waits for replies to go out.
-    pub(crate) draining: Duration,
-    pub(crate) wild: bool,
+    /// Until this time a stop waits for replies to be sent.
+    pub(crate) drain_until: Duration,
+    pub(crate) actions_enabled: bool,
     pub(crate) trace: bool,
     pub(crate) digest: u64,
-    /// How many have come by a listener.
-    pub(crate) knocked: u64,
+    /// Number of clients that connected to a listener.
+    pub(crate) listener_connects: u64,
     opened: u64,
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
     totals: [u64; 4],
-    /// Bytes that were sent by desks and handles; that came back; and that connections took.
+    /// Three numbers of bytes: sent by commands, returned, and taken by connections.
     sends: [u64; 3],
-    /// Turns that the handler was told of, and turns that could not be waited for.
+    /// Number of calls of `turn_ended`, and number of turns whose wait failed.
     turn_ended: u64,
     pub(crate) failed_turns: u64,
     turn_ids: Vec<u32>,
-    /// The highest index that a worker had.
+    /// The highest index of a worker so far.
     highest: u32,
-    /// Connections that were asked for, by their keys; how many began, and came about.
-    calls: BTreeMap<u64, calls::Call>,
+    /// Connects by their keys. `connect_counts` says how many have begun and how many have
+    /// succeeded.
+    connects: BTreeMap<u64, connects::ConnectRecord>,
     next_key: u64,
-    connects: (u64, u64),
+    connect_counts: (u64, u64),
 }
 
 impl Model {
     pub(crate) fn new(config: &Config, trace: bool) -> Self {
         Self {
-            accounts: BTreeMap::new(),
+            records: BTreeMap::new(),
             numbers: BTreeMap::new(),
-            complaints: Vec::new(),
+            failures: Vec::new(),
             marks: Marks::default(),
             sizes: BTreeSet::from([config.buffer_size]),
-            longest: longest(config),
+            longest: longest_request(config),
             memory: 0,
-            most_unsent: config.write_limit,
+            max_unsent: config.write_limit,
             configs: vec![config.clone()],
             depth: 0,
             panics: 0,
             ticks: (0, Duration::ZERO),
             busy: 0,
-            taken: 0,
+            taken_sockets: 0,
             peak: 0,
-            stopping_for: 0,
-            stop_by: Duration::ZERO,
-            longest_drain: Duration::ZERO,
+            stop_turns: 0,
+            stop_limit: Duration::ZERO,
+            longest_stop_deadline: Duration::ZERO,
             slept: Duration::ZERO,
             stopping: false,
-            draining: Duration::ZERO,
-            wild: true,
+            drain_until: Duration::ZERO,
+            actions_enabled: true,
             trace,
             digest: 0,
-            knocked: 0,
+            listener_connects: 0,
             opened: 0,
             closed: HashMap::new(),
             requests: HashMap::new(),
@@ -233,17 +241,17 @@ impl Model {
             failed_turns: 0,
             turn_ids: Vec::new(),
             highest: 0,
-            calls: BTreeMap::new(),
+            connects: BTreeMap::new(),
             next_key: 0,
-            connects: (0, 0),
+            connect_counts: (0, 0),
         }
     }
 
-    pub(crate) fn complain(&mut self, what: impl Into<String>) {
-        self.complaints.push(what.into());
+    pub(crate) fn fail(&mut self, what: impl Into<String>) {
+        self.failures.push(what.into());
     }
 
-    /// Tells of what happened, and folds it into the digest.
+    /// Prints an event if the run is traced, and adds it to the digest.
     pub(crate) fn note(&mut self, what: &dyn Fn() -> String, number: usize, word: u64) {
         if self.trace {
             println!("    {}", what());
@@ -254,93 +262,98 @@ impl Model {
         }
     }
 
-    pub(crate) fn account(&mut self, id: ConnId) -> Option<&mut Account> {
-        self.accounts.get_mut(self.numbers.get(&id)?)
+    pub(crate) fn record(&mut self, id: ConnId) -> Option<&mut ConnRecord> {
+        self.records.get_mut(self.numbers.get(&id)?)
     }
 
-    /// A configuration is asked for; its framing and rate stay those that are in effect.
-    pub(crate) fn asked_for(&mut self, config: Config) -> Config {
+    /// Records a requested configuration and returns it, with the framing and the rate limit that
+    /// are in effect.
+    pub(crate) fn config_requested(&mut self, config: Config) -> Config {
         let (framing, rate) = (self.configs[0].framing.clone(), self.configs[0].rate_limit);
         let config = config.framing(framing).rate_limit(rate);
         self.configs.push(config.clone());
         self.sizes.insert(config.buffer_size);
-        self.longest = self.longest.max(longest(&config));
-        self.most_unsent = self.most_unsent.max(config.write_limit);
+        self.longest = self.longest.max(longest_request(&config));
+        self.max_unsent = self.max_unsent.max(config.write_limit);
         config
     }
 
-    /// It starts anew, with this configuration.
+    /// Records a start with this configuration.
     pub(crate) fn restarted(&mut self, config: &Config) {
         self.configs = vec![config.clone()];
-        self.asked_for(config.clone());
+        self.config_requested(config.clone());
     }
 
-    /// The handler is called for its own sake, in the turn whose wait was over then.
+    /// Checks a call of `Handler::tick` in the turn whose wait ended at `now`.
     pub(crate) fn ticked(&mut self, now: Duration) {
         let intervals = self.configs.iter().map(|config| config.tick);
         match intervals.filter(|interval| !interval.is_zero()).min() {
             Some(least) if self.ticks.0 == 0 || now >= self.ticks.1 + least => {}
-            least => self.complain(format!("a tick at {now:?}, of {least:?}: {:?}", self.ticks)),
+            least => self.fail(format!(
+                "a tick at {now:?}, with an interval of {least:?}: {:?}",
+                self.ticks
+            )),
         }
         self.ticks = (self.ticks.0 + 1, now);
     }
 
-    /// How many connections there have been.
-    pub(crate) fn placed(&self) -> u64 {
+    /// Returns the number of connections so far.
+    pub(crate) fn opened_total(&self) -> u64 {
         self.opened
     }
 
-    /// How many there are.
+    /// Returns the number of open connections.
     fn live(&self) -> u64 {
         self.opened - self.closed.values().sum::<u64>()
     }
 
-    /// A socket was taken, which none may be once a stop has begun.
-    pub(crate) fn took(&mut self) {
-        self.taken += 1;
-        if self.stopping_for > 0 {
-            self.complain("a socket is taken during a stop");
+    /// Records that the pool took a socket. It may not do so during a stop.
+    pub(crate) fn socket_taken(&mut self) {
+        self.taken_sockets += 1;
+        if self.stop_turns > 0 {
+            self.fail("a socket was taken during a stop");
         }
     }
 
-    /// A turn has ended, before which a stop was asked for or not, and in which all that was asked
-    /// for was done or not.
-    pub(crate) fn stops(&mut self, asked_for: bool, done: bool, now: Duration) {
-        let drains = self.configs.iter().filter_map(|config| config.stop_deadline);
-        let drain = drains.max().unwrap_or_default();
-        // What a callback asks for while commands are done is done with them.
-        self.longest_drain =
-            if self.stopping { self.longest_drain.max(drain) } else { Duration::ZERO };
-        self.stopping_for = if asked_for && done { self.stopping_for + 1 } else { 0 };
-        if self.stopping_for == 1 {
-            self.stop_by = now + self.longest_drain + Duration::from_millis(2);
+    /// Records the end of a turn. `requested` says whether a stop was requested before the turn,
+    /// and `done` whether the turn executed all commands.
+    pub(crate) fn track_stop(&mut self, requested: bool, done: bool, now: Duration) {
+        let deadlines = self.configs.iter().filter_map(|config| config.stop_deadline);
+        let deadline = deadlines.max().unwrap_or_default();
+        // Commands that callbacks queue during the command phase are executed in the same phase.
+        self.longest_stop_deadline =
+            if self.stopping { self.longest_stop_deadline.max(deadline) } else { Duration::ZERO };
+        self.stop_turns = if requested && done { self.stop_turns + 1 } else { 0 };
+        if self.stop_turns == 1 {
+            self.stop_limit = now + self.longest_stop_deadline + Duration::from_millis(2);
         }
     }
 
-    /// It has stopped.
-    pub(crate) fn has_stopped(&mut self) {
+    /// Records the end of a stop.
+    pub(crate) fn stop_ended(&mut self) {
         self.stopping = false;
-        self.stopping_for = 0;
-        self.draining = Duration::ZERO;
+        self.stop_turns = 0;
+        self.drain_until = Duration::ZERO;
     }
 
-    /// No command is left: what was sent was taken by a connection, or came back.
+    /// Checks the sends once no command is left. Each byte was either taken by a connection or
+    /// returned.
     pub(crate) fn check_sends(&mut self) {
         let [sent, back, taken] = self.sends;
         if sent != back + taken {
-            self.complain(format!(
-                "{sent} bytes sent, but {back} came back and {taken} were taken"
+            self.fail(format!(
+                "{sent} bytes sent, but {back} were returned and {taken} were taken"
             ));
         }
     }
 
-    /// How many bytes were dropped and left unsent.
-    pub(crate) fn lost_bytes(&self) -> (u64, u64) {
+    /// Returns the number of dropped bytes and of unsent bytes.
+    pub(crate) fn dropped_and_unsent(&self) -> (u64, u64) {
         (self.totals[2], self.totals[3])
     }
 
-    /// The most connections that a configuration in effect since the last turn allows.
-    pub(crate) fn most_allowed(&self) -> u64 {
+    /// Returns the largest `max_workers` that may have been in effect since the last turn.
+    pub(crate) fn max_allowed(&self) -> u64 {
         let max = |config: &Config| match config.max_workers {
             0 => u64::MAX,
             max => max as u64,
@@ -348,115 +361,119 @@ impl Model {
         self.configs.iter().map(max).max().unwrap_or(u64::MAX)
     }
 
-    /// It is resumed again and again, whatever else is asked for.
-    pub(crate) fn keep_resuming(&mut self, id: ConnId) {
-        if let Some(account) = self.account(id) {
-            account.unsure = true;
-            account.held_back = false;
-            account.resumed = 2;
+    /// Records that a connection is resumed in every turn. The order of these commands and others
+    /// is not known.
+    pub(crate) fn mark_resumed(&mut self, id: ConnId) {
+        if let Some(record) = self.record(id) {
+            record.pause_uncertain = true;
+            record.paused_by_callback = false;
+            record.resume_turns = 2;
         }
     }
 
-    /// The most bytes that a connection holds, as far as they were seen.
-    pub(crate) fn most_held(&self) -> usize {
-        let held = |account: &Account| account.seen.0.saturating_sub(account.delivered) as usize;
-        let live = self.accounts.values().filter(|account| account.end.is_none());
+    /// Returns the largest number of bytes that a connection is known to hold.
+    pub(crate) fn max_held(&self) -> usize {
+        let held = |record: &ConnRecord| record.seen.0.saturating_sub(record.delivered) as usize;
+        let live = self.records.values().filter(|record| record.end.is_none());
         live.map(held).max().unwrap_or(0)
     }
 
     pub(crate) fn all_ended(&self) -> bool {
-        let ended = |account: &Account| account.id.is_none() || account.end.is_some();
-        self.accounts.values().all(ended) && self.all_calls_ended()
+        let ended = |record: &ConnRecord| record.id.is_none() || record.end.is_some();
+        self.records.values().all(ended) && self.all_connects_ended()
     }
 
-    /// Whether its peer was served and got all of the reply.
+    /// Returns whether this connection has received a request, and whether its peer has received
+    /// the whole reply.
     pub(crate) fn is_answered(&self, number: usize) -> bool {
-        let account = self.accounts.get(&number);
-        account.is_some_and(|account| account.delivered > 0 && account.replies.is_empty())
+        let record = self.records.get(&number);
+        record.is_some_and(|record| record.delivered > 0 && record.replies.is_empty())
     }
 
-    /// A connection will be opened.
+    /// Records that a connection will be opened.
     pub(crate) fn expected(&mut self, number: usize) {
-        self.accounts.entry(number).or_default();
+        self.records.entry(number).or_default();
     }
 
-    /// What must hold for every connection after a turn.
-    pub(crate) fn after_turn(&mut self, mut turn: Turned, config: &Config, sim: &Sim) {
+    /// Checks the invariants of every connection after a turn.
+    pub(crate) fn after_turn(&mut self, mut turn: TurnRecord, config: &Config, sim: &Sim) {
         self.turn_ids.clear();
-        let mut complaints = Vec::new();
-        turn.stopping = self.stopping_for > 0;
-        if turn.stopping && turn.began > self.stop_by {
-            complaints.push(format!("a stop takes longer than until {:?}: {turn:?}", self.stop_by));
+        let mut failures = Vec::new();
+        turn.stopping = self.stop_turns > 0;
+        if turn.stopping && turn.began > self.stop_limit {
+            failures.push(format!("a stop did not end by {:?}: {turn:?}", self.stop_limit));
         }
-        let max = (self.longest, self.most_unsent * 3 / 2);
-        for account in self.accounts.values_mut() {
-            let Some(id) = account.id.filter(|_| account.end.is_none()) else { continue };
-            let Some(look) = sim.snapshot(id) else {
-                complaints.push(format!("{id}: neither closed nor registered"));
+        let max = (self.longest, self.max_unsent * 3 / 2);
+        for record in self.records.values_mut() {
+            let Some(id) = record.id.filter(|_| record.end.is_none()) else { continue };
+            let Some(snapshot) = sim.snapshot(id) else {
+                failures.push(format!("{id}: it is neither closed nor registered"));
                 continue;
             };
-            if account.connecting {
-                account.keep_connecting();
+            if record.connecting {
+                record.end_turn_connecting();
                 continue;
             }
-            if let Err(wrong) = account.check(turn, config, max, look) {
-                complaints.push(format!("{id}: {wrong}: {look:?} {account:?} {turn:?}"));
+            if let Err(wrong) = record.check(turn, config, max, snapshot) {
+                failures.push(format!("{id}: {wrong}: {snapshot:?} {record:?} {turn:?}"));
             }
         }
-        self.complaints.extend(complaints);
-        self.check_calls(turn, sim);
+        self.failures.extend(failures);
+        self.check_connects(turn, sim);
         let numbers = &mut self.numbers;
-        self.accounts.retain(|_, account| {
-            let kept = !account.gone || account.end.is_none();
-            if let Some(id) = account.id.filter(|_| !kept) {
+        self.records.retain(|_, record| {
+            let kept = !record.peer_gone || record.end.is_none();
+            if let Some(id) = record.id.filter(|_| !kept) {
                 numbers.remove(&id);
             }
             kept
         });
     }
 
-    /// Its peer has gone: it is forgotten once it is closed, or at once if it was refused, which a
-    /// peer that saw the end knows.
-    pub(crate) fn forget(&mut self, number: usize, saw_the_end: bool) {
-        let Some(account) = self.accounts.get_mut(&number) else { return };
-        account.gone = true;
-        if saw_the_end && account.id.is_none() {
-            self.accounts.remove(&number);
+    /// Records that the peer has left. The record is removed once the connection is closed. If the
+    /// peer saw the end of a connection that was never opened, the connection was refused, and its
+    /// record is removed at once.
+    pub(crate) fn peer_left(&mut self, number: usize, saw_the_end: bool) {
+        let Some(record) = self.records.get_mut(&number) else { return };
+        record.peer_gone = true;
+        if saw_the_end && record.id.is_none() {
+            self.records.remove(&number);
         }
     }
 
-    /// A turn has ended before which so many bytes were kept.
+    /// Sets how many bytes may be held after the turn that just ended.
     pub(crate) fn allow_memory(&mut self, kept_before: u64) {
-        self.memory = self.configs.iter().map(memory).fold(kept_before, u64::max);
+        self.memory = self.configs.iter().map(memory_limit).fold(kept_before, u64::max);
     }
 
-    /// Bytes that are kept for requests are within their limits: as many as are held at least, in
-    /// buffers no larger than they may be, and in all no more than there may be.
+    /// Checks the number of bytes that are kept for requests. It must be at least the number of
+    /// held bytes. It must not exceed the longest request, multiplied by the number of connections
+    /// that hold bytes. It must also be within the limit.
     pub(crate) fn check_memory(&mut self, kept: u64) {
-        let live = self.accounts.values().filter(|account| account.end.is_none());
-        let held = live.map(|account| account.seen.0.saturating_sub(account.delivered));
+        let live = self.records.values().filter(|record| record.end.is_none());
+        let held = live.map(|record| record.seen.0.saturating_sub(record.delivered));
         let (holders, held) =
             held.fold((0, 0), |(count, sum), held| (count + u64::from(held > 0), sum + held));
         if !(held..=holders * self.longest as u64).contains(&kept) {
-            self.complain(format!("{kept} bytes are kept for {held} of {holders}"));
+            self.fail(format!("{kept} bytes are kept for {held} bytes of {holders} connections"));
         }
         if kept > self.memory {
-            self.complain(format!("{kept} bytes are kept, of at most {}", self.memory));
+            self.fail(format!("{kept} bytes are kept, but the limit is {}", self.memory));
         }
         self.marks.hit_if("a request outgrows its buffer", kept > 0 && self.outgrown());
     }
 
-    /// Whether a connection holds more than any buffer had at first.
+    /// Returns whether a connection holds more bytes than any initial buffer has.
     fn outgrown(&self) -> bool {
-        self.most_held() > self.sizes.last().copied().unwrap_or(0)
+        self.max_held() > self.sizes.last().copied().unwrap_or(0)
     }
 
-    /// The pool's counters are the model's.
+    /// Checks that the counters of the pool equal those of the model.
     pub(crate) fn compare(&mut self, stats: &Stats, live: u64) {
         let mut wrong = Vec::new();
-        let mut must = |what: &dyn Debug, told: u64, known: u64| {
-            if told != known {
-                wrong.push(format!("{what:?}: {told} counted, {known} seen"));
+        let mut must = |what: &dyn Debug, counted: u64, seen: u64| {
+            if counted != seen {
+                wrong.push(format!("{what:?}: {counted} counted, {seen} seen"));
             }
         };
         must(&"turns", stats.turns, self.turn_ended + self.failed_turns);
@@ -465,8 +482,8 @@ impl Model {
         must(&"panics", stats.panics, self.panics + oracle::PANICS.get());
         must(&"live", live, self.live());
         must(&"ticks", stats.ticks, self.ticks.0);
-        must(&"connects", stats.connects, self.connects.0);
-        must(&"connected", stats.connected, self.connects.1);
+        must(&"connects", stats.connects, self.connect_counts.0);
+        must(&"connected", stats.connected, self.connect_counts.1);
         let (mut io, mut unreachable) = (0, 0);
         for (reason, count) in &self.closed {
             match reason {
@@ -482,9 +499,10 @@ impl Model {
             must(cause, stats.requests(*cause), *count);
         }
         if live == 0 {
-            let told = [stats.bytes_in, stats.bytes_out, stats.bytes_dropped, stats.bytes_unsent];
-            for (told, known) in told.into_iter().zip(self.totals) {
-                must(&"bytes", told, known);
+            let counted =
+                [stats.bytes_in, stats.bytes_out, stats.bytes_dropped, stats.bytes_unsent];
+            for (counted, seen) in counted.into_iter().zip(self.totals) {
+                must(&"bytes", counted, seen);
             }
         }
         let timed = [CloseReason::Expired, CloseReason::WriteStalled];
@@ -492,6 +510,6 @@ impl Model {
         if stats.expired < timed {
             wrong.push(format!("{} deadlines counted, {timed} seen", stats.expired));
         }
-        self.complaints.extend(wrong);
+        self.failures.extend(wrong);
     }
 }

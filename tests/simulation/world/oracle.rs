@@ -1,4 +1,4 @@
-//! Oracle: what a body must be made of, by a second, naive reading of the framings.
+//! Oracle: a second, naive implementation of the framings, which checks each body.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use pool_manager::{Cause, Frame, Framing, Prefix};
 
 thread_local! {
-    /// How often the framing has panicked in this run.
+    /// Number of panics of the framing function in this run.
     pub(crate) static PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The plays' own framing: a byte that says how many follow. 5 is invalid, 6 makes it panic.
+/// The custom framing of these runs. The first byte modulo 4 is the number of bytes that follow.
+/// The byte 5 is invalid, and the byte 6 makes the function panic.
 pub(crate) fn counted() -> Framing {
     Framing::custom(|held| match held[0] {
         5 => Frame::Invalid,
@@ -23,7 +24,7 @@ pub(crate) fn counted() -> Framing {
     })
 }
 
-/// How many bytes the frame at the front of `held` takes, and where its body is in it.
+/// Returns the length of the frame at the front of `held` and the range of its body.
 fn frame(framing: &Framing, held: &[u8]) -> Option<(usize, std::ops::Range<usize>)> {
     match framing {
         Framing::Delimited(byte) => {
@@ -46,8 +47,8 @@ fn frame(framing: &Framing, held: &[u8]) -> Option<(usize, std::ops::Range<usize
     }
 }
 
-/// Whether the frame at the front of `held` says of itself that it is longer than this, or than the
-/// framing allows.
+/// Returns whether the length prefix at the front of `held` announces a frame that is longer than
+/// `longest`, or than the framing allows.
 pub(crate) fn announces(framing: &Framing, held: &[u8], longest: usize) -> bool {
     let Framing::LengthPrefixed { prefix: Prefix::U16Be, limit } = framing else { return false };
     let [high, low, ..] = held else { return false };
@@ -55,12 +56,12 @@ pub(crate) fn announces(framing: &Framing, held: &[u8], longest: usize) -> bool 
     body + 2 > longest || *limit > 0 && body > *limit
 }
 
-/// Whether a complete frame is held, which the loop may not sleep over.
+/// Returns whether `held` starts with a complete frame. The loop must not sleep in that case.
 pub(crate) fn complete(framing: &Framing, held: &[u8]) -> bool {
     frame(framing, held).is_some()
 }
 
-/// How many of the `held` bytes this body took, or why it cannot be.
+/// Returns how many of the `held` bytes this body used, or why the body is wrong.
 pub(crate) fn taken(
     framing: &Framing,
     cause: Cause,
@@ -72,18 +73,19 @@ pub(crate) fn taken(
     let stream = matches!(framing, Framing::Filled | Framing::Drained);
     let expected = match cause {
         Cause::Framed => {
-            let (taken, range) = found.ok_or("no frame is there")?;
+            let (taken, range) = found.ok_or("there is no complete frame")?;
             (&held[range] == body).then_some(taken)
         }
         Cause::Drained if !matches!(framing, Framing::Drained) => return Err("not drained".into()),
-        Cause::Full if !stream => return Err("a frame is no stream".into()),
+        Cause::Full if !stream => return Err("the framing is not a stream".into()),
         Cause::Full if !sizes.contains(&body.len()) => {
-            return Err(format!("{} bytes fill no buffer of {sizes:?}", body.len()));
+            return Err(format!("{} bytes fill no buffer, of {sizes:?}", body.len()));
         }
         Cause::Overlong if stream => return Err("a stream is never too long".into()),
-        // What is there cannot be kept, whatever it is.
+        // When `memory_limit` is reached, the last callback gets the held bytes, even if they begin
+        // with a frame.
         _ if found.is_some() && cause != Cause::MemoryLimit => {
-            return Err("a frame was there".into());
+            return Err("a complete frame is held".into());
         }
         _ => {
             let skip = match framing {
@@ -93,5 +95,5 @@ pub(crate) fn taken(
             (&held[skip..] == body).then_some(held.len())
         }
     };
-    expected.ok_or_else(|| format!("{} bytes that are not what the peer sent", body.len()))
+    expected.ok_or_else(|| format!("{} bytes differ from the bytes of the peer", body.len()))
 }

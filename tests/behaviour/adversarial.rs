@@ -1,4 +1,4 @@
-//! Peers and sockets that misbehave, and the faults of the Go package, each by its name.
+//! Peers and sockets that misbehave, and regression tests for the faults of the Go package.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Framing, Prefix};
 
-use crate::support::{PATIENCE, Rig, Seen, echo, pair, reset, rig, shrink_buffers};
+use crate::support::{Rig, Seen, TIMEOUT, echo, pair, reset, rig, shrink_buffers};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -27,7 +27,7 @@ impl<F> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
-    /// Turns until a turn finds nothing at all to do; fails if that never happens.
+    /// Runs turns until a turn has nothing to do. Fails after 1,000 turns.
     #[track_caller]
     fn settle(&mut self) {
         for _ in 0..1_000 {
@@ -37,10 +37,10 @@ where
                 return;
             }
         }
-        panic!("it never comes to rest: {}", self.manager.stats());
+        panic!("the loop does not come to rest: {}", self.manager.stats());
     }
 
-    /// Whether a connection is served still.
+    /// Asserts that the connection is still served: a line is echoed.
     #[track_caller]
     fn assert_echoes(&mut self, client: &mut TcpStream) {
         client.write_all(b"ping\n").unwrap();
@@ -50,18 +50,20 @@ where
     }
 }
 
-// Identity.
+// Stale events, and clones of sockets.
 
 #[test]
-fn a_stale_event_does_not_reach_who_has_the_index_now() {
-    // What the first one's callback does: another speaks, is closed, and a third takes its place.
-    type Plot = RefCell<Option<(TcpStream, ConnId, TcpStream)>>;
-    let plot: Rc<Plot> = Rc::default();
-    let plotted = plot.clone();
+fn a_stale_event_does_not_reach_the_next_connection_at_its_index() {
+    // Steps of the first connection's callback: the second client sends data, the second connection
+    // is closed, and a third is put.
+    type Steps = RefCell<Option<(TcpStream, ConnId, TcpStream)>>;
+    let steps: Rc<Steps> = Rc::default();
+    let next_steps = steps.clone();
     let mut rig = rig(drained().write_limit(100), move |conn, body| {
-        if let Some((mut second, id, third)) = plotted.take() {
-            second.write_all(b"for nobody")?;
-            // More than may be unsent closes it before the next batch of events is looked at.
+        if let Some((mut second, id, third)) = next_steps.take() {
+            second.write_all(b"stale data")?;
+            // These bytes exceed the write limit, so the connection is closed before the next
+            // events are handled.
             conn.commands().send(id, [0; 101])?;
             conn.commands().put(third)?;
         }
@@ -71,15 +73,15 @@ fn a_stale_event_does_not_reach_who_has_the_index_now() {
     let (second, id) = rig.connect();
     rig.settle();
     let (mut third, ours) = pair();
-    plot.replace(Some((second.try_clone().unwrap(), id, ours)));
+    steps.replace(Some((second.try_clone().unwrap(), id, ours)));
     first.write_all(b"go").unwrap();
     rig.until(|rig| rig.manager.stats().put == 3);
     rig.settle();
     let opened: Vec<ConnId> = rig.record.all().iter().filter_map(opened).collect();
     assert_ne!(opened[2], id);
     let index = |id: ConnId| id.to_string().split('.').next().map(str::to_owned);
-    assert_eq!(index(opened[2]), index(id), "it has the index of the one that was closed");
-    assert!(rig.manager.stats().stale_events > 0, "the event was in the batch");
+    assert_eq!(index(opened[2]), index(id), "the third has the index of the closed one");
+    assert!(rig.manager.stats().stale_events > 0, "the second connection's event was delivered");
     assert_eq!(rig.record.requests(), [(Cause::Drained, b"go".to_vec())]);
     third.write_all(b"mine").unwrap();
     assert_eq!(rig.read_exact(&mut third, 4), b"mine");
@@ -90,19 +92,19 @@ fn opened(seen: &Seen) -> Option<ConnId> {
 }
 
 #[test]
-fn a_kept_clone_of_a_closed_socket_wakes_nobody() {
+fn a_clone_of_a_closed_socket_causes_no_events() {
     let mut rig = rig(drained().write_limit(10), |conn, body| match body {
         b"abort" => {
             conn.abort();
             Ok(())
         }
-        b"panic" => panic!("asked for"),
+        b"panic" => panic!("requested by the test"),
         _ => conn.write_all(&[0; 11]),
     });
-    // None of these lingers: nothing was written.
+    // Nothing was written to these connections, so none of them lingers.
     for ending in [b"abort", b"panic", b"limit"] {
         let (mut client, ours) = pair();
-        let mut kept = ours.try_clone().unwrap();
+        let mut clone = ours.try_clone().unwrap();
         rig.manager.put(ours).unwrap();
         client.write_all(ending).unwrap();
         rig.until(|rig| rig.manager.stats().live == 0);
@@ -110,7 +112,7 @@ fn a_kept_clone_of_a_closed_socket_wakes_nobody() {
         let (stale, events) = (rig.manager.stats().stale_events, rig.manager.stats().events);
         for _ in 0..3 {
             client.write_all(b"junk").unwrap();
-            kept.read_exact(&mut [0; 4]).expect("it is open still");
+            clone.read_exact(&mut [0; 4]).expect("the clone is still open");
             assert_eq!(rig.turn().events, 0);
         }
         client.shutdown(Shutdown::Both).unwrap();
@@ -121,14 +123,14 @@ fn a_kept_clone_of_a_closed_socket_wakes_nobody() {
 }
 
 #[test]
-fn a_kept_clone_of_a_socket_that_lingered_wakes_nobody() {
+fn a_clone_of_a_socket_that_lingered_causes_no_events() {
     let mut rig = rig(lines(), |conn, _| {
         conn.close();
         conn.write_all(b"bye")
     });
-    // Of TCP nothing more would be heard once both sides have closed.
+    // This is a Unix socket, because TCP reports no event after both sides have closed.
     let (mut client, ours) = UnixStream::pair().unwrap();
-    let kept = ours.try_clone().unwrap();
+    let clone = ours.try_clone().unwrap();
     rig.manager.put(ours).unwrap();
     client.write_all(b"go\n").unwrap();
     rig.until(|rig| rig.manager.stats().lingering == 1);
@@ -137,7 +139,7 @@ fn a_kept_clone_of_a_socket_that_lingered_wakes_nobody() {
     let events = rig.manager.stats().events;
     drop(client);
     assert_eq!((rig.turn().events, rig.manager.stats().events), (0, events));
-    drop(kept);
+    drop(clone);
 }
 
 #[test]
@@ -156,9 +158,9 @@ fn a_clone_of_a_registered_socket_can_be_put_too() {
     assert_eq!(rig.record.open_lives(), 0);
 }
 
-// Sockets that are none, or not connected.
+// Descriptors that are not sockets, and sockets that are not connected.
 
-/// poll(2) takes files for sockets that are always ready.
+/// These tests are left out with poll(2), which accepts a file and reports it as always ready.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 mod files {
     use std::fs::File;
@@ -169,16 +171,16 @@ mod files {
     use super::*;
 
     #[test]
-    fn a_file_dressed_as_a_socket_comes_back_as_unsuitable() {
+    fn a_file_passed_as_a_socket_is_returned_as_unsuitable() {
         let mut rig = echo(drained().max_workers(1));
         for path in ["/dev/null", "/proc/self/exe"] {
             let file = File::open(path).unwrap();
             let refused = rig.manager.put(TcpStream::from(OwnedFd::from(file))).unwrap_err();
             assert!(matches!(refused.error(), Error::Unsuitable(_)), "{refused}");
             assert!(!refused.is_busy() && refused.to_string().starts_with("can't put, the socket"));
-            let Socket::Tcp(file) = refused.into_socket() else { panic!("it was put as TCP") };
+            let Socket::Tcp(file) = refused.into_socket() else { panic!("not the TCP socket") };
             let mut file = File::from(OwnedFd::from(file));
-            assert!(file.read(&mut [0]).is_ok(), "it is open still");
+            assert!(file.read(&mut [0]).is_ok(), "the file is still open");
             assert_eq!((rig.manager.stats().put, rig.manager.stats().live), (0, 0));
         }
         let (mut client, _) = rig.connect();
@@ -186,14 +188,14 @@ mod files {
     }
 
     #[test]
-    fn a_file_put_by_a_handle_takes_no_place_for_good() {
+    fn a_file_put_by_a_handle_does_not_keep_its_permit() {
         let mut rig = echo(drained().max_workers(1));
         for _ in 0..3 {
             let file = File::open("/dev/null").unwrap();
             rig.manager
                 .handle()
                 .put(TcpStream::from(OwnedFd::from(file)))
-                .expect("a place is free");
+                .expect("a worker is free");
             rig.turn();
         }
         assert_eq!(rig.manager.stats().put, 0);
@@ -214,7 +216,7 @@ fn a_socket_that_was_never_connected_is_closed_once_without_a_request() {
 // Resets.
 
 #[test]
-fn a_reset_with_bytes_held_drops_and_counts_them_and_is_no_request() {
+fn a_reset_drops_and_counts_held_bytes_without_a_request() {
     let mut rig = echo(lines());
     let (mut client, _) = rig.connect();
     client.write_all(b"unfinished").unwrap();
@@ -238,7 +240,7 @@ fn a_reset_of_an_idle_connection_closes_it_without_spinning() {
 }
 
 #[test]
-fn a_reset_under_a_reply_that_waits_counts_what_was_not_sent() {
+fn a_reset_while_a_reply_is_blocked_counts_the_unsent_bytes() {
     let mut rig = rig(drained(), |conn, _| conn.write_all(&vec![0; 900_000]));
     let (mut client, ours) = pair();
     shrink_buffers(&client, &ours);
@@ -265,30 +267,30 @@ fn a_paused_connection_whose_peer_resets_does_not_spin() {
     assert_eq!(rig.first_close(), CloseReason::Reset);
 }
 
-// Readiness that lies, floods, urgent data.
+// Spurious readiness, floods and urgent data.
 
 #[test]
-fn readiness_that_is_not_true_is_a_no_op() {
+fn spurious_readiness_does_nothing_and_extends_no_deadline() {
     let deadline = Duration::from_millis(60);
     let mut rig = echo(drained().clients_deadline(deadline));
     let (mut client, ours) = pair();
-    let mut thief = ours.try_clone().unwrap();
-    thief.set_nonblocking(true).unwrap();
+    let mut other_reader = ours.try_clone().unwrap();
+    other_reader.set_nonblocking(true).unwrap();
     let began = Instant::now();
     rig.manager.put(ours).unwrap();
-    let mut stolen = 0;
+    let mut taken = 0;
     while rig.record.closed().is_empty() {
-        // Not a byte of this reaches the pool, so it neither calls back nor lives longer.
+        // The clone reads the byte, so the pool finds nothing to read.
         client.write_all(b"x").unwrap();
-        thief.read_exact(&mut [0]).unwrap();
-        stolen += 1;
+        other_reader.read_exact(&mut [0]).unwrap();
+        taken += 1;
         rig.turn();
-        assert!(began.elapsed() < PATIENCE, "{stolen} events kept it alive");
+        assert!(began.elapsed() < TIMEOUT, "{taken} events kept the connection alive");
     }
     assert!(began.elapsed() >= deadline);
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
     let requests = rig.record.requests();
-    assert_eq!(requests, [(Cause::Expired, vec![])], "it never sent a byte that we saw");
+    assert_eq!(requests, [(Cause::Expired, vec![])], "the pool received no byte");
 }
 
 #[test]
@@ -316,15 +318,15 @@ fn a_flooding_peer_does_not_keep_a_quiet_one_waiting() {
             let read = rig.manager.stats().bytes_in - before;
             assert!(read <= (64 << 10) + 5120 + 4, "{read} bytes in one turn");
             turns += 1;
-            assert!(turns <= 3, "the quiet one waits");
+            assert!(turns <= 3, "the quiet peer waits");
         }
         total += turns;
     }
-    assert!(rig.manager.stats().bytes_in > 50 * (16 << 10), "{total} turns: no flood");
+    assert!(rig.manager.stats().bytes_in > 50 * (16 << 10), "no flood in {total} turns");
 }
 
 #[test]
-fn urgent_data_neither_spins_nor_hides_what_comes_with_it() {
+fn urgent_data_neither_spins_nor_hides_the_data_around_it() {
     let mut rig = echo(lines());
     let (mut client, _) = rig.connect();
     for _ in 0..30 {
@@ -340,9 +342,9 @@ fn urgent_data_neither_spins_nor_hides_what_comes_with_it() {
     rig.settle();
     for _ in 0..3 {
         let turn = rig.turn();
-        assert_eq!((turn.events, turn.served), (0, 0), "it spins");
+        assert_eq!((turn.events, turn.served), (0, 0), "the loop spins");
     }
-    // Each urgent byte but the last was pushed into the band by the next.
+    // Each urgent byte except the last became ordinary data when the next one was sent.
     client.write_all(b"\nping\n").unwrap();
     rig.until(|rig| rig.record.requests().last().is_some_and(|(_, body)| body == b"ping"));
 }
@@ -363,11 +365,11 @@ fn random_bytes_break_nothing() {
     for framing in [Framing::Filled, Framing::Drained, Framing::Delimited(0), prefix] {
         let mut rig = echo(Config::new().framing(framing).clients_deadline(LONG).buffer_size(512));
         let (mut neighbour, _) = rig.connect();
-        for lap in 1..=20 {
+        for round in 1..=20 {
             let (mut client, _) = rig.connect();
-            client.write_all(&bytes(lap * 397)).unwrap();
+            client.write_all(&bytes(round * 397)).unwrap();
             client.shutdown(Shutdown::Write).unwrap();
-            rig.until(|rig| rig.record.closed().len() == lap);
+            rig.until(|rig| rig.record.closed().len() == round);
         }
         neighbour.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rig.read_to_end(&mut neighbour).unwrap(), b"");
@@ -377,9 +379,10 @@ fn random_bytes_break_nothing() {
     }
 }
 
-// The last reply.
+// The last reply, and lingering.
 
-/// Serves clients that run on a thread of their own, and have to come to an end.
+/// Runs `clients` on another thread, and serves until it returns. Its argument is a function that
+/// connects.
 fn serve_clients<F, T>(rig: &mut Rig<F>, clients: T)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -391,14 +394,14 @@ where
         clients(&|| {
             let client = TcpStream::connect(addr).unwrap();
             client.set_nodelay(true).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
             client
         });
-        // The manager outlives this thread.
+        // The manager outlives this thread, so this does not fail.
         let _ = handle.stop();
     });
     let outcome = rig.manager.run();
-    clients.join().expect("the clients are content");
+    clients.join().expect("the clients' assertions hold");
     outcome.unwrap();
 }
 
@@ -409,16 +412,16 @@ fn a_last_reply_survives_input_that_is_never_read() {
         conn.write_all(&vec![b'x'; 900_000])
     });
     serve_clients(&mut rig, |connect| {
-        for lap in 0..50 {
+        for round in 0..50 {
             let mut client = connect();
             client.write_all(b"first\n").unwrap();
             client.write_all(&vec![b'y'; 100_000]).unwrap();
             let mut reply = Vec::new();
             client.read_exact(&mut [0; 1_000]).unwrap();
-            // It goes on sending while the reply is on its way.
+            // The client keeps sending while it receives the reply.
             client.write_all(b"and more\n").unwrap();
-            client.read_to_end(&mut reply).unwrap_or_else(|error| panic!("lap {lap}: {error}"));
-            assert_eq!(reply.len(), 899_000, "lap {lap}");
+            client.read_to_end(&mut reply).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert_eq!(reply.len(), 899_000, "round {round}");
         }
     });
     assert_eq!(rig.manager.stats().closed(CloseReason::Requested), 50);
@@ -432,11 +435,11 @@ fn the_reply_to_an_overlong_frame_survives_the_rest_of_it() {
         conn.write_all(b"too long")
     });
     serve_clients(&mut rig, |connect| {
-        for lap in 0..50 {
+        for round in 0..50 {
             let mut client = connect();
             client.write_all(&vec![b'y'; 50_000]).unwrap();
             let mut reply = [0; 8];
-            client.read_exact(&mut reply).unwrap_or_else(|error| panic!("lap {lap}: {error}"));
+            client.read_exact(&mut reply).unwrap_or_else(|error| panic!("round {round}: {error}"));
             client.write_all(&vec![b'y'; 50_000]).unwrap();
             assert_eq!(client.read(&mut [0]).unwrap_or_else(|error| panic!("{error}")), 0);
             assert_eq!(&reply, b"too long");
@@ -462,15 +465,15 @@ fn an_abort_does_not_linger() {
     assert_eq!(rig.manager.stats().lingering, 0);
     assert_eq!(rig.manager.stats().bytes_unsent, 10);
     assert_eq!(rig.read_to_end(&mut client).unwrap_or_default(), b"");
-    // It is closed altogether: what comes now is answered by a reset.
-    let deadline = Instant::now() + PATIENCE;
+    // The socket is closed, so the kernel answers further data with a reset.
+    let deadline = Instant::now() + TIMEOUT;
     while client.write(b"x").is_ok() {
-        assert!(Instant::now() < deadline, "somebody still reads");
+        assert!(Instant::now() < deadline, "the socket is still open");
     }
 }
 
-/// A rig whose connections are closed by their first line, and linger.
-fn farewell() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+/// Returns a rig that closes each connection after its first line, so that the socket lingers.
+fn closing_rig() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(lines().max_workers(1), |conn, _| {
         conn.close();
         conn.write_all(b"bye")
@@ -478,8 +481,8 @@ fn farewell() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
 }
 
 #[test]
-fn who_lingers_has_given_its_place_back() {
-    let mut rig = farewell();
+fn a_lingering_connection_has_freed_its_worker() {
+    let mut rig = closing_rig();
     let clients: Vec<TcpStream> = (1..=5)
         .map(|count| {
             let (mut client, _) = rig.connect();
@@ -495,8 +498,8 @@ fn who_lingers_has_given_its_place_back() {
 }
 
 #[test]
-fn at_most_256_linger_and_the_oldest_goes_first() {
-    let mut rig = farewell();
+fn at_most_256_sockets_linger_and_the_oldest_is_closed_first() {
+    let mut rig = closing_rig();
     let began = Instant::now();
     let mut clients = Vec::new();
     for count in 1..=260 {
@@ -508,34 +511,34 @@ fn at_most_256_linger_and_the_oldest_goes_first() {
     }
     let lingering = rig.manager.stats().lingering;
     assert!(lingering <= 256, "{lingering}");
-    // Nobody reads from those who are gone.
-    let gone: Vec<bool> = clients.iter_mut().map(|client| client.write(b"x").is_err()).collect();
-    assert!(gone[..4].iter().all(|&gone| gone), "the oldest are still there");
+    // Writing to a socket fails once its peer has closed.
+    let closed: Vec<bool> = clients.iter_mut().map(|client| client.write(b"x").is_err()).collect();
+    assert!(closed[..4].iter().all(|&closed| closed), "the oldest still linger");
     if began.elapsed() < Duration::from_secs(4) {
-        assert_eq!((lingering, gone[4..].contains(&true)), (256, false));
+        assert_eq!((lingering, closed[4..].contains(&true)), (256, false));
     }
 }
 
 #[test]
-fn nobody_lingers_for_more_than_five_seconds() {
-    let mut rig = farewell();
+fn no_socket_lingers_for_more_than_five_seconds() {
+    let mut rig = closing_rig();
     let (mut client, _) = rig.connect();
     client.write_all(b"go\n").unwrap();
     rig.until(|rig| rig.manager.stats().lingering == 1);
     rig.settle();
     rig.turn();
-    let left = rig.manager.next_timeout().expect("its end is planned");
+    let left = rig.manager.next_timeout().expect("a deadline is set");
     assert!(left <= Duration::from_millis(5_001) && left > Duration::from_secs(3), "{left:?}");
     client.write_all(b"still here").unwrap();
     rig.settle();
     rig.turn();
     let next = rig.manager.next_timeout();
-    assert!(next.is_some_and(|next| next <= left), "traffic does not prolong it");
+    assert!(next.is_some_and(|next| next <= left), "traffic does not extend the deadline");
 }
 
 #[test]
-fn nobody_lingers_for_more_than_the_largest_buffer() {
-    let mut rig = farewell();
+fn no_socket_lingers_for_more_bytes_than_the_largest_buffer() {
+    let mut rig = closing_rig();
     let (mut client, _) = rig.connect();
     client.write_all(b"go\n").unwrap();
     rig.until(|rig| rig.manager.stats().lingering == 1);
@@ -550,16 +553,16 @@ fn nobody_lingers_for_more_than_the_largest_buffer() {
     assert!(sent >= 16 << 20, "{sent}");
 }
 
-// The faults of the Go package.
+// The faults of the Go package. Each test is named after the fault that it rules out.
 
 #[test]
 fn go_fault_a_connection_dead_on_arrival_leaks_a_worker() {
     let mut rig = echo(Config::new().max_workers(1));
-    for lap in 1..=100 {
+    for round in 1..=100 {
         let (client, ours) = pair();
         reset(client);
-        rig.manager.put(ours).expect("the one before it is gone");
-        rig.until(|rig| rig.record.closed().len() == lap);
+        rig.manager.put(ours).expect("the previous connection has freed its worker");
+        rig.until(|rig| rig.record.closed().len() == round);
     }
     assert_eq!(rig.record.closed(), [CloseReason::Reset; 100]);
     assert_eq!(rig.record.requests(), []);
@@ -584,13 +587,13 @@ fn go_fault_a_peer_that_fills_the_buffer_exactly_grows_memory() {
 #[test]
 fn go_fault_the_deadline_is_rearmed_by_every_byte() {
     let total = Duration::from_millis(120);
-    // Room for all that is dripped meanwhile: a full buffer would be a request of its own.
+    // The buffer must not fill in the meantime: a full buffer would be delivered as a request.
     let config = Config::new().buffer_size(1 << 20).request_deadline(total);
     let mut rig = echo(config.clients_deadline(Duration::from_secs(5)));
     let (mut client, _) = rig.connect();
     let began = Instant::now();
     rig.until(|rig| {
-        // It may be closed by now.
+        // The connection may be closed by now.
         let _ = client.write(b"x");
         !rig.record.closed().is_empty()
     });
@@ -638,7 +641,7 @@ fn go_fault_workers_are_counted_twice_at_start() {
     for _ in 0..3 {
         assert_eq!((rig.manager.stats().live, rig.manager.stats().spare), (0, 5));
         let free = (0..6).filter(|_| rig.manager.put(pair().1).is_ok()).count();
-        assert_eq!(free, 5, "a warm worker takes no place");
+        assert_eq!(free, 5, "a warm worker does not count against the maximum");
         rig.manager.stop().unwrap();
         rig.manager.start().unwrap();
     }
@@ -657,7 +660,7 @@ fn go_fault_stop_can_wait_for_ever() {
 #[test]
 fn go_fault_a_callback_that_panics_ends_the_process() {
     let mut rig = rig(lines(), |conn, body| match body {
-        b"panic" => panic!("asked for"),
+        b"panic" => panic!("requested by the test"),
         body => conn.write_all(body),
     });
     let (mut neighbour, _) = rig.connect();
@@ -679,8 +682,8 @@ fn go_fault_an_exact_multiple_of_the_buffer_is_never_delivered() {
     }
 }
 
-// "At EMFILE its accept loop burns a whole core": listener.rs has
-// `without_descriptors_it_serves_on_and_tries_again_now_and_then`.
+// The fault "at EMFILE the accept loop uses a whole core" is tested in listener.rs, by
+// `without_descriptors_connections_are_served_and_accept_retried`.
 
 #[test]
 fn go_fault_fifty_peers_that_never_read_grow_memory() {
@@ -702,16 +705,16 @@ fn go_fault_fifty_peers_that_never_read_grow_memory() {
         .collect();
     for _ in 0..20 {
         for mut client in &clients {
-            // What does not fit is not sent: it is a flood in any case.
+            // A partial write is enough for a flood.
             let _ = client.write(&b"more\n".repeat(1_000));
         }
         rig.turn();
     }
     rig.settle();
     let unsent = written.get() - rig.manager.stats().bytes_out;
-    assert!(unsent > 0, "they did not stall");
+    assert!(unsent > 0, "no peer stalled");
     let max = (64 << 10) + REPLY;
-    assert!(unsent <= 50 * max, "{unsent} bytes of reply for who does not read");
+    assert!(unsent <= 50 * max, "{unsent} unsent bytes for 50 peers that never read");
     assert_eq!(rig.manager.stats().live, 50);
     assert!(matches!(clients[0].peek(&mut [0]), Ok(1)));
     assert!(

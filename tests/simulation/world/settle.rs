@@ -1,4 +1,4 @@
-//! Ends: faults stop, everything settles, and nothing is left.
+//! The end of a run: all faults stop, all connections must end, and nothing may be left.
 
 use std::time::Duration;
 
@@ -8,47 +8,48 @@ use pool_manager::{ConnId, Error, Framing};
 use super::{Outcome, World};
 
 impl World {
-    /// Faults stop, peers read what there is and leave: everything must settle.
+    /// Stops all faults. The peers read all bytes that have arrived and shut down their write
+    /// sides. Every connection must end.
     pub(super) fn settle(&mut self) {
         self.trace(|| "settling".to_owned());
-        self.stage.sim.set_faults(Faults::none());
-        self.stage.model.borrow_mut().wild = false;
+        self.harness.sim.set_faults(Faults::none());
+        self.harness.model.borrow_mut().actions_enabled = false;
         if !self.running {
             self.start();
         }
-        self.give_listeners_back();
-        self.hurry();
-        let ids: Vec<ConnId> = self.stage.model.borrow().numbers.keys().copied().collect();
+        self.return_listeners();
+        self.lift_rate_limit();
+        let ids: Vec<ConnId> = self.harness.model.borrow().numbers.keys().copied().collect();
         for id in ids {
-            self.stage.model.borrow_mut().resume(id, self.stage.sim.now());
+            self.harness.model.borrow_mut().resume(id, self.harness.sim.now());
             self.manager.handle().resume(id).unwrap();
         }
-        self.until_all_left();
+        self.turn_until_empty();
         if !self.running {
             self.start();
-            self.hurry();
-            self.until_all_left();
+            self.lift_rate_limit();
+            self.turn_until_empty();
         }
         self.assert_serves();
-        self.until_all_left();
+        self.turn_until_empty();
         self.assert_reaps();
         let report = self.manager.stop().unwrap();
         assert_eq!(report.aborted, 0, "nothing was left to abort");
-        self.stopped();
+        self.check_stopped();
     }
 
-    /// Nobody waits for a rate any more.
-    fn hurry(&mut self) {
+    /// Removes the rate limit, so that no request waits for it.
+    fn lift_rate_limit(&mut self) {
         let config = self.manager.config().clone().rate_limit(None);
-        self.stage.model.borrow_mut().configs.push(config.clone());
+        self.harness.model.borrow_mut().configs.push(config.clone());
         self.manager.handle().set_config(config).unwrap();
     }
 
-    pub(super) fn until_all_left(&mut self) {
+    pub(super) fn turn_until_empty(&mut self) {
         for _ in 0..5_000 {
             for peer in &mut self.peers {
-                peer.hear_all(&self.stage);
-                peer.finish(&self.stage);
+                peer.read_all(&self.harness);
+                peer.shutdown_write(&self.harness);
             }
             self.turn();
             let stats = self.manager.stats();
@@ -59,10 +60,11 @@ impl World {
                 return;
             }
         }
-        panic!("it does not settle: {}", self.manager.stats());
+        panic!("connections do not end: {}", self.manager.stats());
     }
 
-    /// From any state new connections are served, as many as there may be.
+    /// Checks that new connections are served. It opens as many as `max_workers` allows, but at
+    /// most eight.
     pub(super) fn assert_serves(&mut self) {
         let request = match self.manager.config().framing {
             Framing::Filled => vec![b'a'; self.manager.config().buffer_size],
@@ -72,57 +74,57 @@ impl World {
         };
         let max = self.manager.config().max_workers.clamp(1, 8);
         for _ in 0..max {
-            let (mut peer, ours) = self.stage.sim.pair();
+            let (mut peer, ours) = self.harness.sim.pair();
             let number = peer.connection();
             std::io::Write::write_all(&mut peer, &request).unwrap();
-            let mut model = self.stage.model.borrow_mut();
+            let mut model = self.harness.model.borrow_mut();
             model.expected(number);
-            model.took();
-            model.accounts.get_mut(&number).unwrap().sent.extend(&request);
+            model.socket_taken();
+            model.records.get_mut(&number).unwrap().sent.extend(&request);
             drop(model);
-            self.manager.put(ours).expect("a place for everyone");
-            self.meet(peer);
+            self.manager.put(ours).expect("a free permit");
+            self.add_peer(peer);
         }
         for _ in 0..3 {
             self.turn();
         }
         let newest = self.peers.len() - max;
         for peer in &mut self.peers[newest..] {
-            peer.hear_all(&self.stage);
-            assert!(self.stage.model.borrow().is_answered(peer.number), "not answered");
+            peer.read_all(&self.harness);
+            assert!(self.harness.model.borrow().is_answered(peer.number), "the peer has no reply");
         }
     }
 
-    /// What is spare and not to be kept is freed.
+    /// Checks that spare buffers above `min_workers` are freed.
     pub(super) fn assert_reaps(&mut self) {
         for _ in 0..8 {
-            self.stage.sim.advance(self.manager.config().reap_interval);
+            self.harness.sim.advance(self.manager.config().reap_interval);
             self.manager.turn(Some(Duration::ZERO)).unwrap();
         }
         let (spare, keep) = (self.manager.stats().spare, self.manager.config().min_workers);
         assert_eq!(spare, keep as u64, "spare buffers");
         let ticks = !self.manager.config().tick.is_zero();
-        assert_eq!(self.manager.next_timeout().is_some(), ticks, "it does not sleep");
+        assert_eq!(self.manager.next_timeout().is_some(), ticks, "the loop does not sleep");
     }
 
-    /// Dropped in the middle of things, it closes everything as well.
-    pub(super) fn end(mut self) -> Outcome {
+    /// Drops the manager while connections are open, and checks that it closes all of them.
+    pub(super) fn drop_running(mut self) -> Outcome {
         self.start();
-        let (peer, ours) = self.stage.sim.pair();
-        self.stage.model.borrow_mut().expected(peer.connection());
-        self.manager.put(ours).expect("a place");
-        self.connect();
-        self.call();
+        let (peer, ours) = self.harness.sim.pair();
+        self.harness.model.borrow_mut().expected(peer.connection());
+        self.manager.put(ours).expect("a free permit");
+        self.connect_client();
+        self.maybe_connect();
         self.turn();
         let digest = self.digest();
-        let Self { manager, stage, turns, .. } = self;
+        let Self { manager, harness, turns, .. } = self;
         let handle = manager.handle();
         drop(manager);
-        let counters = stage.sim.counters();
+        let counters = harness.sim.counters();
         assert_eq!((counters.open, counters.registered), (0, 0), "dropped, {counters:?}");
         assert!(matches!(handle.stop(), Err(Error::Dropped)));
-        let model = stage.model.borrow();
-        assert!(model.all_ended(), "somebody was not told of the end");
+        let model = harness.model.borrow();
+        assert!(model.all_ended(), "`closed` was not called for a connection");
         Outcome { digest, marks: model.marks.clone(), turns }
     }
 }

@@ -1,4 +1,4 @@
-//! Newcomers when there is no place: who goes for them, and who is sent away.
+//! Admission at the maximum: eviction of idle connections, refusals, and `max_per_peer`.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -9,10 +9,11 @@ use pool_manager::{CloseReason, Config, Conn, ERROR_SERVER_BUSY, Framing, Overlo
 
 use socket2::Type;
 
-use crate::support::{PATIENCE, Rig, Seen, connect, echo, pair, rig};
+use crate::support::{Rig, Seen, TIMEOUT, connect, echo, pair, rig};
 
 const LONG: Duration = Duration::from_secs(600);
-/// More than a tick, so that who spoke later has moved later.
+/// A pause that is longer than the loop's time resolution of 1 ms, so that a later exchange has a
+/// later time.
 const PAUSE: Duration = Duration::from_millis(4);
 
 fn lines() -> Config {
@@ -23,9 +24,9 @@ fn evicting(max: usize) -> Config {
     lines().max_workers(max).overload(Overload::EvictIdle)
 }
 
-/// Says a line, and turns until it comes back; then a moment passes.
+/// Sends a line and runs turns until it is echoed. Then lets [`PAUSE`] pass.
 #[track_caller]
-fn converse<F>(rig: &mut Rig<F>, client: &mut TcpStream)
+fn exchange<F>(rig: &mut Rig<F>, client: &mut TcpStream)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>,
 {
@@ -35,38 +36,38 @@ where
 }
 
 #[test]
-fn the_connection_that_is_idle_longest_makes_a_place_for_a_new_one() {
+fn the_longest_idle_connection_is_evicted_for_a_new_one() {
     let mut rig = echo(evicting(3));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut clients = [(); 3].map(|()| connect(addr));
     for index in [0, 1, 2, 0] {
-        converse(&mut rig, &mut clients[index]);
+        exchange(&mut rig, &mut clients[index]);
     }
-    let mut newcomer = connect(addr);
-    converse(&mut rig, &mut newcomer);
-    assert_eq!(rig.read_to_end(&mut clients[1]).unwrap(), b"", "the second spoke longest ago");
+    let mut new = connect(addr);
+    exchange(&mut rig, &mut new);
+    assert_eq!(rig.read_to_end(&mut clients[1]).unwrap(), b"", "the second has been idle longest");
     assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
-    converse(&mut rig, &mut clients[0]);
-    converse(&mut rig, &mut clients[2]);
+    exchange(&mut rig, &mut clients[0]);
+    exchange(&mut rig, &mut clients[2]);
     let stats = rig.manager.stats();
     assert_eq!((stats.closed(CloseReason::Evicted), stats.busy, stats.live), (1, 0, 3), "{stats}");
 }
 
 #[test]
-fn who_never_spoke_is_idle_as_well_and_hears_no_callback() {
+fn a_connection_that_sent_nothing_is_evicted_without_a_request() {
     let mut rig = echo(evicting(1));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let _silent = connect(addr);
     rig.until(|rig| rig.manager.stats().live == 1);
     rig.pass(PAUSE);
-    converse(&mut rig, &mut connect(addr));
+    exchange(&mut rig, &mut connect(addr));
     assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
     let called = rig.record.all().into_iter().filter(|seen| matches!(seen, Seen::Request(..)));
     assert_eq!(called.count(), 1);
 }
 
 #[test]
-fn who_has_something_under_way_stays_and_the_newcomer_is_told() {
+fn connections_in_progress_are_kept_and_the_new_one_is_refused() {
     let pausing = |conn: &mut Conn<'_>, line: &[u8]| {
         if line == b"pause" {
             conn.pause();
@@ -79,8 +80,8 @@ fn who_has_something_under_way_stays_and_the_newcomer_is_told() {
     collecting.write_all(b"half a li").unwrap();
     paused.write_all(b"pause\n").unwrap();
     rig.bytes_in(15);
-    let mut newcomer = connect(addr);
-    assert_eq!(rig.read_to_end(&mut newcomer).unwrap(), ERROR_SERVER_BUSY.as_bytes());
+    let mut new = connect(addr);
+    assert_eq!(rig.read_to_end(&mut new).unwrap(), ERROR_SERVER_BUSY.as_bytes());
     collecting.write_all(b"ne\n").unwrap();
     assert_eq!(rig.read_exact(&mut collecting, 11), b"half a line");
     let stats = rig.manager.stats();
@@ -88,7 +89,7 @@ fn who_has_something_under_way_stays_and_the_newcomer_is_told() {
 }
 
 #[test]
-fn put_says_busy_whatever_listeners_do() {
+fn put_returns_busy_and_evicts_nothing() {
     let mut rig = echo(evicting(1));
     let (_client, _) = rig.connect();
     let refused = rig.manager.put(pair().1).expect_err("busy");
@@ -97,7 +98,7 @@ fn put_says_busy_whatever_listeners_do() {
 }
 
 #[test]
-fn a_flood_of_newcomers_leaves_as_many_as_there_may_be() {
+fn a_flood_of_new_connections_stays_within_the_maximum() {
     let mut rig = echo(evicting(4));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
@@ -107,30 +108,30 @@ fn a_flood_of_newcomers_leaves_as_many_as_there_may_be() {
     let evicted = stats.closed(CloseReason::Evicted);
     assert_eq!((stats.live, stats.peak, evicted + stats.busy), (4, 4, 96), "{stats}");
     rig.pass(PAUSE);
-    converse(&mut rig, &mut connect(addr));
+    exchange(&mut rig, &mut connect(addr));
     assert_eq!(rig.manager.stats().closed(CloseReason::Evicted), evicted + 1);
     drop(clients);
 }
 
-/// Connects from an address of this machine's own: all of 127/8 is.
+/// Connects from a loopback address. On Linux all of 127/8 is local.
 fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
     let socket =
         socket2::Socket::new(socket2::Domain::for_address(to), Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from.parse().unwrap(), 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket.set_tcp_nodelay(true).unwrap();
     socket.into()
 }
 
 #[test]
-fn one_address_has_no_more_connections_than_it_may_and_others_are_not_in_the_way() {
+fn max_per_peer_limits_one_address_and_not_the_others() {
     let mut rig = echo(lines().max_per_peer(2));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let [mut first, mut second, mut third] = [(); 3].map(|()| connect_from("127.0.0.2", addr));
     let mut other = connect_from("127.0.0.3", addr);
     for client in [&mut first, &mut second, &mut other] {
-        converse(&mut rig, client);
+        exchange(&mut rig, client);
     }
     assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
     let stats = rig.manager.stats();
@@ -141,26 +142,26 @@ fn one_address_has_no_more_connections_than_it_may_and_others_are_not_in_the_way
     );
     drop(first);
     rig.until(|rig| rig.manager.stats().live == 2);
-    converse(&mut rig, &mut connect_from("127.0.0.2", addr));
+    exchange(&mut rig, &mut connect_from("127.0.0.2", addr));
 }
 
 #[test]
-fn one_too_many_of_a_peer_takes_nobody_s_place() {
+fn a_connection_above_max_per_peer_evicts_nothing() {
     let mut rig = echo(evicting(2).max_per_peer(1));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let mut clients = ["127.0.0.2", "127.0.0.3"].map(|from| connect_from(from, addr));
     for client in &mut clients {
-        converse(&mut rig, client);
+        exchange(&mut rig, client);
     }
     let mut third = connect_from("127.0.0.3", addr);
     assert_eq!(rig.read_to_end(&mut third).unwrap(), ERROR_SERVER_BUSY.as_bytes());
     assert_eq!((rig.manager.stats().refused_per_peer, rig.manager.stats().closed_total()), (1, 0));
-    converse(&mut rig, &mut connect_from("127.0.0.4", addr));
+    exchange(&mut rig, &mut connect_from("127.0.0.4", addr));
     assert_eq!(rig.record.closed(), [CloseReason::Evicted]);
 }
 
 #[test]
-fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
+fn max_per_peer_ignores_put_unix_and_earlier_connections() {
     let mut rig = echo(lines());
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
     let _early = [(); 3].map(|()| connect(addr));
@@ -170,24 +171,24 @@ fn who_was_put_or_came_by_a_path_or_before_the_limit_is_not_counted() {
     let path = std::env::temp_dir().join(format!("pool-manager-peers-{}", std::process::id()));
     rig.manager.listen_unix(&path).unwrap();
     let _local = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
-    converse(&mut rig, &mut connect(addr));
+    exchange(&mut rig, &mut connect(addr));
     rig.until(|rig| rig.manager.stats().accepted == 6);
     assert_eq!(rig.manager.stats().refused_per_peer, 0);
     let _counted = connect(addr);
     let mut one_more = connect(addr);
     assert_eq!(rig.read_to_end(&mut one_more).unwrap(), ERROR_SERVER_BUSY.as_bytes());
-    // A restart remembers nobody.
+    // A restart resets the counts.
     rig.manager.stop().unwrap();
     rig.manager.start().unwrap();
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
-    converse(&mut rig, &mut connect(addr));
+    exchange(&mut rig, &mut connect(addr));
 }
 
 #[test]
-fn who_is_accepted_in_a_stop_makes_way_for_nobody() {
+fn a_connection_accepted_in_a_stop_is_not_evicted() {
     let mut rig = echo(evicting(1).stop_deadline(PAUSE * 5));
     let addr = rig.manager.listen("127.0.0.1:0").unwrap();
-    // More than are accepted in one turn.
+    // One turn does not accept this many clients.
     let clients: Vec<TcpStream> = (0..100).map(|_| connect(addr)).collect();
     rig.manager.stop().unwrap();
     let stats = rig.manager.stats();

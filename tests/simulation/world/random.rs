@@ -1,4 +1,4 @@
-//! Draw: random configurations, small ones, so that every limit is met.
+//! Random configurations. Their limits are small, so that every limit is reached.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -21,20 +21,20 @@ fn framing(rng: &mut Rng) -> Framing {
     }
 }
 
-/// Any valid one; for a crowd, one that lets many in.
+/// Returns a random valid configuration. In a crowded run it may allow hundreds of workers.
 pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
     let millis = |millis: usize| Duration::from_millis(millis as u64);
     let max = if crowded { rng.below(2) * 500 } else { rng.below(6) };
     let min = rng.below(max.min(5) + 1);
     let deadline = Duration::from_micros(1_000 + rng.below(500_000) as u64);
-    // From rng of its own, so that seeds that once failed stay what they were.
+    // This generator is separate, so that recorded failing seeds still take the same steps.
     let mut others = Rng::new(deadline.as_nanos() as u64);
     let spin = others.below(120).saturating_sub(90);
-    // A crowd comes from few addresses.
+    // In a crowded run many clients share few addresses, so the limit is larger.
     let per_peer = others.below(3).saturating_sub(1) * (1 + others.below(4));
     let rate = [5, 60, 700, 3_000][others.below(4)];
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
-    let (max_request, memory_limit) = room(&mut Rng::new(!deadline.as_nanos() as u64));
+    let (max_request, memory_limit) = request_limits(&mut Rng::new(!deadline.as_nanos() as u64));
     let tick = Rng::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
     let connect = 1 + Rng::new(deadline.as_nanos() as u64 ^ 8).below(400);
     let buffer_size = 8 + rng.below(200);
@@ -64,13 +64,14 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
         })
 }
 
-/// By how much a request may be longer than a buffer, and by how much more memory there is than one
-/// takes; 0 for no such limit. From rng of its own, as well.
-fn room(rng: &mut Rng) -> (usize, usize) {
+/// Returns by how much `max_request` exceeds the buffer size, and by how much `memory_limit`
+/// exceeds the longest request. 0 means that there is no such limit. The caller passes a separate
+/// generator for this, too.
+fn request_limits(rng: &mut Rng) -> (usize, usize) {
     (rng.below(2) * (1 + rng.below(2_000)), rng.below(2) * (1 + rng.below(1_000)))
 }
 
-/// One that must be refused as a whole.
+/// Returns a configuration that must be refused as a whole.
 pub(crate) fn invalid(rng: &mut Rng) -> Config {
     let valid = config(rng, false);
     let below = valid.buffer_size - 1;
@@ -85,25 +86,26 @@ pub(crate) fn invalid(rng: &mut Rng) -> Config {
     }
 }
 
-/// Where the connection with this number goes: elsewhere than any other.
-pub(crate) fn callee(number: u64) -> SocketAddr {
+/// Returns the address for the connect with this number. No two connects share an address.
+pub(crate) fn host_addr(number: u64) -> SocketAddr {
     (Ipv4Addr::from_bits(0x0a00_0000 | number as u32), 80).into()
 }
 
-/// How one that is called answers, and how long that may take, if not as configured.
+/// Returns the answer of a host and the deadline of the connect. A deadline of zero stands for the
+/// configured one.
 pub(crate) fn answer(rng: &mut Rng) -> (Answer, Duration) {
     let after = Duration::from_micros(rng.below(2) as u64 * rng.below(300_000) as u64);
-    let own = Duration::from_micros(rng.below(2) as u64 * rng.below(400_000) as u64);
+    let own_deadline = Duration::from_micros(rng.below(2) as u64 * rng.below(400_000) as u64);
     let answer = match rng.below(8) {
         0..4 => Answer::Accept(after),
         4 => Answer::Refuse(after),
         5 => Answer::Fail(after),
         _ => Answer::Never,
     };
-    (answer, own)
+    (answer, own_deadline)
 }
 
-/// Where somebody comes from: few places, in the ways that one may be written.
+/// Returns the address of a client. There are few addresses, in different notations.
 pub(crate) fn addr(rng: &mut Rng) -> IpAddr {
     let near = Ipv4Addr::new(10, 0, 0, rng.below(3) as u8);
     match rng.below(3) {

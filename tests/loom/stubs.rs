@@ -1,10 +1,10 @@
-//! What stands around the rooms under test: loom's locks and atomics, a bell instead of a waker,
-//! and small values in the place of large ones.
+//! Replacements for the modules that the tested modules import: loom's locks and atomics, a waker,
+//! and minimal versions of other types.
 
 use loom::sync::{Condvar, Mutex};
 
-/// What the rooms import from `std::sync`. An `Arc` may be the real one: nothing here depends on
-/// when it is dropped.
+/// Replaces `std::sync`. `Arc` is the one of the standard library, since no test depends on when an
+/// `Arc` is dropped.
 pub(crate) mod sync {
     pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
     pub(crate) use std::sync::{Arc, PoisonError};
@@ -20,11 +20,11 @@ pub(crate) mod sync {
             self.0.notify_all();
         }
 
-        /// The patience never ends: who would have to rely on it is a deadlock here.
+        /// Ignores the timeout. If a thread needs the timeout to continue, loom reports a deadlock.
         pub(crate) fn wait_timeout_while<'a, T>(
             &self,
             mut guard: MutexGuard<'a, T>,
-            _patience: Duration,
+            _timeout: Duration,
             mut condition: impl FnMut(&mut T) -> bool,
         ) -> LockResult<(MutexGuard<'a, T>, ())> {
             while condition(&mut guard) {
@@ -35,37 +35,37 @@ pub(crate) mod sync {
     }
 }
 
-/// The backend's wait and its waker: an edge-triggered eventfd. A ring that nobody waits for
-/// ends the next wait; several are one.
+/// The wait of the backend and its waker. It behaves like an edge-triggered eventfd: a wake while
+/// no thread waits ends the next wait, and several wakes count as one.
 #[derive(Debug, Default)]
-pub(crate) struct Bell {
-    rung: Mutex<bool>,
-    ring: Condvar,
+pub(crate) struct Waker {
+    woken: Mutex<bool>,
+    condvar: Condvar,
 }
 
-impl Bell {
-    pub(crate) fn ring(&self) {
-        *self.rung.lock().unwrap() = true;
-        self.ring.notify_one();
+impl Waker {
+    pub(crate) fn wake(&self) {
+        *self.woken.lock().unwrap() = true;
+        self.condvar.notify_one();
     }
 
-    /// A wait without a timeout.
+    /// Waits without a timeout.
     pub(crate) fn wait(&self) {
-        let mut rung = self.rung.lock().unwrap();
-        while !*rung {
-            rung = self.ring.wait(rung).unwrap();
+        let mut woken = self.woken.lock().unwrap();
+        while !*woken {
+            woken = self.condvar.wait(woken).unwrap();
         }
-        *rung = false;
+        *woken = false;
     }
 
-    /// A wait with a timeout of zero.
-    pub(crate) fn glance(&self) {
-        *self.rung.lock().unwrap() = false;
+    /// Waits with a timeout of zero.
+    pub(crate) fn poll(&self) {
+        *self.woken.lock().unwrap() = false;
     }
 }
 
 pub(crate) mod socket {
-    /// It only has to be somewhere.
+    /// A socket that is only a number.
     #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
     pub struct Socket(pub(crate) u32);
 }
