@@ -1,4 +1,4 @@
-//! Framing: what it costs to find requests in the bytes of one read.
+//! Framing: the cost of finding requests in the bytes of one read.
 
 mod quick;
 
@@ -11,14 +11,14 @@ include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 use ds::buffer::Buffer;
 use framing::{Found, Frame, Framing, Prefix};
 
-/// The default size of a buffer.
+/// The default buffer size.
 const CAPACITY: usize = 5_120;
 
-/// Bytes of a request, of its delimiter or prefix too.
+/// Bytes per request, including its delimiter or prefix.
 const REQUEST: usize = 64;
 
-/// Takes all frames that `bytes`, which came `step` bytes at a time, begin with, as a worker does;
-/// returns how many.
+/// Extracts all frames from `bytes` as a worker does. The bytes arrive in pieces of `step` bytes.
+/// Returns the number of frames.
 fn frames(framing: &Framing, buffer: &mut Buffer, bytes: &[u8], step: usize) -> usize {
     let mut count = 0;
     for piece in bytes.chunks(step) {

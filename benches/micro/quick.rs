@@ -1,9 +1,10 @@
-//! Settings under which all micro-benchmarks together take minutes.
+//! Settings with which all micro-benchmarks together take some minutes.
 
 use std::time::Duration;
 
 use criterion::Criterion;
 
+/// Returns a configuration with short times and `samples` samples.
 pub(crate) fn quick(samples: usize) -> Criterion {
     Criterion::default()
         .sample_size(samples)

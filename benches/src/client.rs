@@ -1,4 +1,5 @@
-//! Client: many connections on one thread that send requests and check every byte of the replies.
+//! The load client: many connections on one thread send requests and check every byte of the
+//! replies.
 
 mod connection;
 mod content;
@@ -19,52 +20,54 @@ use hdrhistogram::Histogram;
 use self::engine::Engine;
 pub use self::session::Session;
 
-/// Where to connect to.
+/// The address of the server.
 #[derive(Clone, Debug)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// When requests are sent.
+/// The rule that determines when requests are sent.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// Closed loop: each connection sends its next batch when the last one is answered.
+    /// Closed loop: each connection sends its next batch when its previous batch is answered.
     Closed,
-    /// Open loop: this many requests a second in all, on schedule whether or not the server keeps
-    /// up. Latency counts from when a request was due, so waiting is not left out.
+    /// Open loop: all connections together send this many requests per second. They keep to this
+    /// schedule even if the server falls behind. Latency is measured from the time at which a
+    /// request was due, so it includes the time for which the request waited to be sent.
     Open(f64),
 }
 
-/// When a run is over.
+/// The length of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
+    /// Measured time.
     Time(Duration),
-    /// Requests in all.
+    /// Measured requests of all connections together.
     Requests(u64),
 }
 
-/// What to do to a server that echoes.
+/// The load to put on an echo server.
 #[derive(Clone, Debug)]
 pub struct Load {
     pub target: Target,
     pub connections: usize,
-    /// Bytes of one request, of its newline too.
+    /// Bytes per request, including its newline.
     pub size: usize,
-    /// Requests sent at once on one connection.
+    /// Maximum requests in flight per connection. A closed loop sends them as one batch.
     pub depth: usize,
     pub pace: Pace,
     pub length: Length,
-    /// Connect, one echo, close, again.
+    /// Opens a connection for each request: connect, one echo, close.
     pub churn: bool,
-    /// How long to load before measuring.
+    /// Time under load before the measurement starts.
     pub warmup: Duration,
-    /// A connection that waits for so long without a byte moving has failed.
-    pub patience: Duration,
+    /// A connection that waits this long without sending or receiving a byte has failed.
+    pub timeout: Duration,
 }
 
 impl Load {
-    /// One request of 64 bytes at a time on one connection, for a second.
+    /// Returns a load of one connection that sends one 64-byte request at a time, for one second.
     #[must_use]
     pub fn new(target: Target) -> Self {
         Self {
@@ -76,51 +79,54 @@ impl Load {
             length: Length::Time(Duration::from_secs(1)),
             churn: false,
             warmup: Duration::ZERO,
-            patience: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
         }
     }
 
-    /// How many requests may be in flight on one connection.
-    fn at_once(&self) -> usize {
+    /// Returns the maximum number of requests in flight per connection.
+    fn max_in_flight(&self) -> usize {
         if self.churn { 1 } else { self.depth.max(1) }
     }
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     pub requests: u64,
     pub bytes: u64,
     pub elapsed: Duration,
-    /// Nanoseconds from a request (or from when it was due) to the last byte of its reply.
+    /// Latency in nanoseconds, up to the last byte of the reply. It is measured from the time at
+    /// which the request was sent, or in an open loop from the time at which it was due.
     pub latency: Histogram<u64>,
-    /// Replies that were not what was sent. Their connections end: what follows makes no sense.
+    /// Replies that differ from their requests. The client closes a connection with a wrong reply,
+    /// because it cannot match later bytes to requests.
     pub wrong: u64,
-    /// The first of them, for people.
+    /// A description of the first wrong reply.
     pub first_wrong: Option<String>,
-    /// Connections that failed, by kind of error.
+    /// The number of failed connections for each kind of error.
     pub errors: Vec<(io::ErrorKind, u64)>,
-    /// Requests without a reply, of connections that failed.
+    /// Requests without a reply on failed connections.
     pub missing: u64,
-    /// Open loop: requests that were due and still waited to be sent when the time was over. How
-    /// long they had waited by then is among the latencies.
+    /// Open loop: requests that were due but not sent when the run ended. `latency` includes the
+    /// time for which each of them had waited when the run ended.
     pub unsent: u64,
-    /// Open loop: how late the client itself once looked at its schedule. It is part of latencies.
+    /// Open loop: the maximum delay of the client behind its own schedule. `latency` includes this
+    /// delay.
     pub late: Duration,
 }
 
 impl Outcome {
-    /// If every request had the reply it should have.
+    /// Returns true if no reply was wrong or missing and no connection failed.
     #[must_use]
-    pub fn is_right(&self) -> bool {
+    pub fn is_correct(&self) -> bool {
         self.wrong == 0 && self.missing == 0 && self.errors.is_empty()
     }
 
-    /// This, if it [is right](Self::is_right).
+    /// Returns the outcome if it [is correct](Self::is_correct).
     ///
     /// # Errors
-    /// What went wrong; of kind `InvalidData` if it was a byte.
-    pub fn if_right(self) -> io::Result<Self> {
+    /// Returns the first failure. Its kind is `InvalidData` if a reply was wrong.
+    pub fn into_result(self) -> io::Result<Self> {
         if let Some(wrong) = self.first_wrong {
             return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
@@ -134,25 +140,26 @@ impl Outcome {
     }
 }
 
-/// A moment of a run.
+/// The state of a run at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     pub elapsed: Duration,
-    /// Measured so far.
+    /// Requests measured so far.
     pub requests: u64,
-    /// Of `1.0`.
+    /// The completed part of the run, from 0.0 to 1.0.
     pub done: f64,
-    /// That are open.
+    /// Open connections.
     pub connections: usize,
 }
 
-/// Connects, loads, and checks; `tell` is called about ten times a second.
+/// Connects, sends the load and checks the replies. Calls `on_progress` about ten times per second.
 ///
-/// Unless it churns, each connection says one request more, before the run, that is not counted.
+/// Unless `churn` is set, each connection sends one additional request before the run. This request
+/// is not counted.
 ///
 /// # Errors
-/// If the first connection cannot be made, or readiness cannot be waited for, or descriptors run
-/// out.
-pub fn run(load: &Load, tell: &mut dyn FnMut(Progress)) -> io::Result<Outcome> {
-    Engine::new(load, tell)?.run()
+/// Returns an error if a connection fails before any reply was received, if waiting for readiness
+/// fails, or if the process runs out of file descriptors.
+pub fn run(load: &Load, on_progress: &mut dyn FnMut(Progress)) -> io::Result<Outcome> {
+    Engine::new(load, on_progress)?.run()
 }

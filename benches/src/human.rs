@@ -1,6 +1,6 @@
-//! Figures as people read them: three digits and a unit. Pure.
+//! Formats numbers with three digits and a unit. Pure.
 
-/// Nanoseconds: `18.8 µs`.
+/// Formats nanoseconds, for example as `18.8 µs`.
 #[must_use]
 pub fn time(nanos: f64) -> String {
     let (value, unit) = match nanos {
@@ -12,7 +12,7 @@ pub fn time(nanos: f64) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// Anything else: `52.1 k`. A unit may follow.
+/// Formats any other number, for example as `52.1 k`. The caller may append a unit.
 #[must_use]
 pub fn amount(value: f64) -> String {
     let (value, prefix) = match value {
@@ -24,7 +24,7 @@ pub fn amount(value: f64) -> String {
     format!("{}{prefix}", digits(value))
 }
 
-/// Three digits, as far as they say something.
+/// Formats three significant digits, without trailing zeros.
 fn digits(value: f64) -> String {
     let places = match value {
         v if v < 9.995 => 2,
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_has_three_digits_and_the_unit_that_fits() {
+    fn a_time_has_three_digits_and_a_fitting_unit() {
         for (nanos, text) in [
             (0.0, "0 ns"),
             (1.0, "1 ns"),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn an_amount_has_three_digits_and_the_prefix_that_fits() {
+    fn an_amount_has_three_digits_and_a_fitting_prefix() {
         for (value, text) in [
             (0.0, "0"),
             (0.87, "0.87"),

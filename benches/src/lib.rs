@@ -1,4 +1,4 @@
-//! What the programs that measure have in common.
+//! Code that the benchmark programs share.
 
 pub mod client;
 pub mod human;

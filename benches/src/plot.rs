@@ -1,4 +1,4 @@
-//! Plots as SVG text: small, without scripts or fonts of their own, readable on light and on dark
+//! Plots as SVG text: small, without scripts or embedded fonts, readable on light and on dark
 //! pages. Pure.
 
 mod bars;

@@ -1,19 +1,19 @@
-//! A million deadlines, ten thousand of them at the same moment: no turn does more than its
-//! batch, and none comes late for it.
+//! A million deadlines, of which ten thousand pass at the same time. No turn handles more than one
+//! batch, and no deadline is late.
 
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
 use pool_manager::{CloseReason, Config, Conn, Manager};
 
-/// The most deadlines of one turn, as `docs/proof.md` has it.
+/// Maximum deadlines per turn, as stated in `docs/proof.md`.
 const BATCH: usize = 256;
 
 const CONNECTIONS: usize = 10_000;
 const WAVES: u64 = 100;
 
 #[test]
-fn a_million_expiries_without_a_turn_above_its_batch() {
+fn a_million_deadlines_expire_in_bounded_batches_on_time() {
     let sim = Sim::new(1);
     let config = Config::new().clients_deadline(Duration::from_secs(3));
     let silent = |_: &mut Conn<'_>, _: &[u8]| Ok(());
@@ -33,7 +33,7 @@ fn a_million_expiries_without_a_turn_above_its_batch() {
             turns += u64::from(turn.expired > 0);
         }
         let late = sim.now().saturating_sub(due);
-        // A deadline is rounded up to a millisecond, and so is a wait.
+        // Deadlines and waits are both rounded up to a millisecond.
         assert!(late < Duration::from_millis(2), "{late:?}");
         let all = wave * CONNECTIONS as u64;
         assert_eq!(manager.stats().closed(CloseReason::Expired), all);

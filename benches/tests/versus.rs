@@ -1,4 +1,4 @@
-//! The servers that `versus` compares echo every byte, and none outlives who started it.
+//! The servers that `versus` compares echo every byte, and no server outlives its parent process.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,8 +12,8 @@ const VERSUS: &str = env!("CARGO_BIN_EXE_versus");
 const SERVERS: [&str; 5] = ["pool-manager", "epoll", "mio", "tokio", "threads"];
 const MODES: [&str; 3] = ["echo", "lines", "idle"];
 
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of every wait in these tests.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that is killed when it is dropped.
 struct Started(Child);
@@ -25,18 +25,18 @@ impl Drop for Started {
     }
 }
 
-/// Processes that should end by themselves; if they do not, nobody shall have to look for them.
+/// Processes that should end by themselves. They are killed on drop if they still run.
 struct Orphans(Vec<u32>);
 
 impl Orphans {
-    fn live(&self) -> bool {
-        self.0.iter().any(|pid| lives(*pid))
+    fn any_is_running(&self) -> bool {
+        self.0.iter().any(|pid| is_running(*pid))
     }
 }
 
 impl Drop for Orphans {
     fn drop(&mut self) {
-        for pid in self.0.iter().filter(|pid| lives(**pid)) {
+        for pid in self.0.iter().filter(|pid| is_running(**pid)) {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
         }
     }
@@ -50,20 +50,20 @@ fn start(command: &mut Command) -> (Started, impl Iterator<Item = String> + use<
 
 fn connect(port: &str) -> TcpStream {
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().unwrap())).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket.set_nodelay(true).unwrap();
     socket
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+fn wait_until(failure: &str, condition: impl Fn() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < PATIENCE, "{what}");
+        assert!(begin.elapsed() < TIMEOUT, "{failure}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// State and parent of a process that is there.
+/// Returns the state and the parent of a process, or `None` if the process does not exist.
 fn status(pid: u32) -> Option<(char, u32)> {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = status.rsplit_once(") ")?;
@@ -71,15 +71,16 @@ fn status(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// A zombie has ended; who inherited it may be slow to notice.
-fn lives(pid: u32) -> bool {
+/// Returns true if the process runs. A zombie does not count as running, because its new parent may
+/// reap it late.
+fn is_running(pid: u32) -> bool {
     status(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 fn children(parent: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| status(*pid).is_some_and(|(_, of)| of == parent)).collect()
+    pids.filter(|pid| status(*pid).is_some_and(|(_, of_pid)| of_pid == parent)).collect()
 }
 
 #[test]
@@ -92,10 +93,10 @@ fn every_server_echoes_in_every_mode() {
             let line = |peer, line| format!("{server} {mode}: {round} {peer} {line}\n");
             let text = |peer: usize| (0..16).map(|n| line(peer, n)).collect::<Vec<_>>().concat();
             for (peer, socket) in peers.iter_mut().enumerate() {
-                // In two pieces, so that a line comes in two as well.
+                // Write in two pieces, so that a line is split.
                 let text = text(peer);
-                let (some, rest) = text.split_at(text.len() / 3);
-                socket.write_all(some.as_bytes()).unwrap();
+                let (first, rest) = text.split_at(text.len() / 3);
+                socket.write_all(first.as_bytes()).unwrap();
                 socket.write_all(rest.as_bytes()).unwrap();
             }
             for (peer, socket) in peers.iter_mut().enumerate() {
@@ -112,9 +113,9 @@ fn every_server_echoes_in_every_mode() {
 }
 
 #[test]
-fn no_server_outlives_who_started_it() {
+fn no_server_outlives_its_parent() {
     for server in SERVERS {
-        // A shell in between, which says which process it started.
+        // The shell is the parent; it prints the process id of the server.
         let script = r#""$0" serve "$1" echo & echo "pid $!"; wait"#;
         let (mut shell, lines) = start(Command::new("sh").args(["-c", script, VERSUS, server]));
         let mut lines: Vec<String> = lines.take(2).collect();
@@ -124,14 +125,14 @@ fn no_server_outlives_who_started_it() {
         let mut socket = connect(port);
         socket.write_all(b".").unwrap();
         socket.read_exact(&mut [0]).unwrap();
-        assert!(orphan.live(), "{server}");
+        assert!(orphan.any_is_running(), "{server}");
         shell.0.kill().unwrap();
-        wait_until(&format!("{server} lives on"), || !orphan.live());
+        wait_until(&format!("{server} still runs"), || !orphan.any_is_running());
     }
 }
 
 #[test]
-fn a_server_that_was_stopped_goes_on() {
+fn a_server_continues_after_sigstop_and_sigcont() {
     for server in SERVERS {
         let (process, mut lines) = start(Command::new(VERSUS).args(["serve", server, "echo"]));
         let mut socket = connect(&lines.next().unwrap());
@@ -145,7 +146,7 @@ fn a_server_that_was_stopped_goes_on() {
 }
 
 #[test]
-fn only_the_threads_have_threads() {
+fn only_the_threads_server_has_more_than_one_thread() {
     for server in SERVERS {
         let (process, mut lines) = start(Command::new(VERSUS).args(["serve", server, "echo"]));
         let mut socket = connect(&lines.next().unwrap());
@@ -157,18 +158,18 @@ fn only_the_threads_have_threads() {
 }
 
 #[test]
-fn who_kills_a_measurement_leaves_no_server() {
+fn a_killed_measurement_leaves_no_server() {
     let (mut versus, _) = start(Command::new(VERSUS).args(["--quick", "--only", "echo-64"]));
     let id = versus.0.id();
     wait_until("no server was started", || !children(id).is_empty());
     let servers = Orphans(children(id));
     versus.0.kill().unwrap();
     versus.0.wait().unwrap();
-    wait_until("a server lives on", || !servers.live());
+    wait_until("a server still runs", || !servers.any_is_running());
 }
 
 #[test]
-fn a_measurement_prints_a_line_for_each_server_and_draws() {
+fn a_measurement_prints_a_line_per_server_and_writes_plots() {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("versus");
     let mut versus = Command::new(VERSUS);
     versus.args(["--quick", "--only", "echo-1", "--out"]).arg(&out);
@@ -185,7 +186,7 @@ fn a_measurement_prints_a_line_for_each_server_and_draws() {
 }
 
 #[test]
-fn nonsense_is_refused_in_one_line() {
+fn invalid_arguments_are_refused_in_one_line() {
     for args in [&["--only", "nothing"][..], &["serve", "nobody", "echo"], &["--twice"]] {
         let output = Command::new(VERSUS).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");

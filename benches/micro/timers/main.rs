@@ -1,11 +1,11 @@
-//! Timers: the wheel of the pool beside what else keeps deadlines. Three things that a loop with
-//! 100,000 connections does: arm a deadline and cancel it, move one that traffic refreshed, and
-//! see a million of them expire.
+//! Timers: compares the wheel of the pool with other timer structures. Measures three operations
+//! of a loop with 100,000 connections: arm and cancel a deadline, refresh a deadline after traffic,
+//! and expire a million deadlines.
 //!
-//! Each is used as its own documentation would have it: deadlines that are moved are stored by
-//! the pool and re-filed when their entry comes early, reset in `DelayQueue`, filed anew in the
-//! others. `DelayQueue` runs on a current-thread runtime whose clock is paused, so that it neither
-//! sleeps nor reads a clock.
+//! Each structure is used in its recommended way. To refresh a deadline, the pool stores the new
+//! deadline and re-arms the entry when the old one expires. `DelayQueue` resets the entry. The
+//! other structures remove the entry and insert a new one. `DelayQueue` runs on a current-thread
+//! runtime with a paused clock, so that it neither sleeps nor reads a clock.
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
@@ -26,27 +26,27 @@ use pool_manager::sim::Rng;
 /// Deadlines by index, in whole milliseconds.
 trait Timers {
     fn new(count: usize) -> Self;
-    /// Of an index that is not armed.
+    /// Arms an index that is not armed.
     fn arm(&mut self, index: usize, deadline: u64);
-    /// Of an index that is armed.
+    /// Cancels an index that is armed.
     fn cancel(&mut self, index: usize);
-    /// Of an index that is armed, to a later time.
+    /// Moves an index that is armed to a later deadline.
     fn refresh(&mut self, index: usize, deadline: u64);
-    /// Lets time come to `now`, and tells how many expired.
+    /// Advances the time to `now`. Returns the number of expired deadlines.
     fn expire(&mut self, now: u64) -> usize;
 }
 
 const ARMED: usize = 100_000;
 const EXPIRING: usize = 1_000_000;
 
-/// Operations measured at once.
+/// Operations per iteration.
 const OPERATIONS: u64 = 1_000;
 
-/// Deadlines are within a minute.
+/// Maximum deadline in milliseconds: a minute.
 const SPAN: usize = 60_000;
 
-/// Milliseconds from one look at what has expired to the next.
-const LOOK: u64 = 10;
+/// Milliseconds between two calls of [`Timers::expire`].
+const INTERVAL: u64 = 10;
 
 fn deadlines(count: usize) -> Vec<u64> {
     let mut rng = Rng::new(1);
@@ -59,24 +59,24 @@ fn arm_all<T: Timers>(timers: &mut T, deadlines: &[u64]) {
     }
 }
 
-/// [`ARMED`] timers, all of them armed.
+/// Returns [`ARMED`] timers, all of them armed.
 fn armed<T: Timers>() -> T {
     let mut timers = T::new(ARMED);
     arm_all(&mut timers, &deadlines(ARMED));
     timers
 }
 
-/// Which timers are touched, and to when they are moved.
-fn touches() -> Vec<(usize, u64)> {
+/// Returns the timers of an iteration and their new deadlines.
+fn operations() -> Vec<(usize, u64)> {
     let mut rng = Rng::new(2);
     (0..OPERATIONS).map(|_| (rng.below(ARMED), (SPAN + rng.below(SPAN)) as u64)).collect()
 }
 
 fn arm_and_cancel<T: Timers>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str) {
-    let (mut timers, touches) = (armed::<T>(), touches());
+    let (mut timers, operations) = (armed::<T>(), operations());
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
-            for &(index, deadline) in &touches {
+            for &(index, deadline) in &operations {
                 timers.cancel(index);
                 timers.arm(index, black_box(deadline));
             }
@@ -85,29 +85,30 @@ fn arm_and_cancel<T: Timers>(group: &mut BenchmarkGroup<'_, WallTime>, name: &st
 }
 
 fn refresh<T: Timers>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str) {
-    let (mut timers, touches) = (armed::<T>(), touches());
+    let (mut timers, operations) = (armed::<T>(), operations());
     let mut later = 0;
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
             later += 1;
-            for &(index, deadline) in &touches {
+            for &(index, deadline) in &operations {
                 timers.refresh(index, black_box(deadline + later));
             }
         });
     });
 }
 
-/// Arms a million and sees them expire: what is cheap to file may be dear to take out.
+/// Arms and expires a million deadlines. Both are measured together, because a structure with cheap
+/// insertion may have expensive removal.
 fn expire<T: Timers>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str) {
     group.bench_function(name, |bencher| {
         bencher.iter_batched_ref(
             || (T::new(EXPIRING), deadlines(EXPIRING)),
             |(timers, deadlines)| {
                 arm_all(timers, deadlines);
-                // As often as a loop with much to do would look; one more, for who rounds up.
-                let looks = (0..=SPAN as u64 + LOOK).step_by(LOOK as usize);
-                let all: usize = looks.map(|now| timers.expire(now)).sum();
-                assert_eq!(all, EXPIRING, "all of them came");
+                // Polls as often as a busy loop, and once more for structures that round up.
+                let times = (0..=SPAN as u64 + INTERVAL).step_by(INTERVAL as usize);
+                let all: usize = times.map(|now| timers.expire(now)).sum();
+                assert_eq!(all, EXPIRING, "all deadlines expire");
             },
             BatchSize::PerIteration,
         );

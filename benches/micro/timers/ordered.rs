@@ -1,12 +1,12 @@
-//! What the standard library has for it: a heap that forgets lazily, and an ordered set.
+//! Timers with the standard library: a heap with lazy deletion, and an ordered set.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
 use crate::Timers;
 
-/// A heap cannot remove: an entry whose generation is not that of its index is dead. Once most
-/// are, they are swept out.
+/// A heap cannot remove entries. An entry is dead if its generation differs from the generation of
+/// its index. Once most entries are dead, they are removed together.
 pub(crate) struct Heap {
     entries: BinaryHeap<Reverse<(u64, usize, u32)>>,
     generations: Vec<u32>,
@@ -20,7 +20,8 @@ impl Timers for Heap {
     fn arm(&mut self, index: usize, deadline: u64) {
         if self.entries.len() > 2 * self.generations.len() {
             let generations = &self.generations;
-            self.entries.retain(|Reverse((_, index, of))| generations[*index] == *of);
+            self.entries
+                .retain(|Reverse((_, index, generation))| generations[*index] == *generation);
         }
         self.entries.push(Reverse((deadline, index, self.generations[index])));
     }
@@ -45,6 +46,7 @@ impl Timers for Heap {
     }
 }
 
+/// An ordered set of deadlines, with the deadline of each index for removal.
 pub(crate) struct Tree {
     entries: BTreeSet<(u64, usize)>,
     deadlines: Vec<u64>,

@@ -1,15 +1,16 @@
-//! The pool's wheel, used as the pool does: it knows a deadline not later than the true one.
+//! The wheel of the pool. It is used as in the pool: the deadline in the wheel may be earlier than
+//! the true deadline.
 
 use crate::Timers;
 use crate::ds::wheel::Wheel;
 use crate::time::Tick;
 
-/// What the pool takes from the wheel in a turn, at most.
+/// Maximum entries that the pool takes from the wheel per turn.
 const BATCH: usize = 256;
 
 pub(crate) struct Pool {
     wheel: Wheel,
-    /// What a worker keeps: its true deadline.
+    /// The true deadlines, which the workers store in the pool.
     deadlines: Vec<u64>,
 }
 

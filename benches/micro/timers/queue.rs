@@ -1,4 +1,4 @@
-//! `tokio_util::time::DelayQueue` on a runtime whose clock is paused.
+//! `tokio_util::time::DelayQueue` on a runtime with a paused clock.
 
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -42,26 +42,26 @@ impl Timers for Queue {
     }
 
     fn cancel(&mut self, index: usize) {
-        let key = self.keys[index].take().expect("it is armed");
+        let key = self.keys[index].take().expect("the index is armed");
         self.delays.remove(&key);
     }
 
     fn refresh(&mut self, index: usize, deadline: u64) {
         let at = self.at(deadline);
-        let key = self.keys[index].expect("it is armed");
+        let key = self.keys[index].expect("the index is armed");
         self.delays.reset_at(&key, at);
     }
 
     fn expire(&mut self, now: u64) -> usize {
-        let by = Duration::from_millis(now - self.now);
+        let elapsed = Duration::from_millis(now - self.now);
         self.now = now;
         let (delays, keys) = (&mut self.delays, &mut self.keys);
         self.runtime.block_on(unconstrained(async {
-            advance(by).await;
+            advance(elapsed).await;
             let mut context = Context::from_waker(Waker::noop());
             let mut expired = 0;
-            while let Poll::Ready(Some(one)) = delays.poll_expired(&mut context) {
-                keys[one.into_inner()] = None;
+            while let Poll::Ready(Some(entry)) = delays.poll_expired(&mut context) {
+                keys[entry.into_inner()] = None;
                 expired += 1;
             }
             expired

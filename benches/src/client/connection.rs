@@ -1,5 +1,6 @@
-//! Connection: one stream of requests and of the replies to them. It keeps no bytes: what is sent
-//! and what is expected follow from two positions in the same text.
+//! One connection of the client: a stream of requests and of their replies. It stores no bytes, but
+//! two positions in the bytes of all its requests. It computes the bytes to send and the expected
+//! bytes from these positions.
 
 use std::io;
 
@@ -13,20 +14,22 @@ pub(super) struct Connection {
     pub(super) index: usize,
     pub(super) stream: Option<Stream>,
     pub(super) stage: Stage,
-    /// Requests that may be sent.
+    /// Requests queued so far, sent or not.
     queued: u64,
-    /// Invariant: `received <= sent <= queued`.
+    /// The position after the last sent byte. Invariant: `received <= sent <= queued`.
     sent: Position,
+    /// The position after the last received byte.
     received: Position,
-    /// When each request in flight was due: a ring.
+    /// The due time of each request in flight, as a ring.
     due: Box<[Nanos]>,
-    /// Of `queued`, how many are from before the schedule began.
+    /// The number of queued requests that did not come from the schedule.
     unscheduled: u64,
-    /// When a byte last moved, or began to be waited for.
-    pub(super) moved: Nanos,
+    /// When a byte was last sent or received, or when the connection began to wait for one.
+    pub(super) last_activity: Nanos,
 }
 
-/// So many requests, and so many bytes of the next one.
+/// A position in the bytes of all requests: after `requests` complete requests and `bytes` bytes of
+/// the next request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Position {
     requests: u64,
@@ -35,20 +38,20 @@ struct Position {
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Stage {
-    /// Without a stream; will be connected when there is something to say.
+    /// Has no stream. Connects when it has a request to send.
     #[default]
     Vacant,
     Open,
-    /// Everything was said and answered: the end of file is waited for.
+    /// The sending half is shut down. The connection waits for the end of the stream.
     Closing,
-    /// It failed, and is not connected again.
+    /// Failed; does not connect again.
     Failed,
 }
 
-/// Why a connection ends before its time.
+/// The reason why a connection failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// A reply was not what was sent.
+    /// A reply differs from its request.
     Wrong(String),
     Io(io::Error),
 }
@@ -59,7 +62,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// What all connections use in turns.
+/// State that all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) content: Content,
@@ -72,12 +75,12 @@ impl Connection {
         Self { index, due: vec![0; depth].into(), ..Self::default() }
     }
 
-    /// Requests without a complete reply.
+    /// Returns the number of requests without a complete reply.
     pub(super) fn in_flight(&self) -> usize {
         (self.queued - self.received.requests) as usize
     }
 
-    /// If it has something to send or to wait for.
+    /// Returns true if the connection has something to send or to wait for.
     pub(super) fn is_busy(&self) -> bool {
         match self.stage {
             Stage::Failed => false,
@@ -86,25 +89,25 @@ impl Connection {
         }
     }
 
-    /// Requests that the schedule gave it.
+    /// Returns the number of requests that came from the schedule.
     pub(super) fn given(&self) -> u64 {
         self.queued - self.unscheduled
     }
 
-    /// One more request may be sent. At most as many may be in flight as the depth says.
+    /// Queues one request. The number of requests in flight must not exceed the depth.
     pub(super) fn queue(&mut self, due: Nanos) {
         let slot = self.queued % self.due.len() as u64;
         self.due[slot as usize] = due;
         self.queued += 1;
     }
 
-    /// One more, which is not of the schedule.
-    pub(super) fn greet(&mut self) {
+    /// Queues one request that does not come from the schedule.
+    pub(super) fn queue_unscheduled(&mut self) {
         self.queue(0);
         self.unscheduled += 1;
     }
 
-    /// Writes what may be sent, as far as the socket takes it. What it does not take waits for an
+    /// Writes the queued requests until the socket would block. The rest is written at the next
     /// event.
     pub(super) fn flush(&mut self, shared: &mut Shared, now: Nanos) -> io::Result<()> {
         let Some(stream) = &mut self.stream else { return Ok(()) };
@@ -117,9 +120,9 @@ impl Connection {
             match stream.write(batch) {
                 Ok(n) => {
                     self.sent.advance(n, size);
-                    self.moved = now;
+                    self.last_activity = now;
                 }
-                // Not yet connected, or the socket is full.
+                // The socket is full or not yet connected.
                 Err(error) if would_block(&error) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -129,10 +132,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads and checks what is there. True if it was the end of the stream.
+    /// Reads and checks the available bytes. Returns true at the end of the stream.
     ///
-    /// `to_the_end` says not to stop at a short read, because the end of the stream may be behind
-    /// it in the same event.
+    /// With `to_the_end`, a short read does not stop the loop, because the event may also have
+    /// reported the end of the stream.
     pub(super) fn receive(
         &mut self,
         shared: &mut Shared,
@@ -144,7 +147,7 @@ impl Connection {
             match stream.read(&mut shared.scratch) {
                 Ok(0) => return Ok(true),
                 Ok(n) => {
-                    self.moved = clock();
+                    self.last_activity = clock();
                     self.check(&shared.content, &shared.scratch[..n], &mut shared.tally)?;
                     if n < shared.scratch.len() && !to_the_end {
                         return Ok(false);
@@ -161,27 +164,27 @@ impl Connection {
     fn check(&mut self, content: &Content, bytes: &[u8], tally: &mut Tally) -> Result<(), Fault> {
         let Position { requests, bytes: offset } = self.received;
         let size = content.size;
-        let owed =
+        let expected =
             (self.sent.requests - requests) * size as u64 + self.sent.bytes as u64 - offset as u64;
-        let (bytes, surplus) = bytes.split_at(bytes.len().min(owed as usize));
-        if let Some(at) = content.differs(self.index, requests, offset, bytes) {
+        let (bytes, surplus) = bytes.split_at(bytes.len().min(expected as usize));
+        if let Some(at) = content.first_difference(self.index, requests, offset, bytes) {
             let at_all = offset + at;
             let (request, byte) = (requests + (at_all / size) as u64, at_all % size);
             return Err(Fault::Wrong(format!(
-                "byte {byte} of reply {request} on connection {} is not what was sent (0x{:02x})",
+                "byte {byte} of reply {request} on connection {} differs: received 0x{:02x}",
                 self.index, bytes[at]
             )));
         }
         self.received.advance(bytes.len(), size);
         for reply in requests..self.received.requests {
             let due = self.due[(reply % self.due.len() as u64) as usize];
-            tally.answered(due, self.moved);
+            tally.answered(due, self.last_activity);
         }
         if surplus.is_empty() {
             return Ok(());
         }
         Err(Fault::Wrong(format!(
-            "connection {} sent {} bytes more than it was asked for",
+            "connection {} received {} bytes more than expected",
             self.index,
             surplus.len()
         )))

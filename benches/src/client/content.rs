@@ -1,14 +1,16 @@
-//! Content: what the requests say. Pure; knows no sockets.
+//! Content of the requests. Pure: uses no sockets.
 //!
-//! A request is a stamp that no other request of the run has, characters from a place of a random
-//! table that depends on the stamp, and a newline, the only one. So a reply that is another's, comes
-//! twice, is shifted or has one byte wrong differs from what is expected; where a request is shorter
-//! than the stamp, it does so with a high probability.
+//! A request consists of a stamp, characters of a pseudo-random table, and a newline. The stamp is
+//! unique in the run. The offset in the table depends on the stamp. The newline at the end is the
+//! only one. A reply to another request, a repeated reply, a shifted reply and a reply with a wrong
+//! byte therefore differ from the expected bytes. If requests are shorter than the stamp, such
+//! replies differ only with high probability.
 
-/// Bytes of a stamp: 64 bits, six to a character.
+/// Bytes per stamp: 64 bits, six bits per character.
 const STAMP: usize = 11;
 
-/// A prime, so that blocks of a round size are not the same at two places of a long request.
+/// Bytes of the table. The number is a prime, so that blocks of a round size, such as 4096 bytes,
+/// differ from each other within a long request.
 const TABLE: usize = 65_521;
 
 const CHARACTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
@@ -16,15 +18,15 @@ const CHARACTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl
 /// The bytes of all requests of a run.
 #[derive(Debug)]
 pub(super) struct Content {
-    /// Of one request, of its newline too. Invariant: at least 1.
+    /// Bytes per request, including its newline. Invariant: at least 1.
     pub(super) size: usize,
     table: Vec<u8>,
 }
 
-/// Where the bytes of one request are.
+/// The source of the bytes of one request.
 struct Request {
     stamp: [u8; STAMP],
-    /// In the table.
+    /// Offset in the table.
     start: usize,
 }
 
@@ -34,8 +36,8 @@ impl Content {
         Self { size: size.max(1), table }
     }
 
-    /// Writes what `connection` says from byte `offset` of its request `number` on, and on into the
-    /// requests after it, until `into` is full.
+    /// Fills `into` with bytes that `connection` sends. They begin at byte `offset` of its request
+    /// `number` and continue with the next requests.
     pub(super) fn fill(&self, connection: usize, number: u64, offset: usize, into: &mut [u8]) {
         let mut filled = 0;
         self.pieces(connection, number, offset, into.len(), |piece| {
@@ -45,8 +47,8 @@ impl Content {
         });
     }
 
-    /// Where `bytes` first differ from what [`Content::fill`] would have written.
-    pub(super) fn differs(
+    /// Returns the first index at which `bytes` differ from the output of [`Content::fill`].
+    pub(super) fn first_difference(
         &self,
         connection: usize,
         number: u64,
@@ -60,14 +62,14 @@ impl Content {
                 same += piece.len();
             } else {
                 let pairs = bytes[same..].iter().zip(piece);
-                same += pairs.take_while(|(is, should)| is == should).count();
+                same += pairs.take_while(|(actual, expected)| actual == expected).count();
             }
             equal
         });
         (same < bytes.len()).then_some(same)
     }
 
-    /// The next `length` bytes in pieces, while `each` wants more.
+    /// Passes the next `length` bytes to `each` in pieces, until `each` returns false.
     fn pieces(
         &self,
         connection: usize,
@@ -92,7 +94,7 @@ impl Content {
         }
     }
 
-    /// The longest piece of a request from `offset` on that lies in one place.
+    /// Returns the longest contiguous piece of a request from `offset` on.
     fn piece<'a>(&'a self, request: &'a Request, offset: usize) -> &'a [u8] {
         let end = self.size - 1;
         if offset == end {
@@ -108,7 +110,8 @@ impl Content {
 
 impl Request {
     fn new(connection: usize, number: u64) -> Self {
-        // 24 bits of connection, 40 of number: no two requests of a run are the same.
+        // The connection has 24 bits and the number 40 bits, so no two requests of a run have the
+        // same key.
         let key = mix((connection as u64) << 40 ^ number);
         let mut stamp = [0; STAMP];
         for (i, character) in stamp.iter_mut().enumerate() {
@@ -118,7 +121,7 @@ impl Request {
     }
 }
 
-/// Splitmix64: a bijection, so different keys stay different.
+/// Computes `SplitMix64`. This is a bijection, so different keys have different results.
 pub(super) fn mix(key: u64) -> u64 {
     let key = key.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let key = (key ^ key >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_one_line_and_text() {
+    fn a_request_is_one_line_of_text() {
         for size in [1, 2, 11, 12, 13, 64, 70_000, 200_000] {
             let bytes = request(&Content::new(size), 3, 9);
             assert_eq!(bytes.len(), size);
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_requests_are_alike() {
+    fn no_two_requests_are_equal() {
         let content = Content::new(12);
         let mut seen = HashSet::new();
         for connection in [0, 1, 2, 9_999] {
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn any_part_of_the_stream_is_the_same_bytes() {
+    fn the_stream_is_the_same_from_any_offset() {
         let content = Content::new(20);
         let mut whole = Vec::new();
         for number in 0..5 {
@@ -170,30 +173,30 @@ mod tests {
             let mut part = vec![0; whole.len() - from];
             content.fill(7, from as u64 / 20, from % 20, &mut part);
             assert_eq!(part, whole[from..]);
-            assert_eq!(content.differs(7, from as u64 / 20, from % 20, &part), None);
+            assert_eq!(content.first_difference(7, from as u64 / 20, from % 20, &part), None);
         }
     }
 
     #[test]
-    fn each_wrong_byte_is_found_where_it_is() {
+    fn each_wrong_byte_is_found_at_its_offset() {
         for size in [1, 2, 15, 40] {
             let content = Content::new(size);
             let mut bytes = vec![0; 3 * size];
             content.fill(1, 5, 0, &mut bytes);
             for at in 0..bytes.len() {
                 bytes[at] ^= 1;
-                assert_eq!(content.differs(1, 5, 0, &bytes), Some(at));
+                assert_eq!(content.first_difference(1, 5, 0, &bytes), Some(at));
                 bytes[at] ^= 1;
             }
         }
     }
 
     #[test]
-    fn a_shift_of_a_long_request_by_any_step_is_found() {
+    fn a_shift_of_a_long_request_is_found() {
         let content = Content::new(200_000);
         let bytes = request(&content, 0, 0);
         for shift in [1, 2, 512, 1 << 10, 1 << 12, 1 << 14, 1 << 16] {
-            assert!(content.differs(0, 0, 0, &bytes[shift..]).is_some(), "{shift}");
+            assert!(content.first_difference(0, 0, 0, &bytes[shift..]).is_some(), "{shift}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Engine: one thread and one poll that moves all connections through a run.
+//! Engine: runs all connections of the client on one thread with one `Poll`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,46 +16,47 @@ use super::stream::Stream;
 use super::tally::Tally;
 use super::{Load, Outcome, Progress};
 
-/// Connections on their way at a time: fewer than the shortest backlog in use.
+/// Maximum number of connections that wait for their first reply at the same time. It is smaller
+/// than the shortest backlog in common use.
 const CONNECTING: usize = 64;
 
-/// Bytes moved by one system call.
+/// Maximum bytes per system call.
 const SCRATCH: usize = 256 * 1024;
 
-/// How often somebody is told, and those who are stuck are looked for.
+/// Interval at which progress is reported and timeouts are checked.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long servers may take to close when everything is over.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Maximum time that servers have to close their connections after a run.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine<'a> {
     pub(super) load: Load,
-    tell: &'a mut dyn FnMut(Progress),
+    on_progress: &'a mut dyn FnMut(Progress),
     poll: Poll,
     epoch: Instant,
     connections: Vec<Connection>,
     shared: Shared,
-    /// While there is one: its requests are given out.
+    /// The schedule of the current run.
     schedule: Option<Schedule>,
     /// Connections that have something to send or to wait for.
     busy: usize,
     failed: usize,
-    /// Vacant ones that the system could not connect just now.
-    refused: VecDeque<usize>,
+    /// Vacant connections that try again to connect in the next turn.
+    to_retry: VecDeque<usize>,
     sources: Sources,
     next_tick: Nanos,
-    /// When it next has something to do whether or not anything happens.
+    /// The time of the next action of an open loop: a request or the end of the run.
     wake: Nanos,
-    /// The most that it was too late for that.
+    /// The maximum delay behind `wake`.
     late: Nanos,
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(load: &Load, tell: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
-        let depth = load.at_once();
+    pub(super) fn new(load: &Load, on_progress: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
+        let depth = load.max_in_flight();
         Ok(Self {
             load: load.clone(),
-            tell,
+            on_progress,
             poll: Poll::new()?,
             epoch: Instant::now(),
             connections: (0..load.connections.max(1)).map(|i| Connection::new(i, depth)).collect(),
@@ -67,7 +68,7 @@ impl<'a> Engine<'a> {
             schedule: None,
             busy: 0,
             failed: 0,
-            refused: VecDeque::new(),
+            to_retry: VecDeque::new(),
             sources: Sources::new(),
             next_tick: 0,
             wake: Nanos::MAX,
@@ -84,27 +85,29 @@ impl<'a> Engine<'a> {
         self.outcome(schedule.as_ref())
     }
 
-    /// A run that leaves the connections open.
+    /// Runs the schedule and leaves the connections open.
     pub(super) fn measure(&mut self, events: &mut Events) -> io::Result<Outcome> {
         self.follow_schedule(events)?;
         let schedule = self.schedule.take();
         self.outcome(schedule.as_ref())
     }
 
-    /// Connects, a few at a time. Each says one request that is not measured: when it is answered,
-    /// the server has taken the connection out of its backlog.
-    /// Who churns connects later.
+    /// Opens all connections, at most [`CONNECTING`] at a time. Each connection sends one request
+    /// that is not measured. The reply shows that the server has accepted the connection. With
+    /// `churn`, this method does nothing, because the run opens the connections.
     pub(super) fn establish(&mut self, events: &mut Events) -> io::Result<()> {
         if self.load.churn {
             return Ok(());
         }
         let mut next = 0;
         while next < self.connections.len() || self.busy > 0 {
-            while next < self.connections.len() && self.busy < CONNECTING && self.refused.is_empty()
+            while next < self.connections.len()
+                && self.busy < CONNECTING
+                && self.to_retry.is_empty()
             {
                 self.change(next, |engine, i| {
-                    engine.connections[i].greet();
-                    engine.connections[i].moved = engine.now();
+                    engine.connections[i].queue_unscheduled();
+                    engine.connections[i].last_activity = engine.now();
                     engine.connect(i)
                 })?;
                 next += 1;
@@ -119,10 +122,10 @@ impl<'a> Engine<'a> {
         self.shared.tally.measured_from = schedule.measured_from;
         self.schedule = Some(schedule);
         for i in 0..self.connections.len() {
-            self.change(i, Self::proceed)?;
+            self.change(i, Self::send_due)?;
         }
         loop {
-            let wait = self.arrivals()?;
+            let wait = self.send_arrivals()?;
             let alive = self.failed < self.connections.len();
             if self.busy == 0 && (wait.is_none() || !alive) {
                 return Ok(());
@@ -131,16 +134,17 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Gives out what became due in an open loop; says how long until more will be.
-    fn arrivals(&mut self) -> io::Result<Option<Duration>> {
+    /// Sends the open-loop requests that became due. Returns the time until the next request
+    /// becomes due.
+    fn send_arrivals(&mut self) -> io::Result<Option<Duration>> {
         let now = self.now();
         let Some(schedule) = &mut self.schedule else { return Ok(None) };
         let arrived = schedule.arrivals(now);
         self.late = self.late.max(now.saturating_sub(self.wake));
         self.wake = Nanos::MAX;
-        // Each connection at most once: it takes all that is due for it.
+        // Visits each connection at most once: `send_due` takes all requests that are due for it.
         for k in arrived.take(self.connections.len()) {
-            self.change((k % self.connections.len() as u64) as usize, Self::proceed)?;
+            self.change((k % self.connections.len() as u64) as usize, Self::send_due)?;
         }
         let Some(next) = self.schedule.as_ref().and_then(|schedule| self.next_due(schedule)) else {
             return Ok(None);
@@ -149,40 +153,42 @@ impl<'a> Engine<'a> {
         Ok(Some(Duration::from_nanos(next.saturating_sub(self.now()))))
     }
 
-    /// When a request is due that can be sent then. What is due on connections that have no room
-    /// waits for their replies, not for its time.
+    /// Returns the due time of the next request that can be sent when it is due, or the end of the
+    /// run if that is earlier. Connections at their depth limit are skipped, because their next
+    /// request also has to wait for a reply.
     fn next_due(&self, schedule: &Schedule) -> Option<Nanos> {
         let next = schedule.next()?;
         let count = self.connections.len() as u64;
-        let has_room = |k: &u64| {
+        let can_send = |k: &u64| {
             let connection = &self.connections[(*k % count) as usize];
-            connection.stage != Stage::Failed && schedule.room(connection.in_flight()) > 0
+            connection.stage != Stage::Failed && schedule.free_slots(connection.in_flight()) > 0
         };
-        let first = (next..next + count).find(has_room).and_then(|k| schedule.due(k));
+        let first = (next..next + count).find(can_send).and_then(|k| schedule.due(k));
         Some(first.unwrap_or(Nanos::MAX).min(schedule.until))
     }
 
-    /// Lets every server say its last words: what nobody asked for shows here.
+    /// Shuts down all connections and waits until the servers close them. This detects surplus
+    /// bytes after the last reply.
     fn close(&mut self, events: &mut Events) -> io::Result<()> {
         for i in 0..self.connections.len() {
             if self.connections[i].stage == Stage::Open {
                 self.change(i, |engine, i| {
-                    engine.say_goodbye(i);
+                    engine.begin_close(i);
                     Ok(())
                 })?;
             }
         }
-        let until = self.now() + nanos(LAST_WORDS);
+        let until = self.now() + nanos(CLOSE_TIMEOUT);
         while self.busy > 0 && self.now() < until {
             self.turn(events, TICK)?;
         }
         Ok(())
     }
 
-    /// Waits for events, at most `wait`, and handles them.
+    /// Waits at most `wait` for events and handles them.
     fn turn(&mut self, events: &mut Events, wait: Duration) -> io::Result<()> {
-        let wait = if self.refused.is_empty() { wait.min(TICK) } else { Duration::from_millis(1) };
-        // The system waits in whole milliseconds and rounds up: rather look again than be late.
+        let wait = if self.to_retry.is_empty() { wait.min(TICK) } else { Duration::from_millis(1) };
+        // `poll` would round up to whole milliseconds. Round down, so that the client is not late.
         let wait = Duration::from_millis(wait.as_millis() as u64);
         match self.poll.poll(events, Some(wait)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -192,8 +198,8 @@ impl<'a> Engine<'a> {
             let to_the_end = event.is_read_closed() || event.is_error();
             self.change(event.token().0, |engine, i| engine.serve(i, to_the_end))?;
         }
-        for _ in 0..self.refused.len() {
-            if let Some(i) = self.refused.pop_front() {
+        for _ in 0..self.to_retry.len() {
+            if let Some(i) = self.to_retry.pop_front() {
                 self.change(i, Self::connect)?;
             }
         }
@@ -207,25 +213,26 @@ impl<'a> Engine<'a> {
         }
         self.next_tick = now + nanos(TICK);
         let progress = self.progress(now);
-        (self.tell)(progress);
-        let patience = nanos(self.load.patience);
+        (self.on_progress)(progress);
+        let timeout = nanos(self.load.timeout);
         for i in 0..self.connections.len() {
             let connection = &self.connections[i];
-            if connection.is_busy() && now.saturating_sub(connection.moved) > patience {
+            if connection.is_busy() && now.saturating_sub(connection.last_activity) > timeout {
                 self.change(i, |_, _| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
             }
         }
         Ok(())
     }
 
-    /// The one way by which a connection changes: keeps count of the busy and ends what fails.
+    /// Applies `action` to a connection, updates `busy`, and closes the connection if it fails. All
+    /// changes of connections are made here.
     fn change(
         &mut self,
         i: usize,
-        what: impl FnOnce(&mut Self, usize) -> Result<(), Fault>,
+        action: impl FnOnce(&mut Self, usize) -> Result<(), Fault>,
     ) -> io::Result<()> {
         let was_busy = self.connections[i].is_busy();
-        if let Err(fault) = what(self, i) {
+        if let Err(fault) = action(self, i) {
             self.fail(i, fault)?;
         }
         self.busy += usize::from(self.connections[i].is_busy());
@@ -247,28 +254,28 @@ impl<'a> Engine<'a> {
             connection.stream = None;
             connection.stage = Stage::Vacant;
         }
-        self.proceed(i)
+        self.send_due(i)
     }
 
-    /// Takes what the schedule has for a connection, if it has room for it.
-    fn proceed(&mut self, i: usize) -> Result<(), Fault> {
+    /// Sends the requests that the schedule has for a connection, up to its depth limit.
+    fn send_due(&mut self, i: usize) -> Result<(), Fault> {
         let now = self.now();
         let connection = &mut self.connections[i];
         let Some(schedule) = &mut self.schedule else { return Ok(()) };
         if self.load.churn && connection.stage == Stage::Open && connection.in_flight() == 0 {
-            self.say_goodbye(i);
+            self.begin_close(i);
             return Ok(());
         }
         if matches!(connection.stage, Stage::Closing | Stage::Failed) {
             return Ok(());
         }
         let before = connection.in_flight();
-        for _ in 0..schedule.room(before) {
+        for _ in 0..schedule.free_slots(before) {
             let Some(due) = schedule.take(i, connection.given(), now) else { break };
             connection.queue(due);
         }
         if before == 0 {
-            connection.moved = now;
+            connection.last_activity = now;
         }
         match connection.stage {
             Stage::Vacant if before == 0 && connection.in_flight() > 0 => self.connect(i),
@@ -287,38 +294,41 @@ impl<'a> Engine<'a> {
                 connection.stream = Some(stream);
                 connection.stage = Stage::Open;
             }
-            Err(error) if would_block(&error) => self.refused.push_back(i),
+            Err(error) if would_block(&error) => self.to_retry.push_back(i),
             Err(error) if self.shared.tally.answered > 0 && is_out_of_ports(&error) => {
-                self.refused.push_back(i);
+                self.to_retry.push_back(i);
             }
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// Ends the sending half. If that fails, reading will say why.
-    fn say_goodbye(&mut self, i: usize) {
+    /// Shuts down the sending half. If that fails, a later read returns the error.
+    fn begin_close(&mut self, i: usize) {
         let now = self.now();
         let connection = &mut self.connections[i];
         if let Some(stream) = &connection.stream {
             let _ = stream.shutdown_write();
         }
         connection.stage = Stage::Closing;
-        connection.moved = now;
+        connection.last_activity = now;
     }
 
+    /// Closes a failed connection and counts the failure.
+    ///
     /// # Errors
-    /// If the run makes no sense any more: nobody ever answered, or there are no descriptors.
+    /// Returns an error if the run cannot continue: the fault came before any reply, or the process
+    /// has run out of file descriptors.
     fn fail(&mut self, i: usize, fault: Fault) -> io::Result<()> {
         let connection = &mut self.connections[i];
-        // When all is over, servers may close as they like.
+        // After the run, servers may close in any way.
         let over = connection.stage == Stage::Closing && self.schedule.is_none();
         connection.stream = None;
         connection.stage = Stage::Failed;
         self.failed += 1;
         let tally = &mut self.shared.tally;
         match fault {
-            Fault::Wrong(what) => tally.wrong(what),
+            Fault::Wrong(description) => tally.wrong(description),
             Fault::Io(_) if over => {}
             Fault::Io(error) if is_exhausted(&error) => {
                 let open = self.connections.iter().filter(|c| c.stage == Stage::Open).count();
@@ -346,7 +356,7 @@ impl<'a> Engine<'a> {
         Progress { elapsed, requests, done: done.clamp(0.0, 1.0), connections: open }
     }
 
-    /// What was tallied since this was last asked.
+    /// Returns the results since the last call.
     pub(super) fn outcome(&mut self, schedule: Option<&Schedule>) -> io::Result<Outcome> {
         let mut tally = mem::replace(&mut self.shared.tally, Tally::new()?);
         let requests = tally.latency.len();
@@ -384,16 +394,19 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Will pass, when ports have rested.
+/// Returns true for errors that no longer occur once ports have left `TIME_WAIT`.
 fn is_out_of_ports(error: &io::Error) -> bool {
     [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable].contains(&error.kind())
 }
 
+/// Returns true if the process or the system has no free file descriptors.
 fn is_exhausted(error: &io::Error) -> bool {
-    [Errno::MFILE, Errno::NFILE].iter().any(|no| error.raw_os_error() == Some(no.raw_os_error()))
+    [Errno::MFILE, Errno::NFILE]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Room for what one wait brings.
+/// Creates the buffer for the events of one wait.
 pub(super) fn events() -> Events {
     Events::with_capacity(1024)
 }

@@ -1,45 +1,48 @@
-//! Schedule: when requests are due. Pure; knows no sockets and reads no clock.
+//! Schedule: computes when requests are due. Pure: uses no sockets and reads no clock.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use super::{Length, Load, Pace};
 
-/// Nanoseconds since the client was made.
+/// Nanoseconds since the client was created.
 pub(super) type Nanos = u64;
 
 #[derive(Debug)]
 pub(super) struct Schedule {
     kind: Kind,
     depth: usize,
-    /// Requests that are due earlier only warm up.
+    /// Requests that are due before this time belong to the warm-up.
     pub(super) measured_from: Nanos,
+    /// The end of the run, or `Nanos::MAX` if the run ends after a number of requests.
     pub(super) until: Nanos,
 }
 
 #[derive(Debug)]
 enum Kind {
-    /// How many more may be sent once the warm-up is over.
+    /// The number of measured requests that may still be sent.
     Closed(u64),
     Open(Open),
 }
 
-/// Request `k` is due at `start + k * gap` and belongs to connection `k` modulo all of them. So
-/// what waits to be sent is a range of numbers, and no reply has a say in when it was due.
+/// Request `k` is due at `start + k * gap` and belongs to connection `k % connections`. The
+/// requests that wait to be sent are therefore a range of numbers, and replies do not affect due
+/// times.
 #[derive(Debug)]
 struct Open {
     start: Nanos,
     gap: f64,
     connections: u64,
     total: u64,
-    /// The first request whose time had not come when somebody last asked.
+    /// The first request that was not due at the last call of [`Schedule::arrivals`].
     next: u64,
+    /// Set once no further request may be sent.
     stopped: bool,
 }
 
 impl Schedule {
     pub(super) fn new(load: &Load, start: Nanos) -> Self {
-        let depth = load.at_once();
+        let depth = load.max_in_flight();
         let begin = start.saturating_add(nanos(load.warmup));
         let (until, requests) = match load.length {
             Length::Time(time) => (begin.saturating_add(nanos(time)), u64::MAX),
@@ -60,15 +63,16 @@ impl Schedule {
         Self { kind: Kind::Open(open), depth, measured_from, until }
     }
 
-    /// How many requests a connection that waits for `in_flight` replies may be given now.
-    pub(super) fn room(&self, in_flight: usize) -> usize {
+    /// Returns how many more requests a connection with `in_flight` requests may take.
+    pub(super) fn free_slots(&self, in_flight: usize) -> usize {
         match &self.kind {
             Kind::Closed(_) if in_flight > 0 => 0,
             Kind::Closed(_) | Kind::Open(_) => self.depth - in_flight,
         }
     }
 
-    /// When the next request of a connection that was given `given` so far is due, if it is.
+    /// Takes the next request of a connection that has taken `given` requests so far. Returns its
+    /// due time, or `None` if no request is due.
     pub(super) fn take(&mut self, connection: usize, given: u64, now: Nanos) -> Option<Nanos> {
         match &mut self.kind {
             Kind::Closed(_) if now >= self.until => None,
@@ -86,8 +90,9 @@ impl Schedule {
         }
     }
 
-    /// The requests of an open loop whose time came since this was last asked. Asked again after
-    /// the end of the run, it ends the sending.
+    /// Returns the numbers of the open-loop requests that became due since the last call. If all
+    /// requests were returned by earlier calls and the run has ended, it stops the sending:
+    /// [`Schedule::take`] then returns `None`.
     pub(super) fn arrivals(&mut self, now: Nanos) -> Range<u64> {
         let Kind::Open(open) = &mut self.kind else { return 0..0 };
         open.stopped |= open.next == open.total && now >= self.until;
@@ -96,7 +101,7 @@ impl Schedule {
         from..open.next
     }
 
-    /// When a request of an open loop is due.
+    /// Returns the due time of open-loop request `k`.
     pub(super) fn due(&self, k: u64) -> Option<Nanos> {
         match &self.kind {
             Kind::Open(open) if k < open.total => Some(open.due(k)),
@@ -104,7 +109,8 @@ impl Schedule {
         }
     }
 
-    /// The first request of an open loop whose time has not come.
+    /// Returns the first open-loop request that was not due at the last call of
+    /// [`Schedule::arrivals`].
     pub(super) fn next(&self) -> Option<u64> {
         match &self.kind {
             Kind::Open(open) => Some(open.next).filter(|next| *next < open.total),
@@ -112,14 +118,15 @@ impl Schedule {
         }
     }
 
-    /// Which of its own requests a connection that was given `given` was not given.
+    /// Returns the requests that a connection has not taken, numbered per connection. `given` is
+    /// the number of requests that the connection has taken.
     pub(super) fn left(&self, connection: usize, given: u64) -> Range<u64> {
         let Kind::Open(open) = &self.kind else { return given..given };
         let left = open.total.saturating_sub(open.number(connection, given));
         given..given + left.div_ceil(open.connections)
     }
 
-    /// How long a request, of which a connection was given so many before, waited until the end.
+    /// Returns how long request number `given` of a connection waited until the end of the run.
     pub(super) fn waited(&self, connection: usize, given: u64) -> Nanos {
         let Kind::Open(open) = &self.kind else { return 0 };
         self.until.saturating_sub(open.due(open.number(connection, given)))
@@ -128,17 +135,17 @@ impl Schedule {
 
 #[expect(clippy::cast_sign_loss, reason = "neither times nor the gap are negative")]
 impl Open {
-    /// The number of a connection's request.
+    /// Returns the number in the schedule of request number `given` of a connection.
     fn number(&self, connection: usize, given: u64) -> u64 {
         connection as u64 + given * self.connections
     }
 
     fn due(&self, k: u64) -> Nanos {
-        // A double counts nanoseconds exactly for a hundred days.
+        // An `f64` represents whole nanoseconds exactly up to 104 days.
         self.start.saturating_add((k as f64 * self.gap) as Nanos)
     }
 
-    /// How many requests are due before `time`.
+    /// Returns the number of requests that are due before `time`.
     fn due_before(&self, time: Nanos) -> u64 {
         let mut k = (time.saturating_sub(self.start) as f64 / self.gap) as u64;
         while k > 0 && self.due(k - 1) >= time {
@@ -168,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_loop_is_on_schedule_whatever_the_replies_do() {
+    fn due_times_of_an_open_loop_do_not_depend_on_replies() {
         let load = load(Pace::Open(1_000.0), Length::Requests(10));
         let mut schedule = Schedule::new(&load, 5 * MILLI);
         assert_eq!(schedule.take(1, 0, 6 * MILLI - 1), None);
@@ -177,12 +184,12 @@ mod tests {
         assert_eq!(schedule.take(1, 0, late), Some(6 * MILLI));
         assert_eq!(schedule.take(1, 1, late), Some(9 * MILLI));
         assert_eq!(schedule.take(1, 2, late), Some(12 * MILLI));
-        assert_eq!(schedule.take(1, 3, late), None, "there are ten in all");
+        assert_eq!(schedule.take(1, 3, late), None, "the schedule has ten requests");
         assert_eq!(schedule.take(0, 3, late), Some(14 * MILLI));
     }
 
     #[test]
-    fn each_request_of_an_open_loop_arrives_once() {
+    fn each_request_of_an_open_loop_becomes_due_once() {
         let load = load(Pace::Open(1_000.0), Length::Time(Duration::from_millis(10)));
         let mut schedule = Schedule::new(&load, 0);
         assert_eq!(schedule.arrivals(0), 0..1);
@@ -195,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn what_an_open_loop_could_not_send_in_time_is_left_and_waited_till_the_end() {
+    fn unsent_requests_of_an_open_loop_wait_until_the_end() {
         let load = load(Pace::Open(1_000.0), Length::Time(Duration::from_millis(10)));
         let mut schedule = Schedule::new(&load, 0);
         schedule.arrivals(10 * MILLI);
-        assert_eq!(schedule.take(0, 1, 10 * MILLI), Some(3 * MILLI), "once more at the end");
+        assert_eq!(schedule.take(0, 1, 10 * MILLI), Some(3 * MILLI), "a request is due at the end");
         schedule.arrivals(10 * MILLI);
-        assert_eq!(schedule.take(0, 2, 10 * MILLI), None, "but then it is over");
+        assert_eq!(schedule.take(0, 2, 10 * MILLI), None, "the sending has stopped");
         // Connection 0 has requests 0, 3, 6 and 9.
         assert_eq!(schedule.left(0, 2), 2..4);
         assert_eq!((schedule.waited(0, 2), schedule.waited(0, 3)), (4 * MILLI, MILLI));
@@ -209,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warm_up_comes_before_what_is_measured() {
+    fn the_warm_up_precedes_the_measurement() {
         let warm =
             |pace| Load { warmup: Duration::from_millis(10), ..load(pace, Length::Requests(2)) };
         let mut open = Schedule::new(&warm(Pace::Open(1_000.0)), 0);
@@ -217,22 +224,22 @@ mod tests {
         let mut closed = Schedule::new(&warm(Pace::Closed), 0);
         let due: Vec<_> = (0..6).map(|i| closed.take(0, i, (7 + i) * MILLI)).collect();
         let sent = [7, 8, 9, 10, 11].map(|time| Some(time * MILLI));
-        assert_eq!((&due[..5], due[5]), (&sent[..], None), "two of the five are measured");
+        assert_eq!((&due[..5], due[5]), (&sent[..], None), "two of the five requests are measured");
     }
 
     #[test]
-    fn a_closed_loop_sends_a_batch_when_the_last_one_is_answered() {
+    fn a_closed_loop_sends_a_batch_when_the_previous_is_answered() {
         let load = load(Pace::Closed, Length::Time(Duration::from_millis(10)));
         let mut schedule = Schedule::new(&load, 0);
-        assert_eq!([0, 1, 2].map(|in_flight| schedule.room(in_flight)), [2, 0, 0]);
+        assert_eq!([0, 1, 2].map(|in_flight| schedule.free_slots(in_flight)), [2, 0, 0]);
         assert_eq!(schedule.take(0, 0, 10 * MILLI - 1), Some(10 * MILLI - 1));
         assert_eq!(schedule.take(0, 1, 10 * MILLI), None);
         let open = Schedule::new(&Load { pace: Pace::Open(1.0), ..load }, 0);
-        assert_eq!([0, 1, 2].map(|in_flight| open.room(in_flight)), [2, 1, 0]);
+        assert_eq!([0, 1, 2].map(|in_flight| open.free_slots(in_flight)), [2, 1, 0]);
     }
 
     #[test]
-    fn what_is_due_before_a_time_is_counted_exactly_at_any_rate() {
+    fn requests_due_before_a_time_are_counted_exactly() {
         for rate in [0.001, 3.0, 999.9, 1e6, 1e8] {
             let open = Open {
                 start: 7,

@@ -1,5 +1,5 @@
-//! Session: connections that stay open from one run to the next, for who has to look at something
-//! else exactly when a run begins and ends.
+//! Session: connections that stay open between runs. It is for callers that read other counters
+//! before and after each run, such as the processor time of the server.
 
 use std::io;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use mio::Events;
 use super::engine::{Engine, events};
 use super::{Length, Load, Outcome, Progress};
 
-/// Connections that are open and have been answered once. Dropped, it closes them.
+/// Open connections that have each received one reply. They are closed when the session is dropped.
 pub struct Session<'a> {
     engine: Engine<'a>,
     events: Events,
 }
 
 impl<'a> Session<'a> {
-    /// Connects. Who churns connects in its runs only.
+    /// Opens the connections. With `churn`, the runs open them instead.
     ///
     /// # Errors
-    /// If any connection cannot be made or is not answered.
-    pub fn connect(load: &Load, tell: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
-        let mut session = Self { engine: Engine::new(load, tell)?, events: events() };
+    /// Returns an error if a connection fails or does not receive a correct reply.
+    pub fn connect(load: &Load, on_progress: &'a mut dyn FnMut(Progress)) -> io::Result<Self> {
+        let mut session = Self { engine: Engine::new(load, on_progress)?, events: events() };
         session.engine.establish(&mut session.events)?;
-        session.engine.outcome(None)?.if_right()?;
+        session.engine.outcome(None)?.into_result()?;
         Ok(session)
     }
 
-    /// Loads for as long as `length` says, without a warm-up. In a closed loop nothing is under way
-    /// before and after.
+    /// Sends the load for `length`, without a warm-up. In a closed loop, no request is in flight
+    /// before or after the run.
     ///
     /// # Errors
-    /// If readiness cannot be waited for, or descriptors run out.
+    /// Returns an error if waiting for readiness fails or the process runs out of file descriptors.
     pub fn run(&mut self, length: Length) -> io::Result<Outcome> {
         self.engine.load.length = length;
         self.engine.load.warmup = Duration::ZERO;

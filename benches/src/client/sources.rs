@@ -1,27 +1,29 @@
-//! Sources: where connections over loopback come from. Knows no sockets.
+//! Sources: source addresses for connections over loopback. Pure: uses no sockets.
 //!
-//! Who closes first keeps its pair of addresses for a minute (`TIME_WAIT`). Left to the system, a
-//! churning client runs out of ports within seconds, and if it binds to other loopback addresses
-//! without naming a port, then everybody else on the machine does, too: a port that somebody was
-//! given by `bind` is given to nobody else by `connect`. So ports are named, below those that the
-//! system gives away on its own.
+//! The side that closes first keeps its pair of addresses for a minute (`TIME_WAIT`). If the system
+//! chooses the source, a client that opens and closes connections runs out of ports within seconds.
+//! If the client binds to other loopback addresses and lets the system choose the port, all other
+//! processes run out of ports as well, because `connect` does not use a port that the system has
+//! chosen in `bind`. The client therefore binds to explicit ports, below the ephemeral ports of the
+//! system.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::content::mix;
 
-/// How many loopback addresses are used.
+/// The number of loopback addresses in use.
 const ADDRESSES: u64 = 250;
 
-/// By default the system gives away 32768 and above on its own.
+/// The ephemeral ports of Linux begin at 32768 by default.
 const FIRST_PORT: u64 = 16_384;
 const PORTS: u64 = 16_384;
 
-/// How many ports are tried: those that rest are few among all.
+/// Maximum ports tried per connection. Only a small part of the ports is in `TIME_WAIT`.
 const ATTEMPTS: u64 = 16;
 
-/// Addresses in turns, each with ports at random: four million sources, in another order each time.
+/// Loopback addresses in rotation, each with pseudo-random ports. There are four million sources.
+/// Each client uses them in a different order.
 #[derive(Debug)]
 pub(super) struct Sources {
     turn: u64,
@@ -32,8 +34,10 @@ impl Sources {
         Self { turn: RandomState::new().hash_one(()) }
     }
 
-    /// Where a connection to this address may come from, in the order in which to try; nothing if
-    /// the system shall choose. Other systems than Linux have only one loopback address.
+    /// Returns source addresses for a connection to `to`, in the order in which to try them.
+    /// Returns no address if the system should choose the source. This is the case if `to` is not
+    /// an IPv4 loopback address, and on systems other than Linux, because they have only one
+    /// loopback address.
     pub(super) fn next(&mut self, to: SocketAddr) -> impl Iterator<Item = SocketAddr> + use<> {
         self.turn = self.turn.wrapping_add(1);
         let turn = self.turn;
@@ -54,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_differ_and_are_not_what_the_system_gives_away() {
+    fn sources_differ_and_are_below_the_ephemeral_ports() {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
         let mut sources = Sources::new();
         let drawn: HashSet<_> = (0..10_000).flat_map(|_| sources.next(to)).collect();
@@ -65,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_chosen_for() {
+    fn sources_are_chosen_for_loopback_only() {
         let elsewhere = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 80));
         assert_eq!(Sources::new().next(elsewhere).count(), 0);
     }

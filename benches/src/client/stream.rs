@@ -1,4 +1,4 @@
-//! Stream: a non-blocking TCP or Unix socket, and how it is made.
+//! Stream: a non-blocking TCP or Unix socket.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -19,11 +19,11 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Begins to connect; what comes of it shows when the stream is used.
+    /// Begins to connect. If the connection fails later, the next read or write returns the error.
     ///
     /// # Errors
-    /// `WouldBlock` when a Unix listener's backlog is full, `AddrInUse` when ports rest: try again
-    /// later.
+    /// Returns `WouldBlock` if the backlog of a Unix listener is full, and `AddrInUse` if all ports
+    /// that it tried are in `TIME_WAIT`. In both cases the caller may retry later.
     pub(super) fn connect(target: &Target, sources: &mut Sources) -> io::Result<Self> {
         match target {
             Target::Tcp(addr) => tcp(*addr, sources).map(Self::Tcp),
@@ -75,7 +75,7 @@ fn tcp(addr: SocketAddr, sources: &mut Sources) -> io::Result<TcpStream> {
 fn bind(socket: &Socket, addr: SocketAddr, sources: &mut Sources) -> io::Result<()> {
     let mut bound = Ok(());
     for source in sources.next(addr) {
-        // Without SO_REUSEADDR a source that still rests is refused.
+        // Without SO_REUSEADDR, `bind` refuses a source that is in TIME_WAIT.
         bound = socket.bind(&source.into());
         match &bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}

@@ -1,4 +1,4 @@
-//! Tally: what is counted while a client runs.
+//! Tally: the counters of a run.
 
 use std::io;
 use std::ops::Range;
@@ -7,18 +7,18 @@ use hdrhistogram::Histogram;
 
 use super::schedule::{Nanos, Schedule};
 
-/// The longest latency that is told from longer ones.
+/// The longest recorded latency. Longer latencies are recorded as this value.
 const LONGEST: Nanos = 3_600 * 1_000_000_000;
 
-/// How many points stand for all requests that one connection did not send.
+/// Maximum histogram entries for the unsent requests of one connection.
 const POINTS: u64 = 1_000;
 
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Requests that are due earlier are not measured.
+    /// Requests that were due before this time are not measured.
     pub(super) measured_from: Nanos,
     pub(super) latency: Histogram<u64>,
-    /// Replies, measured or not.
+    /// The number of all replies, including those that are not measured.
     pub(super) answered: u64,
     pub(super) last_reply: Nanos,
     pub(super) wrong: u64,
@@ -42,7 +42,7 @@ impl Tally {
         })
     }
 
-    /// A request that was due at `due` has its whole reply.
+    /// Records the complete reply to a request that was due at `due`.
     pub(super) fn answered(&mut self, due: Nanos, now: Nanos) {
         self.answered += 1;
         self.last_reply = now;
@@ -51,7 +51,8 @@ impl Tally {
         }
     }
 
-    /// A connection was not given these requests in time: they waited until the end.
+    /// Records requests that a connection did not send. Their latency is the time from when they
+    /// were due to the end of the run.
     pub(super) fn unsent(&mut self, schedule: &Schedule, connection: usize, left: Range<u64>) {
         let step = (left.end - left.start).div_ceil(POINTS).max(1);
         for first in left.clone().step_by(step as usize) {
@@ -61,9 +62,9 @@ impl Tally {
         }
     }
 
-    pub(super) fn wrong(&mut self, what: String) {
+    pub(super) fn wrong(&mut self, description: String) {
         self.wrong += 1;
-        self.first_wrong.get_or_insert(what);
+        self.first_wrong.get_or_insert(description);
     }
 
     pub(super) fn error(&mut self, kind: io::ErrorKind) {

@@ -1,24 +1,24 @@
-//! Bars in groups, lying: their labels have room.
+//! Grouped horizontal bars.
 
 use super::svg::{Anchor, Svg, text_width};
 
-/// A chart of bars.
+/// A bar chart.
 #[derive(Clone, Debug)]
 pub struct Bars<'a> {
     pub title: &'a str,
-    /// What the bars of every group stand for, in their order.
+    /// The names of the bars in each group, in order.
     pub series: &'a [&'a str],
     pub groups: &'a [Group],
-    /// What is written behind a bar.
+    /// Formats the label of a bar.
     pub label: fn(f64) -> String,
 }
 
-/// Bars that are compared with each other: the longest of the group fills the width, so that
-/// groups of different magnitudes can be read in one picture.
+/// Bars that are compared with each other. The longest bar of each group fills the width, so that
+/// one chart can show groups of different magnitudes.
 #[derive(Clone, Debug)]
 pub struct Group {
     pub name: String,
-    /// One for each series; `None` where there is none.
+    /// One value per series, `None` if the series has no value.
     pub values: Vec<Option<f64>>,
 }
 
@@ -33,7 +33,7 @@ pub fn bars(chart: &Bars<'_>) -> String {
     let mut y = svg.legend(chart.series.iter().copied()) + 10.0;
     let names = chart.groups.iter().map(|group| text_width(&group.name));
     let left = 32.0 + names.fold(0.0, f64::max);
-    let room = WIDTH - 90.0 - left;
+    let max_length = WIDTH - 90.0 - left;
     for Group { name, values } in chart.groups {
         let height = BAR * values.len() as f64;
         svg.text(left - 10.0, y + height / 2.0 + 4.0, Anchor::End, "group", name);
@@ -42,7 +42,7 @@ pub fn bars(chart: &Bars<'_>) -> String {
         for (series, value) in values.iter().enumerate() {
             let label = value.map_or_else(|| "–".into(), chart.label);
             let part = value.map_or(0.0, |value| if longest > 0.0 { value / longest } else { 0.0 });
-            let length = (room * part).max(0.0);
+            let length = (max_length * part).max(0.0);
             if value.is_some() {
                 svg.rect((left, y + 1.0), (length.max(1.0), BAR - 2.0), series);
             }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_as_long_as_their_part_of_the_longest_of_their_group() {
+    fn bar_lengths_are_relative_to_the_longest_bar_of_the_group() {
         let groups = [
             Group { name: "1".into(), values: vec![Some(50_000.0), Some(25_000.0)] },
             Group { name: "10,000".into(), values: vec![Some(1.0), Some(4.0)] },
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_there_has_no_bar() {
+    fn a_missing_value_has_no_bar() {
         let svg = chart(&[Group { name: "idle".into(), values: vec![Some(3.0), None] }]);
         assert_eq!(lengths(&svg).len(), 1);
         assert!(svg.contains(">–<"));
     }
 
     #[test]
-    fn nothing_but_zeros_is_still_a_picture() {
+    fn a_chart_of_zeros_is_valid() {
         let svg = chart(&[Group { name: "zero".into(), values: vec![Some(0.0), Some(0.0)] }]);
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
     }

@@ -1,11 +1,12 @@
-//! Latency by percentile, on an axis that gives every further nine the same room.
+//! Latency by percentile. On the x axis, each additional nine has the same width: the distance from
+//! 90 % to 99 % equals that from 99 % to 99.9 %.
 
 use hdrhistogram::Histogram;
 
 use super::svg::{Anchor, Svg};
 use crate::human;
 
-/// A curve.
+/// One curve.
 #[derive(Clone, Copy, Debug)]
 pub struct Series<'a> {
     pub name: &'a str,
@@ -21,7 +22,7 @@ const HEIGHT: f64 = 280.0;
 /// Points of a curve for each nine.
 const POINTS: u32 = 50;
 
-/// Where the percentiles that have a label are.
+/// Positions of the labelled percentiles, in nines: 90 % is at 1.0, 99 % at 2.0.
 const TICKS: [(f64, &str); 8] = [
     (0.0, "min"),
     (std::f64::consts::LOG10_2, "p50"),
@@ -33,7 +34,7 @@ const TICKS: [(f64, &str); 8] = [
     (6.0, "p99.9999"),
 ];
 
-/// Draws one curve a series. Empty ones are only named.
+/// Draws one curve per series. An empty series only appears in the legend.
 #[must_use]
 pub fn latency(title: &str, series: &[Series<'_>]) -> String {
     let mut svg = Svg::new(WIDTH, title);
@@ -48,12 +49,12 @@ pub fn latency(title: &str, series: &[Series<'_>]) -> String {
     svg.finish(top + HEIGHT + 50.0)
 }
 
-/// What is where.
+/// The axes of a plot.
 struct Frame {
     top: f64,
-    /// The end of the x axis.
+    /// The end of the x axis, in nines.
     nines: f64,
-    /// The ends of the y axis, as powers of ten of nanoseconds.
+    /// The ends of the y axis, as decimal logarithms of nanoseconds.
     low: f64,
     high: f64,
 }
@@ -65,7 +66,7 @@ impl Frame {
         let low = full().map(Histogram::min).min().unwrap_or(1_000).max(1);
         let high = full().map(Histogram::max).max().unwrap_or(1_000_000).max(low + 1);
         let (low, high) = ((low as f64).log10(), (high as f64).log10());
-        // At least a decade, so that noise does not look like a cliff.
+        // Show at least one decade, so that noise does not look like a large difference.
         let middle = f64::midpoint(low, high);
         let half = ((high - low) / 2.0 * 1.05).max(0.5);
         Self { top, nines, low: (middle - half).max(0.0), high: middle + half }
@@ -92,7 +93,7 @@ impl Frame {
             bottom + 38.0,
             Anchor::Middle,
             "axis",
-            "latency by percentile; each further nine has the same room",
+            "latency by percentile; each further nine has the same width",
         );
         for nanos in self.y_ticks() {
             let y = self.y(nanos);
@@ -101,7 +102,8 @@ impl Frame {
         }
     }
 
-    /// Powers of ten, and what is between them if they are few.
+    /// Returns the powers of ten on the y axis. If there are few of them, also returns 2 times and
+    /// 5 times each power.
     fn y_ticks(&self) -> Vec<f64> {
         let steps: &[f64] = if self.high - self.low > 2.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let decades = (self.low.floor() as i32)..=(self.high.ceil() as i32);
@@ -126,7 +128,8 @@ impl Frame {
     }
 }
 
-/// How many nines a histogram can tell: its maximum is at one in all its values.
+/// Returns the number of nines that a histogram resolves. This is the decimal logarithm of its
+/// number of values, limited to the range from 0.5 to 7.
 fn nines(latency: &Histogram<u64>) -> f64 {
     (latency.len() as f64).log10().clamp(0.5, 7.0)
 }
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_series_has_a_name_and_a_curve_inside_the_picture() {
+    fn each_series_has_a_name_and_a_curve_inside_the_plot() {
         let fast = histogram((1..10_000).map(|i| 10_000 + i));
         let slow = histogram((1..10_000).map(|i| i * i * 10));
         let text = latency(
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_rises_to_the_maximum_at_the_right() {
+    fn a_curve_ends_at_the_maximum_on_the_right() {
         let mut values = histogram(std::iter::repeat_n(1_000, 9_999));
         values.saturating_record(1_000_000);
         let frame = Frame::around(&[Series { name: "", latency: &values }], 0.0);
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_draw_is_still_a_picture() {
+    fn an_empty_plot_is_valid() {
         let empty = histogram(std::iter::empty());
         let text = latency("nothing", &[Series { name: "empty", latency: &empty }]);
         assert!(text.contains(">empty<") && !text.contains("<polyline") && !text.contains("NaN"));

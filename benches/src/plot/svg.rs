@@ -1,8 +1,8 @@
-//! What plots are drawn with.
+//! The SVG elements of plots.
 
 use std::fmt::{self, Display, Write};
 
-/// One for each series; strong enough on white and on black.
+/// One colour per series, readable on white and on black.
 const COLOURS: [&str; 8] =
     ["#2f81f7", "#e8830c", "#1a9e76", "#e0559a", "#8b6cf0", "#7d8590", "#b59b00", "#16a3b8"];
 
@@ -14,7 +14,7 @@ text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-se
 .curve{fill:none;stroke-width:2;stroke-linejoin:round}\
 @media(prefers-color-scheme:dark){text{fill:#adb5be}.title{fill:#f0f6fc}}";
 
-/// Which end of a text is at its place.
+/// The part of a text that is placed at its x coordinate.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Anchor {
     Start,
@@ -29,7 +29,7 @@ pub(super) struct Svg {
 }
 
 impl Svg {
-    /// With a title on top.
+    /// Creates an image with a title at the top.
     pub(super) fn new(width: f64, title: &str) -> Self {
         let mut svg = Self { body: String::new(), width };
         svg.text(16.0, 26.0, Anchor::Start, "title", title);
@@ -65,14 +65,14 @@ impl Svg {
     pub(super) fn curve(&mut self, points: impl Iterator<Item = (f64, f64)>, series: usize) {
         let mut list = String::new();
         for (x, y) in points {
-            write!(list, "{x:.1},{y:.1} ").expect("a string takes everything");
+            write!(list, "{x:.1},{y:.1} ").expect("writing to a string cannot fail");
         }
         let (list, colour) = (list.trim_end(), colour(series));
         self.add(format_args!(r#"<polyline class="curve" stroke="{colour}" points="{list}"/>"#));
     }
 
-    /// Names of series in a row under the title, each with its colour, in as many rows as they
-    /// need. How high that is.
+    /// Draws the names of the series below the title, each with its colour, in as many rows as
+    /// needed. Returns the y coordinate of the lower edge.
     pub(super) fn legend<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> f64 {
         let (mut x, mut y) = (16.0, 46.0);
         for (series, name) in names.enumerate() {
@@ -97,11 +97,11 @@ impl Svg {
     }
 
     fn add(&mut self, element: fmt::Arguments<'_>) {
-        writeln!(self.body, "{element}").expect("a string takes everything");
+        writeln!(self.body, "{element}").expect("writing to a string cannot fail");
     }
 }
 
-/// About; nobody knows the font.
+/// Estimates the width of a text, because the font is unknown.
 pub(super) fn text_width(text: &str) -> f64 {
     7.0 * text.chars().count() as f64
 }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_something_to_svg_is_escaped() {
+    fn svg_markup_characters_are_escaped() {
         let mut svg = Svg::new(100.0, "a < b & c > d");
         svg.legend(["<script>"].into_iter());
         let text = svg.finish(50.0);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legend_that_is_too_long_goes_on_below() {
+    fn a_long_legend_continues_in_the_next_row() {
         let mut svg = Svg::new(200.0, "");
         let one = svg.legend(["short"].into_iter());
         let two = svg.legend(["a rather long name", "and another one"].into_iter());

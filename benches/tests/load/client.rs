@@ -1,4 +1,4 @@
-//! The client itself: whom a stall shows to, what adds up, what it costs.
+//! The client itself: latencies during a stall, the sums of its counters, and its allocations.
 
 use std::io::Write;
 use std::thread;
@@ -8,7 +8,7 @@ use bench::client::{Length, Load, Outcome, Pace, Target, run};
 
 use crate::servers::{Echo, lines};
 
-/// An echo server that sleeps once for 300 ms, after it has echoed a while.
+/// Starts an echo server that sleeps once for 300 ms, at its 500th request.
 fn stalling() -> Echo {
     let mut requests = 0;
     Echo::with(None, move |conn, body| {
@@ -32,14 +32,14 @@ mod stall {
         let mut load = Load::new(Target::Tcp(echo.addr));
         (load.connections, load.pace, load.length) = (4, pace, Length::Requests(2_000));
         let outcome = run(&load, &mut |_| ()).unwrap();
-        assert!(outcome.is_right() && outcome.requests == 2_000, "{outcome:?}");
+        assert!(outcome.is_correct() && outcome.requests == 2_000, "{outcome:?}");
         outcome
     }
 
     #[test]
-    fn an_open_loop_shows_a_stall_to_all_who_would_have_waited() {
-        // 600 of the 2,000 requests are due while the server sleeps: the slowest 30 % waited for
-        // up to 300 ms, evenly.
+    fn an_open_loop_shows_a_stall_in_all_requests_due_during_it() {
+        // 600 of the 2,000 requests are due while the server sleeps. The latencies of the slowest
+        // 30 % are therefore spread evenly up to 300 ms.
         let outcome = through_a_stall(Pace::Open(2_000.0));
         assert!(outcome.latency.max() >= 290_000_000, "{outcome:?}");
         assert!(millis(&outcome, 0.99) >= 270, "{}", millis(&outcome, 0.99));
@@ -48,18 +48,18 @@ mod stall {
     }
 
     #[test]
-    fn a_closed_loop_shows_it_to_one_request_a_connection() {
+    fn a_closed_loop_shows_a_stall_in_one_request_per_connection() {
         let outcome = through_a_stall(Pace::Closed);
         assert!(outcome.latency.max() >= 290_000_000, "{outcome:?}");
         assert!(millis(&outcome, 0.99) < 270, "{}", millis(&outcome, 0.99));
     }
 }
 
-mod accounts {
+mod counters {
     use super::*;
 
     #[test]
-    fn what_an_overloaded_server_left_unsent_is_among_the_latencies() {
+    fn unsent_requests_are_included_in_the_latencies() {
         let echo = Echo::with(None, |conn, body| {
             thread::sleep(Duration::from_millis(1));
             conn.write_all(body)
@@ -69,37 +69,41 @@ mod accounts {
         (load.pace, load.length) =
             (Pace::Open(100_000.0), Length::Time(Duration::from_millis(200)));
         let outcome = run(&load, &mut |_| ()).unwrap();
-        assert!(outcome.is_right() && outcome.requests > 0 && outcome.unsent > 0, "{outcome:?}");
+        assert!(outcome.is_correct() && outcome.requests > 0 && outcome.unsent > 0, "{outcome:?}");
         assert_eq!(outcome.requests + outcome.unsent, 20_000);
         assert_eq!(outcome.latency.len(), 20_000);
-        // Hardly one was answered: they waited from when they were due to the end, evenly.
+        // Few requests were answered. The others waited until the end. Their due times are spread
+        // evenly.
         let median = outcome.latency.value_at_quantile(0.5) / 1_000_000;
         assert!((90..=120).contains(&median), "{median}");
     }
 
     #[test]
-    fn progress_is_told_from_nothing_to_all() {
+    fn progress_is_reported_from_the_start_to_the_end() {
         let echo = Echo::new();
         let mut load = Load::new(Target::Tcp(echo.addr));
         (load.connections, load.length) = (5, Length::Time(Duration::from_millis(600)));
-        let mut told = Vec::new();
-        let outcome = run(&load, &mut |progress| told.push(progress)).unwrap();
+        let mut updates = Vec::new();
+        let outcome = run(&load, &mut |progress| updates.push(progress)).unwrap();
         assert_eq!(outcome.bytes, outcome.requests * 64);
         assert!(outcome.elapsed >= Duration::from_millis(600), "{outcome:?}");
-        assert!(told.is_sorted_by_key(|moment| (moment.elapsed, moment.requests)), "{told:?}");
-        let middle = told.iter().find(|moment| moment.done > 0.2 && moment.done < 0.9).unwrap();
+        assert!(
+            updates.is_sorted_by_key(|update| (update.elapsed, update.requests)),
+            "{updates:?}"
+        );
+        let middle = updates.iter().find(|update| update.done > 0.2 && update.done < 0.9).unwrap();
         let part = middle.elapsed.as_secs_f64() / 0.6;
         assert!((middle.done - part).abs() < 0.01 && middle.connections == 5, "{middle:?}");
     }
 
     #[test]
-    fn what_a_failed_connection_would_have_sent_is_missing() {
+    fn unsent_requests_of_a_failed_connection_are_missing() {
         let closing = lines(|number, line| (number < 9).then_some(line));
         let mut load = Load::new(Target::Tcp(closing));
         (load.pace, load.length) = (Pace::Open(1_000.0), Length::Requests(100));
         let outcome = run(&load, &mut |_| ()).unwrap();
         assert_eq!((outcome.requests, outcome.missing, outcome.unsent), (8, 92, 0));
-        assert!(!outcome.is_right());
+        assert!(!outcome.is_correct());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Servers for the tests: one that is right and many that are not.
+//! Servers for the tests: a correct echo server, and servers with faults.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use pool_manager::{Config, Conn, Framing, Handle, Manager, StopReport};
 
-/// An echo server of the library itself; stops when dropped.
+/// An echo server on pool-manager. It stops when dropped.
 pub struct Echo {
     pub addr: SocketAddr,
     handle: Handle,
@@ -54,7 +54,7 @@ impl Drop for Echo {
     }
 }
 
-/// Listens until the process ends; each connection has a thread that serves it.
+/// Listens until the process ends. Serves each connection on a separate thread.
 pub fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -67,8 +67,8 @@ pub fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     addr
 }
 
-/// Answers each line, the first on a connection being number 0, with what `reply` makes of it;
-/// closes where it makes nothing.
+/// Answers each line with the result of `reply`, which takes the number of the line on its
+/// connection, from 0, and the line. Closes the connection if the result is `None`.
 pub fn lines(
     reply: impl Fn(u64, Vec<u8>) -> Option<Vec<u8>> + Clone + Send + 'static,
 ) -> SocketAddr {

@@ -1,4 +1,5 @@
-//! Sessions, as `versus` uses them: connections that stay, and no fault that goes unnoticed.
+//! Sessions, as `versus` uses them: connections stay open between runs, and every fault is an
+//! error.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use bench::client::{Length, Load, Outcome, Session, Target};
 use super::servers::{Echo, lines};
 
 fn ok(outcome: std::io::Result<Outcome>) -> Outcome {
-    outcome.and_then(Outcome::if_right).unwrap()
+    outcome.and_then(Outcome::into_result).unwrap()
 }
 
 #[test]
@@ -22,8 +23,8 @@ fn runs_share_connections_and_nothing_else() {
         Some(line)
     });
     let load = Load { connections: 7, depth: 3, ..Load::new(Target::Tcp(addr)) };
-    let tell = &mut |_| ();
-    let mut session = Session::connect(&load, tell).unwrap();
+    let on_progress = &mut |_| ();
+    let mut session = Session::connect(&load, on_progress).unwrap();
     for requests in [210, 42] {
         let outcome = ok(session.run(Length::Requests(requests)));
         assert_eq!((outcome.requests, outcome.latency.len()), (requests, requests));
@@ -34,41 +35,41 @@ fn runs_share_connections_and_nothing_else() {
 }
 
 #[test]
-fn who_churns_connects_in_each_run() {
+fn a_session_with_churn_connects_in_each_run() {
     let echo = Echo::new();
     let load = Load { connections: 4, churn: true, ..Load::new(Target::Tcp(echo.addr)) };
-    let tell = &mut |_| ();
-    let mut session = Session::connect(&load, tell).unwrap();
+    let on_progress = &mut |_| ();
+    let mut session = Session::connect(&load, on_progress).unwrap();
     for _ in 0..2 {
         assert_eq!(ok(session.run(Length::Requests(100))).requests, 100);
     }
 }
 
 #[test]
-fn a_wrong_byte_is_an_error_when_connecting_and_later() {
+fn a_wrong_byte_is_an_error_while_connecting_and_later() {
     for wrong in [0, 5] {
         let addr = lines(move |number, mut line| {
             line[3] ^= u8::from(number == wrong);
             Some(line)
         });
         let load = Load { connections: 2, ..Load::new(Target::Tcp(addr)) };
-        let tell = &mut |_| ();
-        let outcome = Session::connect(&load, tell)
+        let on_progress = &mut |_| ();
+        let outcome = Session::connect(&load, on_progress)
             .and_then(|mut session| session.run(Length::Requests(100)))
-            .and_then(Outcome::if_right);
+            .and_then(Outcome::into_result);
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::InvalidData, "{wrong}");
     }
 }
 
 #[test]
-fn a_lost_connection_is_an_error_when_connecting_and_later() {
+fn a_lost_connection_is_an_error_while_connecting_and_later() {
     for last in [0, 5] {
         let addr = lines(move |number, line| (number < last).then_some(line));
         let load = Load { connections: 2, ..Load::new(Target::Tcp(addr)) };
-        let tell = &mut |_| ();
-        let outcome = Session::connect(&load, tell)
+        let on_progress = &mut |_| ();
+        let outcome = Session::connect(&load, on_progress)
             .and_then(|mut session| session.run(Length::Requests(100)))
-            .and_then(Outcome::if_right);
+            .and_then(Outcome::into_result);
         assert!(outcome.is_err(), "{last}");
     }
 }

@@ -1,32 +1,34 @@
-//! Cases: what is measured, known by name to the driver and to the server it starts.
+//! Cases: the kinds of traffic that are measured. The driver passes the name of a case to its
+//! server.
 
-/// One kind of traffic, the same in every round.
+/// One kind of traffic, identical in every round.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// Connections that are there.
+    /// Open connections.
     pub(crate) live: usize,
-    /// Connections that send in a round; the next ones in the next round.
+    /// Connections that send in one round. Rounds take the connections in rotation.
     pub(crate) active: usize,
-    /// Requests a connection sends at once.
+    /// Requests that a connection sends with one write.
     pub(crate) depth: usize,
     /// Measured rounds.
     pub(crate) rounds: u64,
+    /// Upper limits of the figures.
     pub(crate) bars: Bars,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// 64 bytes and back, `Framing::Drained`.
+    /// Echoes 64 bytes, with `Framing::Drained`.
     Echo,
-    /// Lines of 64 bytes with their newline, and back, `Framing::Delimited`.
+    /// Echoes lines of 64 bytes, including the newline, with `Framing::Delimited`.
     Lines,
-    /// Accept, one echo, close: what counts is a connection.
+    /// Accept, one echo, close. Figures are per connection.
     Churn,
 }
 
-/// What must not be passed, whatever was committed.
+/// Upper limits of the figures, independent of the committed figures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bars {
     pub(crate) instructions: Option<f64>,
@@ -34,11 +36,11 @@ pub(crate) struct Bars {
     pub(crate) calls: Option<f64>,
 }
 
-/// Bytes of a request, of its newline too.
+/// Bytes per request, including its newline.
 pub(crate) const SIZE: usize = 64;
 
-/// Connections that come and go in a round of [`Kind::Churn`], and that connect at once in others:
-/// fewer than a backlog holds.
+/// The number of connections per round of [`Kind::Churn`]. The other cases open their connections
+/// in batches of this size. It is smaller than the backlog of the listener.
 pub(crate) const BATCH: usize = 64;
 
 /// A warm request allocates nothing.
@@ -66,7 +68,8 @@ const ECHO_64: Case = Case {
 pub(crate) static CASES: [Case; 8] = [
     ECHO,
     ECHO_64,
-    // As echo-64, among many who are silent; and all of them at once.
+    // As echo-64, but with 10,000 open connections. In the first case, 64 of them send in each
+    // round; in the second case, all of them.
     Case { name: "echo-64-of-10000", live: 10_000, ..ECHO_64 },
     Case { name: "echo-10000", live: 10_000, active: 10_000, rounds: 3, ..ECHO_64 },
     Case { name: "line-1", kind: Kind::Lines, bars: Bars { calls: Some(3.0), ..WARM }, ..ECHO },
@@ -90,27 +93,28 @@ pub(crate) static CASES: [Case; 8] = [
     },
 ];
 
-/// Instructions a request may not grow by more than this from the first case to the second: what
-/// a request costs does not depend on how many connections there are.
+/// The instructions per request of each case in the list, divided by those of the first case, must
+/// not exceed this ratio. The cost of a request must not depend on the number of connections.
 pub(crate) const GROWTH: (&str, &[&str], f64) =
     ("echo-64", &["echo-64-of-10000", "echo-10000"], 1.1);
 
 impl Case {
-    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+    pub(crate) fn by_name(name: &str) -> Option<&'static Self> {
         CASES.iter().find(|case| case.name == name)
     }
 
-    /// What a round is made of: requests, or connections that come and go.
+    /// Returns the number of requests per round, or of connections for [`Kind::Churn`].
     pub(crate) fn requests(&self) -> u64 {
         (self.active * self.depth) as u64
     }
 
-    /// Rounds before the measured ones: each connection has been served at least once.
+    /// Returns the number of warm-up rounds. In these rounds each connection is served at least
+    /// once.
     pub(crate) fn warm_up(&self) -> u64 {
         2 + self.live.div_ceil(self.active) as u64
     }
 
-    /// What one connection sends in a round.
+    /// Returns the bytes that one connection sends in a round.
     pub(crate) fn request(&self) -> Vec<u8> {
         let mut request = [b'a'; SIZE];
         if self.kind == Kind::Lines {

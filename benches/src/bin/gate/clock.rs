@@ -1,6 +1,7 @@
-//! Clock: the operating system as the loop sees it, but for the time. The clock is read, and paid
-//! for, as ever; what it says is how often it was read. So no deadline and no slow turn of a
-//! measured program depends on how slow the measuring makes it.
+//! Clock: the operating system's backend with a different clock. Each reading of the time reads the
+//! real clock, at its usual cost, but returns a time that is computed from the number of readings.
+//! The deadlines and slow turns of a measured program therefore do not depend on the speed of the
+//! measuring tool.
 
 use std::hint::black_box;
 use std::io;
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 use pool_manager::Socket;
 use pool_manager::sys::{Backend, Event, ListenSocket, Os, Wake};
 
-/// Readings a millisecond. A turn at full speed takes a few.
+/// Readings per millisecond of the returned time. A turn reads the clock a few times.
 const READINGS: u64 = 50;
 
-/// Every method that a measured server uses is that of [`Os`]; it begins no connection.
+/// Delegates to [`Os`] all methods that a measured server uses, except those that read the clock.
+/// Methods for outgoing connections are missing, because a measured server opens none.
 pub(crate) struct Clocked {
     os: Os,
     readings: u64,
@@ -43,8 +45,9 @@ impl Backend for Clocked {
         Duration::from_millis(self.readings) / READINGS as u32
     }
 
-    /// That of [`Os`] converts a reading only if it is of another millisecond than the one before,
-    /// which a slow run would make many: so what is paid for here is the reading and a division.
+    /// [`Os`] converts a reading only if it is in another millisecond than the previous reading. In
+    /// a slow run this would happen more often. This method always costs one reading and one
+    /// division.
     #[inline]
     fn millis(&mut self) -> (u64, bool) {
         black_box(Instant::now());
@@ -70,8 +73,8 @@ impl Backend for Clocked {
         self.os.deregister(socket);
     }
 
-    fn listen(&mut self, bound: ListenSocket, token: u64) -> io::Result<Self::Listener> {
-        self.os.listen(bound, token)
+    fn listen(&mut self, socket: ListenSocket, token: u64) -> io::Result<Self::Listener> {
+        self.os.listen(socket, token)
     }
 
     fn close_listener(&mut self, listener: Self::Listener) {

@@ -1,4 +1,4 @@
-//! Figures: those that were committed, and how new ones compare.
+//! Figures: the committed figures, and the comparison of new figures with them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,27 +7,28 @@ use std::process::Command;
 use crate::cases::{Case, GROWTH};
 use crate::count::Cost;
 
-/// A figure may be this much above the committed one.
+/// The maximum relative excess of instructions over the committed figure.
 const TOLERANCE: f64 = 0.03;
 
-/// System calls are whole per round, so any difference is one.
+/// The tolerance for rounding errors. Allocations and system calls per round are whole numbers, so
+/// every real difference exceeds this tolerance.
 const EXACT: f64 = 0.000_1;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/figures.txt");
 
 const HEAD: &str = "\
-# What a request costs, or for `churn` a connection; `cargo run --release -p bench --bin gate` holds
-# changes to it, and with `-- --write` writes it anew.
+# The cost of a request, or of a connection for `churn`. `cargo run --release -p bench --bin gate`
+# compares with these figures; `-- --write` renews them.
 ";
 
-/// Figures by name of case, and what they were made with.
+/// Figures by name of case, and the versions of the tools with which they were measured.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) made_with: Vec<String>,
     pub(crate) costs: Vec<(String, Cost)>,
 }
 
-/// What becomes of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Same,
@@ -38,7 +39,7 @@ pub(crate) enum Verdict {
 impl Figures {
     pub(crate) fn committed() -> Result<Self, String> {
         let text = fs::read_to_string(FILE)
-            .map_err(|error| format!("can't read {FILE}: {error}; `-- --write` makes it"))?;
+            .map_err(|error| format!("can't read {FILE}: {error}; create it with `-- --write`"))?;
         Self::parse(&text)
     }
 
@@ -61,7 +62,7 @@ impl Figures {
         Ok(figures)
     }
 
-    /// Commits `costs`, those of all cases, in the place of what was.
+    /// Writes the file of committed figures. `costs` holds all cases.
     pub(crate) fn write(costs: &[(&Case, Cost)]) -> Result<(), String> {
         let mut text = HEAD.to_owned();
         for tool in tools() {
@@ -80,9 +81,9 @@ impl Figures {
         self.costs.iter().find(|(name, _)| name == case.name).map(|(_, cost)| *cost)
     }
 
-    /// What is not as it was when these were made. Another compiler may well move a figure by more
-    /// than is tolerated.
-    pub(crate) fn made_otherwise(&self) -> Vec<String> {
+    /// Returns a note for each tool in use that the figures were not made with. Another compiler
+    /// may change a figure by more than the tolerance.
+    pub(crate) fn tool_differences(&self) -> Vec<String> {
         let now = tools();
         let differs = |tool: &&String| !self.made_with.contains(tool);
         now.iter()
@@ -92,12 +93,12 @@ impl Figures {
     }
 }
 
-/// What the figures depend on, apart from the code.
+/// Returns the versions of the tools that affect the figures.
 fn tools() -> [String; 3] {
     let first_line = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output();
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        text.unwrap_or_default().lines().next().unwrap_or("something unknown").to_owned()
+        text.unwrap_or_default().lines().next().unwrap_or("an unknown version").to_owned()
     };
     [
         env!("COMPILER").to_owned(),
@@ -106,7 +107,7 @@ fn tools() -> [String; 3] {
     ]
 }
 
-/// A line of the table, and whether its figure passes.
+/// A line of the table, and the verdict on its figure.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) line: String,
@@ -120,7 +121,7 @@ pub(crate) fn head() -> String {
     )
 }
 
-/// Compares what `case` costs with what was committed, and with its bars.
+/// Compares the cost of `case` with the committed cost and with the limits of the case.
 pub(crate) fn compare(case: &Case, cost: Cost, committed: Option<Cost>) -> [Row; 3] {
     let row = |what, of: fn(Cost) -> f64, bar, tolerance, places| {
         Row::new([case.name, what], of(cost), committed.map(of), bar, tolerance, places)
@@ -132,7 +133,8 @@ pub(crate) fn compare(case: &Case, cost: Cost, committed: Option<Cost>) -> [Row;
     ]
 }
 
-/// How instructions grow with the number of connections, as far as both ends were measured.
+/// Returns the growth of instructions with the number of connections, if both cases of a pair were
+/// measured.
 pub(crate) fn growth(costs: &[(&Case, Cost)]) -> Vec<Row> {
     let (few, many, max) = GROWTH;
     let of = |name: &str| {
@@ -197,7 +199,7 @@ mod tests {
     use crate::cases::CASES;
 
     #[test]
-    fn three_percent_more_pass_and_a_little_more_does_not() {
+    fn an_excess_of_three_percent_passes_and_more_fails() {
         let judge = |figure| judge(figure, Some(1_000.0), None, TOLERANCE);
         assert_eq!(judge(1_030.0), Verdict::Same);
         assert_eq!(judge(1_030.1), Verdict::Worse);
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn one_allocation_in_a_thousand_requests_is_one_too_many() {
+    fn one_allocation_in_a_thousand_requests_fails() {
         assert_eq!(judge(0.0, Some(0.0), Some(0.0), EXACT), Verdict::Same);
         assert_eq!(judge(0.001, Some(0.0), Some(0.0), EXACT), Verdict::Worse);
         assert_eq!(judge(0.001, None, Some(0.0), EXACT), Verdict::Worse);
@@ -214,16 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_holds_whatever_was_committed() {
+    fn a_bar_applies_regardless_of_the_committed_figure() {
         assert_eq!(judge(3.1, Some(3.1), Some(3.0), EXACT), Verdict::Worse);
         assert_eq!(judge(3.0, Some(3.1), Some(3.0), EXACT), Verdict::Better);
     }
 
     #[test]
-    fn the_committed_figures_are_those_of_all_cases() {
+    fn the_committed_figures_cover_all_cases() {
         let figures = Figures::committed().unwrap();
         assert_eq!(figures.made_with.len(), 3);
-        assert!(figures.made_otherwise().iter().all(|line| line.contains("were not made with")));
+        assert!(figures.tool_differences().iter().all(|line| line.contains("were not made with")));
         let names: Vec<&str> = figures.costs.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, CASES.each_ref().map(|case| case.name));
         assert!(Figures::parse("echo-1 600.0 none 3.0").is_err());

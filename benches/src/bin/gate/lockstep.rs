@@ -1,5 +1,6 @@
-//! Lockstep: the driver's side of a round. It connects, sends, reads and closes when the server
-//! asks for it, and answers when that is done: what was sent over loopback has arrived by then.
+//! Lockstep: the driver's side of a round. The server asks the driver to connect, send or close.
+//! The driver answers when the action is done. By then, bytes that it sent over loopback have
+//! arrived.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,24 +9,24 @@ use std::process::{ChildStdin, ChildStdout};
 
 use crate::cases::{BATCH, Case, Kind};
 
-/// What a server asks for: one byte.
+/// An action that the server asks the driver for, sent as one byte.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(crate) enum Ask {
+pub(crate) enum Action {
     Connect = b'c',
     Send = b's',
     Close = b'x',
     End = b'e',
 }
 
-/// What a server tells of itself.
+/// The counters that a server prints at its end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Told {
-    /// Turns until its measured rounds.
+pub(crate) struct Report {
+    /// Turns before the measured rounds.
     pub(crate) before: u64,
-    /// Turns in them.
+    /// Turns in the measured rounds.
     pub(crate) turns: u64,
-    /// Allocations in them.
+    /// Allocations in the measured rounds.
     pub(crate) allocations: u64,
 }
 
@@ -34,40 +35,40 @@ struct Driver<'a> {
     addr: SocketAddr,
     request: Vec<u8>,
     clients: Vec<TcpStream>,
-    /// Who sends first in the next round.
+    /// The client that sends first in the next round.
     next: usize,
-    /// How many, before `next`, have a reply to read.
-    owed: usize,
+    /// The number of clients before `next` that have a reply to read.
+    unread: usize,
 }
 
-/// Plays the peers of a server to the end, and returns what it told.
+/// Acts as the clients of a server until the server ends. Returns its counters.
 pub(crate) fn drive(
     case: &Case,
-    asks: ChildStdout,
-    mut done: ChildStdin,
-) -> Result<Told, Box<dyn Error>> {
-    let mut asks = BufReader::new(asks).lines();
-    let mut ask =
-        move || asks.next().ok_or("the server ended early")?.map_err(Box::<dyn Error>::from);
-    let addr = ask()?.parse()?;
+    stdout: ChildStdout,
+    mut stdin: ChildStdin,
+) -> Result<Report, Box<dyn Error>> {
+    let mut lines = BufReader::new(stdout).lines();
+    let mut read_line =
+        move || lines.next().ok_or("the server ended early")?.map_err(Box::<dyn Error>::from);
+    let addr = read_line()?.parse()?;
     let request = case.request();
-    let mut driver = Driver { case, addr, request, clients: Vec::new(), next: 0, owed: 0 };
+    let mut driver = Driver { case, addr, request, clients: Vec::new(), next: 0, unread: 0 };
     loop {
-        let asked = ask()?;
-        match asked.bytes().next() {
+        let action = read_line()?;
+        match action.bytes().next() {
             Some(b'c') => driver.connect(BATCH.min(case.live - driver.clients.len()))?,
             Some(b's') => driver.send()?,
             Some(b'x') => driver.close()?,
             Some(b'e') => {
                 driver.read()?;
-                done.write_all(b".")?;
-                let [before, turns, allocations] = [ask()?, ask()?, ask()?];
+                stdin.write_all(b".")?;
+                let [before, turns, allocations] = [read_line()?, read_line()?, read_line()?];
                 let (before, turns) = (before.parse()?, turns.parse()?);
-                return Ok(Told { before, turns, allocations: allocations.parse()? });
+                return Ok(Report { before, turns, allocations: allocations.parse()? });
             }
-            _ => return Err(format!("the server asks for {asked:?}").into()),
+            _ => return Err(format!("the server asked for {action:?}").into()),
         }
-        done.write_all(b".")?;
+        stdin.write_all(b".")?;
     }
 }
 
@@ -91,7 +92,7 @@ impl Driver<'_> {
             self.clients[self.next].write_all(&self.request)?;
             self.next = (self.next + 1) % self.clients.len();
         }
-        self.owed = self.case.active;
+        self.unread = self.case.active;
         Ok(())
     }
 
@@ -99,14 +100,14 @@ impl Driver<'_> {
     fn read(&mut self) -> Result<(), Box<dyn Error>> {
         let mut reply = vec![0; self.request.len()];
         let all = self.clients.len();
-        for back in (1..=self.owed).rev() {
+        for back in (1..=self.unread).rev() {
             let client = (self.next + all - back) % all;
             self.clients[client].read_exact(&mut reply)?;
             if reply != self.request {
-                return Err("a reply is not what was sent".into());
+                return Err("a reply differs from its request".into());
             }
         }
-        self.owed = 0;
+        self.unread = 0;
         Ok(())
     }
 

@@ -1,20 +1,21 @@
-//! Gate: what a request costs in instructions, allocations and system calls, counted and held
-//! against committed figures. Nothing is timed, so it says the same on a busy machine.
+//! Gate: counts the instructions, allocations and system calls of a request, and compares the
+//! counts with committed figures. A busy machine does not change the counts.
 //!
 //! ```text
 //! cargo run --release -p bench --bin gate                # all cases, against benches/figures.txt
 //! cargo run --release -p bench --bin gate -- --write     # renews that file
-//! cargo run --release -p bench --bin gate -- --case echo-64 --profile    # where it goes
+//! cargo run --release -p bench --bin gate -- --case echo-64 --profile   # instructions by function
 //! cargo run --release -p bench --bin gate -- --case echo-64 --keep target
-//! callgrind_annotate --inclusive=yes target/echo-64.callgrind           # the same, line by line
+//! callgrind_annotate --inclusive=yes target/echo-64.callgrind           # instructions by line
 //! ```
 //!
-//! The exit code is 1 if a figure is more than 3 % above the committed one, allocations and system
-//! calls if they are any higher, or if a bar of the case is passed. Needs valgrind and strace.
+//! The exit code is 1 if the instructions of a case are more than 3 % above the committed figure,
+//! or if its allocations or system calls are above the committed figure at all. It is also 1 if a
+//! figure exceeds the `bar` of its case, which is a fixed limit. Needs valgrind and strace.
 //!
-//! The figures are those of one compiler, one libc and one valgrind, which the file names. Others
-//! may be used: the gate says so, and holds to the same figures. If it then fails for a
-//! change that is innocent, the figures are renewed with what is in use now.
+//! The figures depend on the versions of the compiler, libc and valgrind, which the file records.
+//! With other versions, the gate prints a note and compares with the same figures. If it then fails
+//! although the code is unchanged, renew the figures with the versions in use.
 
 mod cases;
 mod clock;
@@ -39,16 +40,16 @@ use figures::{Figures, Row, Verdict};
 const DESCRIPTORS: u64 = 10_100;
 
 const HELP: &str = "\
-Counts what a request costs, in instructions, allocations and system calls, and holds it against
-the committed figures. Needs valgrind and strace.
+Counts the instructions, allocations and system calls of a request, and compares them with the
+committed figures. Needs valgrind and strace.
 
 Usage: gate [OPTIONS]
 
-  --case NAME  count this case; may be given several times [all]
-  --profile    tell where the instructions go, by function and what was inlined into it
-  --keep DIR   leave the profiles there: callgrind_annotate DIR/NAME.callgrind
+  --case NAME  measure this case; may be repeated [all]
+  --profile    print the instructions of each function and of the functions inlined into it
+  --keep DIR   keep the profiles in DIR: callgrind_annotate DIR/NAME.callgrind
   --write      renew benches/figures.txt
-  --help       this text";
+  --help       print this text";
 
 #[derive(Default)]
 struct Wanted {
@@ -57,7 +58,7 @@ struct Wanted {
     write: bool,
     profile: bool,
     keep: Option<PathBuf>,
-    /// Be the server of the first case, for that many rounds.
+    /// Run as the server of the first case, for this number of rounds.
     serve: Option<u64>,
 }
 
@@ -95,10 +96,10 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
                 serve |= option == "serve";
                 let name = arguments.value()?.string()?;
                 let names = || CASES.each_ref().map(|case| case.name).join(", ");
-                let case = Case::named(&name);
-                wanted
-                    .cases
-                    .push(case.ok_or_else(|| format!("no case {name}; there are {}", names()))?);
+                let case = Case::by_name(&name);
+                wanted.cases.push(
+                    case.ok_or_else(|| format!("unknown case {name}; the cases are {}", names()))?,
+                );
             }
             Long("rounds") => rounds = arguments.value()?.parse()?,
             _ => return Err(argument.unexpected().into()),
@@ -106,7 +107,7 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
     }
     wanted.serve = serve.then_some(rounds);
     if wanted.write && !wanted.cases.is_empty() {
-        return Err("the figures are renewed all at once: leave out --case or --write".into());
+        return Err("--write renews the figures of all cases and excludes --case".into());
     }
     if wanted.cases.is_empty() {
         wanted.cases = CASES.iter().collect();
@@ -114,7 +115,7 @@ fn wanted() -> Result<Wanted, Box<dyn Error>> {
     Ok(wanted)
 }
 
-/// Measures, compares and tells. `false` if a figure is too high.
+/// Measures and compares the cases and prints the table. Returns false if a figure is too high.
 fn gate(wanted: &Wanted) -> Result<bool, Box<dyn Error>> {
     allow_descriptors()?;
     let scratch = env::temp_dir().join(format!("pool-manager-gate-{}", std::process::id()));
@@ -130,7 +131,9 @@ fn gate(wanted: &Wanted) -> Result<bool, Box<dyn Error>> {
         eprintln!("gate: {}", row.line);
     }
     if !failed.is_empty() {
-        eprintln!("gate: where it goes: --case NAME --profile; if it is meant, renew: --write");
+        eprintln!(
+            "gate: find the cause with --case NAME --profile, or accept the figures with --write"
+        );
     }
     Ok(failed.is_empty())
 }
@@ -140,7 +143,7 @@ fn measure(wanted: &Wanted, folder: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut costs = Vec::new();
     let mut rows = Vec::new();
     println!("{}", figures::head());
-    let mut tell = |row: Row| {
+    let mut print_row = |row: Row| {
         println!("{}", row.line);
         rows.push(row);
     };
@@ -148,33 +151,35 @@ fn measure(wanted: &Wanted, folder: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
         let cost = count::cost(case, folder)?;
         let known = committed.of(case);
         if known.is_none() && !wanted.write {
-            return Err(
-                format!("{} has no committed figures; --write makes them", case.name).into()
-            );
+            return Err(format!(
+                "{} has no committed figures; create them with --write",
+                case.name
+            )
+            .into());
         }
-        figures::compare(case, cost, known).into_iter().for_each(&mut tell);
+        figures::compare(case, cost, known).into_iter().for_each(&mut print_row);
         if wanted.profile {
             let served = case.rounds * case.requests();
-            profile::tell(&count::profile_of(case, folder), &env::current_exe()?, served)?;
+            profile::print(&count::profile_of(case, folder), &env::current_exe()?, served)?;
         }
         costs.push((case, cost));
     }
-    figures::growth(&costs).into_iter().for_each(&mut tell);
+    figures::growth(&costs).into_iter().for_each(&mut print_row);
     if wanted.write {
         Figures::write(&costs)?;
     } else {
-        for note in committed.made_otherwise() {
+        for note in committed.tool_differences() {
             println!("note: {note}");
         }
     }
     Ok(rows)
 }
 
-/// As many descriptors as the largest case needs, here and in the servers.
+/// Raises the limit of descriptors for the largest case, in this process and in the servers.
 fn allow_descriptors() -> Result<(), Box<dyn Error>> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.maximum.is_some_and(|maximum| maximum < DESCRIPTORS) {
-        return Err(format!("it needs {DESCRIPTORS} descriptors; raise `ulimit -Hn`").into());
+        return Err(format!("{DESCRIPTORS} descriptors are needed; raise `ulimit -Hn`").into());
     }
     if limit.current.is_some_and(|current| current < DESCRIPTORS) {
         limit.current = Some(DESCRIPTORS);

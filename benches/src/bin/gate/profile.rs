@@ -1,5 +1,5 @@
-//! Profile: where the instructions of a request go, by function, and within a function by what was
-//! inlined into it.
+//! Profile: the instructions of a request in each function. The instructions of a function are
+//! divided further between the functions that were inlined into it.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -8,14 +8,14 @@ use std::path::Path;
 
 use addr2line::Loader;
 
-/// Instructions a request below which nothing is told.
-const LEAST: f64 = 2.0;
+/// Functions with fewer instructions per request are not printed.
+const MIN_COST: f64 = 2.0;
 
-/// How many steps into what was inlined.
-const STEPS: usize = 3;
+/// Maximum number of nested inlined functions that a line names.
+const MAX_LEVELS: usize = 3;
 
-/// Tells of a file that callgrind has written with `--dump-instr=yes`.
-pub(crate) fn tell(file: &Path, program: &Path, requests: u64) -> Result<(), Box<dyn Error>> {
+/// Prints the profile in a file that callgrind wrote with `--dump-instr=yes`.
+pub(crate) fn print(file: &Path, program: &Path, requests: u64) -> Result<(), Box<dyn Error>> {
     let loader = Loader::new(program).map_err(|error| error.to_string())?;
     let share = |cost: u64| cost as f64 / requests as f64;
     let mut functions: Vec<(String, HashMap<u64, u64>)> =
@@ -23,28 +23,28 @@ pub(crate) fn tell(file: &Path, program: &Path, requests: u64) -> Result<(), Box
     let total = |costs: &HashMap<u64, u64>| share(costs.values().sum());
     functions.sort_by(|one, other| total(&other.1).total_cmp(&total(&one.1)));
     for (function, costs) in functions {
-        if total(&costs) < LEAST {
+        if total(&costs) < MIN_COST {
             break;
         }
         println!("{:>9.1}  {function}", total(&costs));
         let mut parts: Vec<(String, u64)> = parts(&loader, &function, &costs).into_iter().collect();
         parts.sort_by_key(|&(_, cost)| std::cmp::Reverse(cost));
-        for (part, cost) in parts.into_iter().filter(|&(_, cost)| share(cost) >= LEAST) {
+        for (part, cost) in parts.into_iter().filter(|&(_, cost)| share(cost) >= MIN_COST) {
             println!("{:>17.1}  {part}", share(cost));
         }
     }
     Ok(())
 }
 
-/// What each instruction of each function has cost, without what it called.
+/// Reads the cost of each instruction of each function, excluding the functions that it calls.
 fn costs(text: &str) -> HashMap<String, HashMap<u64, u64>> {
     let (mut names, mut costs) = (HashMap::new(), HashMap::<String, HashMap<u64, u64>>::new());
     let (mut function, mut address, mut called) = (String::new(), 0, false);
     for line in text.lines() {
         if let Some((kind, name)) = line.split_once('=') {
             match kind {
-                "fn" => function = named(&mut names, name),
-                "cfn" => drop(named(&mut names, name)),
+                "fn" => function = resolve_name(&mut names, name),
+                "cfn" => drop(resolve_name(&mut names, name)),
                 "calls" => called = true,
                 _ => {}
             }
@@ -55,7 +55,7 @@ fn costs(text: &str) -> HashMap<String, HashMap<u64, u64>> {
         else {
             continue;
         };
-        let (Some(at), Ok(cost)) = (moved(address, position), cost.parse::<u64>()) else {
+        let (Some(at), Ok(cost)) = (resolve_address(address, position), cost.parse::<u64>()) else {
             continue;
         };
         address = at;
@@ -66,8 +66,8 @@ fn costs(text: &str) -> HashMap<String, HashMap<u64, u64>> {
     costs
 }
 
-/// A name, which is said in full only the first time: `(7) main`, then `(7)`.
-fn named(names: &mut HashMap<String, String>, name: &str) -> String {
+/// Resolves a name, which is written in full only the first time: `(7) main`, then `(7)`.
+fn resolve_name(names: &mut HashMap<String, String>, name: &str) -> String {
     match name.split_once(' ') {
         Some((number, full)) => {
             names.insert(number.into(), full.into());
@@ -77,8 +77,8 @@ fn named(names: &mut HashMap<String, String>, name: &str) -> String {
     }
 }
 
-/// An address, which is said in full, or from the one before.
-fn moved(from: u64, position: &str) -> Option<u64> {
+/// Resolves an address, which is absolute or relative to the previous address.
+fn resolve_address(from: u64, position: &str) -> Option<u64> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
@@ -91,7 +91,8 @@ fn moved(from: u64, position: &str) -> Option<u64> {
     }
 }
 
-/// A function's costs by what was inlined into it; nothing for one that is not the program's.
+/// Divides the costs of a function between the functions that were inlined into it. Returns an
+/// empty map for a function that is not part of the program.
 fn parts(loader: &Loader, function: &str, costs: &HashMap<u64, u64>) -> HashMap<String, u64> {
     let mut parts = HashMap::new();
     for (&address, &cost) in costs {
@@ -100,14 +101,16 @@ fn parts(loader: &Loader, function: &str, costs: &HashMap<u64, u64>) -> HashMap<
         if !outermost.is_some_and(|name| function.ends_with(&format!("::{}", short(&name)))) {
             continue;
         }
-        let steps: Vec<&str> = inlined.iter().rev().take(STEPS).map(|name| short(name)).collect();
+        let steps: Vec<&str> =
+            inlined.iter().rev().take(MAX_LEVELS).map(|name| short(name)).collect();
         let part = if steps.is_empty() { "itself".into() } else { steps.join(" > ") };
         *parts.entry(part).or_default() += cost;
     }
     parts
 }
 
-/// The functions that an instruction belongs to, from the innermost to the one that was not inlined.
+/// Returns the functions that an instruction belongs to, from the innermost inlined function to
+/// the function that was not inlined.
 fn frames(loader: &Loader, address: u64) -> Vec<String> {
     let mut names = Vec::new();
     let Ok(mut frames) = loader.find_frames(address) else { return names };
@@ -118,7 +121,7 @@ fn frames(loader: &Loader, address: u64) -> Vec<String> {
     names
 }
 
-/// A function's own name, `fill` of `fill<S, H, B>`.
+/// Returns the name without type parameters, for example `fill` for `fill<S, H, B>`.
 fn short(name: &str) -> &str {
     name.split('<').next().unwrap_or(name)
 }

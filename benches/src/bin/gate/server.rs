@@ -1,7 +1,7 @@
-//! Server: what is measured. One thread, and one round after the other: it asks the driver through
-//! its standard output to do something, waits on its standard input until that is done, and then
-//! turns until all of it is served. So the number of turns, and all that is counted, is the same
-//! each time.
+//! Server: the measured program. It runs one round after the other on one thread. In each round it
+//! asks the driver for an action on standard output, waits on standard input until the action is
+//! done, and then runs turns until all requests are served. The number of turns and all counts are
+//! therefore the same in each run.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -13,15 +13,15 @@ use pool_manager::{Closed, Commands, Config, Conn, Framing, Handler, Manager};
 
 use crate::cases::{BATCH, Case, Kind};
 use crate::clock::Clocked;
-use crate::lockstep::Ask;
+use crate::lockstep::Action;
 
-/// The function that callgrind collects in.
+/// The function in which callgrind counts instructions.
 pub(crate) const COLLECTED: &str = "*measured_turns*";
 
 type Server = Manager<Echo, Clocked>;
 type Turns = fn(&mut Server, &Cell<u64>, u64) -> Result<(), pool_manager::Error>;
 
-/// Writes back what it gets, and counts.
+/// Echoes requests, and counts requests and closed connections.
 struct Echo {
     newline: bool,
     served: Rc<Cell<u64>>,
@@ -40,7 +40,7 @@ impl Handler for Echo {
         Ok(())
     }
 
-    fn closed(&mut self, _end: &Closed, (): (), _desk: &mut Commands) {
+    fn closed(&mut self, _closed: &Closed, (): (), _commands: &mut Commands) {
         self.closed.set(self.closed.get() + 1);
     }
 }
@@ -52,8 +52,8 @@ struct Measured<'a> {
     closed: Rc<Cell<u64>>,
 }
 
-/// Serves `rounds` rounds of `case` after those that warm up, and tells how many turns
-/// that took and how often the measured ones allocated.
+/// Serves `rounds` rounds of `case` after the warm-up. Prints three numbers: the turns before these
+/// rounds, the turns in these rounds, and the allocations in these rounds.
 pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
     let (served, closed) = (Rc::default(), Rc::default());
     let lines = case.kind == Kind::Lines;
@@ -75,7 +75,7 @@ pub(crate) fn serve(case: &Case, rounds: u64) -> Result<(), Box<dyn Error>> {
         allocations += measured.round(measured_turns)?;
     }
     let turns = measured.manager.stats().turns - before;
-    ask(Ask::End)?;
+    ask(Action::End)?;
     println!("{before}\n{turns}\n{allocations}");
     Ok(())
 }
@@ -85,7 +85,7 @@ impl Measured<'_> {
         let mut live = 0;
         while live < self.case.live {
             live += BATCH.min(self.case.live - live);
-            ask(Ask::Connect)?;
+            ask(Action::Connect)?;
             while self.manager.stats().live < live as u64 {
                 self.manager.turn(None)?;
             }
@@ -93,22 +93,22 @@ impl Measured<'_> {
         Ok(())
     }
 
-    /// One round, and how often it allocated.
+    /// Runs one round. Returns its number of allocations.
     fn round(&mut self, turn: Turns) -> Result<u64, Box<dyn Error>> {
         let all = self.case.requests();
         let goal = self.served.get() + all;
-        ask(Ask::Send)?;
+        ask(Action::Send)?;
         let mut allocations = counted(|| turn(&mut self.manager, &self.served, goal))?;
         if self.case.kind == Kind::Churn {
             let goal = self.closed.get() + all;
-            ask(Ask::Close)?;
+            ask(Action::Close)?;
             allocations += counted(|| turn(&mut self.manager, &self.closed, goal))?;
         }
         Ok(allocations)
     }
 }
 
-/// How often `turns` allocates.
+/// Returns the number of allocations in `turns`.
 fn counted(
     turns: impl FnOnce() -> Result<(), pool_manager::Error>,
 ) -> Result<u64, pool_manager::Error> {
@@ -117,7 +117,8 @@ fn counted(
     outcome.map(|()| counted.count_total)
 }
 
-/// Turns until `count` has come to `goal`: the one place where a turn is called, as in a service.
+/// Runs turns until `count` reaches `goal`. All measured turns are called from this one place, as
+/// in a service.
 #[inline(never)]
 fn turn_until(
     server: &mut Server,
@@ -130,19 +131,20 @@ fn turn_until(
     Ok(())
 }
 
-/// As [`turn_until`], under a name of its own: callgrind collects while this runs.
+/// As [`turn_until`], under a separate name: callgrind counts instructions while this function
+/// runs.
 #[inline(never)]
 fn measured_turns(
     server: &mut Server,
     count: &Cell<u64>,
     goal: u64,
 ) -> Result<(), pool_manager::Error> {
-    // What comes after the call keeps it from being a jump.
+    // Passing the result to `black_box` prevents a tail call.
     black_box(turn_until(server, count, goal))
 }
 
-/// Has the driver do something, and waits until it is done: one write, one read.
-fn ask(what: Ask) -> io::Result<()> {
-    io::stdout().write_all(&[what as u8, b'\n'])?;
+/// Asks the driver for an action and waits until it is done. This costs one write and one read.
+fn ask(action: Action) -> io::Result<()> {
+    io::stdout().write_all(&[action as u8, b'\n'])?;
     io::stdin().read_exact(&mut [0])
 }

@@ -1,4 +1,4 @@
-//! The line that moves while it runs; none if stderr is no terminal.
+//! The progress line on stderr. There is none if stderr is not a terminal.
 
 use std::io::{self, IsTerminal};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -9,8 +9,8 @@ use bench::client::Progress;
 use bench::human;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-/// Draws on a thread of its own: a terminal that is slow or stopped must not look like a slow
-/// server.
+/// Draws on a separate thread, so that a slow or stopped terminal does not delay the client. In the
+/// report, a delayed client would look like a slow server.
 pub(super) struct Live(Option<(SyncSender<Progress>, JoinHandle<()>)>);
 
 impl Live {
@@ -24,7 +24,7 @@ impl Live {
 
     pub(super) fn show(&self, progress: Progress) {
         if let Some((sender, _)) = &self.0 {
-            // One that is not drawn in time is left out.
+            // The update is dropped if the previous one is not drawn yet.
             let _ = sender.try_send(progress);
         }
     }
@@ -38,12 +38,12 @@ impl Live {
     }
 }
 
-fn draw(moments: &Receiver<Progress>) {
+fn draw(updates: &Receiver<Progress>) {
     let style = "{bar:32.cyan/dim} {percent:>3}%  {wide_msg}";
     let style = ProgressStyle::with_template(style).expect("the template is a constant");
     let bar = ProgressBar::new(1_000).with_style(style.progress_chars("━╸━"));
     let mut before = (Duration::ZERO, 0);
-    for now in moments {
+    for now in updates {
         let rate = (now.requests.saturating_sub(before.1)) as f64
             / now.elapsed.saturating_sub(before.0).as_secs_f64().max(1e-3);
         before = (now.elapsed, now.requests);

@@ -1,6 +1,7 @@
-//! Loads an echo server, closed or open loop, and checks every byte of its replies.
+//! A load generator for echo servers, with a closed or an open loop. It checks every byte of the
+//! replies.
 //!
-//! `cargo run --release -p bench --bin load -- 127.0.0.1:6263`; `--help` says the rest.
+//! `cargo run --release -p bench --bin load -- 127.0.0.1:6263`; `--help` lists the options.
 
 mod live;
 mod options;
@@ -19,35 +20,37 @@ use self::options::{HELP, Options};
 
 fn main() -> ExitCode {
     match options::parse(lexopt::Parser::from_env()) {
-        Ok(Some(options)) => load(&options).unwrap_or_else(|error| complain(&error, 1)),
+        Ok(Some(options)) => load(&options).unwrap_or_else(|error| print_error(&error, 1)),
         Ok(None) => {
-            say(HELP);
+            print(HELP);
             ExitCode::SUCCESS
         }
-        Err(error) => complain(&format_args!("{error}; try --help"), 2),
+        Err(error) => print_error(&format_args!("{error}; try --help"), 2),
     }
 }
 
-/// Loads, reports, draws. Whatever failed is a line on stderr, and an exit code of 1.
+/// Runs the load, prints the report and writes the plot. Prints each failure as a line on stderr;
+/// the exit code is then 1.
 fn load(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let (load, outcome) = run_first(options)?;
-    say(report::text(&load, &outcome));
+    print(report::text(&load, &outcome));
     if let Some(path) = &options.svg {
         let series = [Series { name: &report::load(&load), latency: &outcome.latency }];
         let svg = plot::latency(&format!("Latency of {}", report::target(&load)), &series);
         std::fs::write(path, svg).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     for note in report::notes(&outcome) {
-        complain(&format_args!("note: {note}"), 0);
+        print_error(&format_args!("note: {note}"), 0);
     }
     let failures = report::failures(&outcome);
     for failure in &failures {
-        complain(failure, 1);
+        print_error(failure, 1);
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Loads the first address of a name that somebody answers on.
+/// Tries the addresses of the name in order. Returns the outcome of the first run that does not
+/// fail.
 fn run_first(options: &Options) -> Result<(Load, Outcome), String> {
     let mut failure = String::new();
     for target in options::targets(&options.addr)? {
@@ -65,12 +68,12 @@ fn run_first(options: &Options) -> Result<(Load, Outcome), String> {
     Err(failure)
 }
 
-fn complain(what: &impl Display, code: u8) -> ExitCode {
-    // With stderr closed there is nobody to tell, which is no reason to panic.
-    let _ = writeln!(io::stderr(), "load: {what}");
+fn print_error(message: &impl Display, code: u8) -> ExitCode {
+    // `eprintln!` would panic if stderr is closed.
+    let _ = writeln!(io::stderr(), "load: {message}");
     ExitCode::from(code)
 }
 
-fn say(text: impl Display) {
+fn print(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }

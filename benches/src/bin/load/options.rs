@@ -1,4 +1,4 @@
-//! What can be asked for on the command line.
+//! The options of the command line.
 
 use std::fmt::Display;
 use std::net::ToSocketAddrs;
@@ -11,45 +11,48 @@ use bench::client::{Length, Load, Pace, Target};
 use lexopt::{Arg, Parser, ValueExt};
 
 pub(super) const HELP: &str = "\
-Loads a server that echoes, on TCP or a Unix socket, and checks every byte of its replies.
+Sends requests to an echo server, on TCP or a Unix socket, and checks every byte of the replies.
 
 Usage: load ADDR [OPTIONS]
 
   ADDR               HOST:PORT, unix:PATH, or a path with a slash
-  --connections N    connections at a time [64]
-  --size BYTES       bytes of a request, the newline at its end among them [64]
-  --depth N          requests in flight on a connection [1]
-  --duration SECS    how long to measure; fractions are fine [10]
-  --requests N       measure so many requests instead
-  --rate N           open loop: so many requests a second in all, on schedule whether or not the
-                     server keeps up [closed loop: send when the last reply is there]
-  --churn            a connection for each request: connect, one echo, close
-  --warmup SECS      load for so long before measuring [0]
-  --timeout SECS     a connection that waits so long without a byte moving has failed [5]
-  --svg FILE         draw latency by percentile
-  --help             this text
+  --connections N    concurrent connections [64]
+  --size BYTES       bytes per request, including the newline at its end [64]
+  --depth N          requests in flight per connection [1]
+  --duration SECS    measured time, may be fractional [10]
+  --requests N       measure this many requests instead of a duration
+  --rate N           open loop: all connections together send this many requests per second, even
+                     if the server falls behind [closed loop: a connection sends its next batch
+                     when its previous batch is answered]
+  --churn            open a connection for each request: connect, one echo, close
+  --warmup SECS      time under load before the measurement [0]
+  --timeout SECS     a connection that waits this long without transferring a byte has failed [5]
+  --svg FILE         write a plot of latency by percentile
+  --help             print this text
 
-In an open loop latency counts from when a request was due, whether or not it could be sent then,
-so a server that stalls shows it. In a closed loop it counts from when a batch of --depth requests
-is sent, with --churn from when the connection is begun. An open loop does not sleep when the next
-request is due within a millisecond: give it a core of its own.
+In an open loop, latency is measured from the time at which a request was due, even if it was sent
+later. Stalls of the server are therefore visible. In a closed loop, latency is measured from the
+time at which a batch of --depth requests is sent. With --churn, it is measured from the time at
+which the connection is started. An open loop does not sleep if the next request is due within a
+millisecond, so run it on a dedicated core.
 
-Requests are lines of text, no two alike, so a server may echo bytes or lines. Except with --churn,
-each connection says one request before the run; it is checked but not measured.
+Requests are unique lines of text, so a server may echo bytes or lines. Except with --churn, each
+connection sends one request before the run. Its reply is checked but not measured.
 
-With --churn this side closes first and waits for the server to do so too, so ports rest here for a
-minute; connections to 127.0.0.0/8 come from 250 addresses in turns, so they do not run out.
+With --churn, the client closes first and then waits for the server to close. The ports of the
+client therefore stay in TIME_WAIT for a minute. Connections to 127.0.0.0/8 use 250 source addresses
+in rotation, so that the client does not run out of ports.
 
-The exit code is 0 if every reply was right, 1 if not (a wrong byte, one too many, a failed
-connection, a missing reply), 2 if the arguments make no sense.";
+The exit code is 0 if every reply was correct; 1 for a wrong byte, a surplus byte, a failed
+connection or a missing reply; 2 for invalid arguments.";
 
-/// The most of connections times depth: the times of requests in flight are kept.
+/// Maximum of connections times depth: the client stores the due time of each request in flight.
 const IN_FLIGHT: usize = 1 << 24;
 
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) addr: Addr,
-    /// Its target is not yet that of `addr`: names are looked up later.
+    /// Its target is a placeholder: [`targets`] resolves `addr` later.
     pub(super) load: Load,
     pub(super) svg: Option<PathBuf>,
 }
@@ -60,7 +63,7 @@ pub(super) enum Addr {
     Path(PathBuf),
 }
 
-/// What was given; `None` if the help is wanted.
+/// Returns the parsed options, or `None` if `--help` was given.
 pub(super) fn parse(mut parser: Parser) -> Result<Option<Options>, lexopt::Error> {
     let mut addr = None;
     let mut svg = None;
@@ -77,7 +80,7 @@ pub(super) fn parse(mut parser: Parser) -> Result<Option<Options>, lexopt::Error
             Arg::Long("rate") => load.pace = Pace::Open(number(&mut parser, 1e-3..=1e8)?),
             Arg::Long("churn") => load.churn = true,
             Arg::Long("warmup") => load.warmup = seconds(&mut parser, 0.0)?,
-            Arg::Long("timeout") => load.patience = seconds(&mut parser, 1e-3)?,
+            Arg::Long("timeout") => load.timeout = seconds(&mut parser, 1e-3)?,
             Arg::Long("svg") => svg = Some(parser.value()?.into()),
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             Arg::Value(value) if addr.is_none() => addr = Some(value.parse::<Addr>()?),
@@ -90,7 +93,7 @@ pub(super) fn parse(mut parser: Parser) -> Result<Option<Options>, lexopt::Error
         (duration, None) => Length::Time(duration.unwrap_or(Duration::from_secs(10))),
     };
     if load.churn && load.depth > 1 {
-        return Err("--churn sends one request on a connection: --depth makes no sense".into());
+        return Err("--churn sends one request per connection and excludes --depth".into());
     }
     if load.connections.saturating_mul(load.depth) > IN_FLIGHT {
         return Err(format!("--connections times --depth is above {IN_FLIGHT}").into());
@@ -99,7 +102,7 @@ pub(super) fn parse(mut parser: Parser) -> Result<Option<Options>, lexopt::Error
     Ok(Some(Options { addr, load, svg }))
 }
 
-/// What an address stands for; at least one.
+/// Resolves an address to at least one target.
 pub(super) fn targets(addr: &Addr) -> Result<Vec<Target>, String> {
     match addr {
         Addr::Path(path) => Ok(vec![Target::Unix(path.clone())]),
@@ -129,7 +132,7 @@ impl FromStr for Addr {
     }
 }
 
-/// The value of the option just met.
+/// Parses the value of the current option as a number in `range`.
 fn number<N>(parser: &mut Parser, range: RangeInclusive<N>) -> Result<N, lexopt::Error>
 where
     N: FromStr + PartialOrd + Display,
@@ -145,41 +148,41 @@ where
     }
 }
 
-fn seconds(parser: &mut Parser, least: f64) -> Result<Duration, lexopt::Error> {
-    number(parser, least..=1e6).map(Duration::from_secs_f64)
+fn seconds(parser: &mut Parser, min: f64) -> Result<Duration, lexopt::Error> {
+    number(parser, min..=1e6).map(Duration::from_secs_f64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn given(args: &[&str]) -> Result<Option<Options>, lexopt::Error> {
+    fn parse_args(args: &[&str]) -> Result<Option<Options>, lexopt::Error> {
         parse(Parser::from_args(args))
     }
 
     #[test]
-    fn all_options_arrive_where_they_belong() {
+    fn every_option_sets_its_field() {
         let args = "[::1]:80 --connections 3 --size 9 --depth 2 --duration 0.5 --rate 2.5 \
                     --warmup 0.25 --timeout 7 --svg a.svg";
         let args: Vec<_> = args.split_whitespace().collect();
-        let Options { addr, load, svg } = given(&args).unwrap().unwrap();
+        let Options { addr, load, svg } = parse_args(&args).unwrap().unwrap();
         assert_eq!(addr, Addr::Name("[::1]:80".into()));
         assert_eq!((load.connections, load.size, load.depth, load.churn), (3, 9, 2, false));
         assert!(matches!(load.length, Length::Time(time) if time == Duration::from_millis(500)));
         assert!(matches!(load.pace, Pace::Open(rate) if rate.to_string() == "2.5"));
         assert_eq!(
-            (load.warmup, load.patience),
+            (load.warmup, load.timeout),
             (Duration::from_millis(250), Duration::from_secs(7))
         );
         assert_eq!(svg, Some("a.svg".into()));
-        let more = given(&["unix:s", "--churn", "--requests=8"]).unwrap().unwrap();
+        let more = parse_args(&["unix:s", "--churn", "--requests=8"]).unwrap().unwrap();
         assert_eq!(more.addr, Addr::Path("s".into()));
         assert!(more.load.churn && matches!(more.load.length, Length::Requests(8)));
     }
 
     #[test]
-    fn what_makes_no_sense_is_said_in_one_line() {
-        for (args, says) in [
+    fn invalid_arguments_are_reported_in_one_line() {
+        for (args, expected) in [
             (&[][..], "address is missing"),
             (&["localhost"], "HOST:PORT"),
             (&["localhost:http"], "HOST:PORT"),
@@ -197,13 +200,13 @@ mod tests {
             (&["a:1", "--connections", "1000000", "--depth", "1000"], "16777216"),
             (&["a:1", "--fast"], "--fast"),
         ] {
-            let error = given(args).unwrap_err().to_string();
-            assert!(error.contains(says) && !error.contains('\n'), "{args:?}: {error}");
+            let error = parse_args(args).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains('\n'), "{args:?}: {error}");
         }
     }
 
     #[test]
-    fn help_comes_before_everything() {
-        assert!(given(&["--help"]).unwrap().is_none());
+    fn help_needs_no_address() {
+        assert!(parse_args(&["--help"]).unwrap().is_none());
     }
 }

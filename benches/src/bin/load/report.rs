@@ -1,4 +1,4 @@
-//! What came of it, for people. Pure.
+//! The report of a run as text. Pure.
 
 use std::fmt::Write;
 use std::io;
@@ -10,7 +10,7 @@ use indicatif::HumanCount;
 const PERCENTILES: [(&str, f64); 5] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
 
-/// The table.
+/// Formats the table of results.
 pub(super) fn text(load: &Load, outcome: &Outcome) -> String {
     let seconds = outcome.elapsed.as_secs_f64().max(1e-9);
     let requests = HumanCount(outcome.requests);
@@ -18,7 +18,7 @@ pub(super) fn text(load: &Load, outcome: &Outcome) -> String {
     let bytes = human::amount(outcome.bytes as f64 / seconds);
     let mut text = format!("{}: {}\n", target(load), self::load(load));
     let mut row = |name: &str, value: &str| {
-        write!(text, "\n{name:>10}  {value}").expect("a string takes everything");
+        write!(text, "\n{name:>10}  {value}").expect("writing to a string cannot fail");
     };
     row("requests", &format!("{requests} in {}", human::time(seconds * 1e9)));
     row("throughput", &format!("{rate} requests/s, {} each way\n", bytes_a_second(&bytes)));
@@ -30,7 +30,7 @@ pub(super) fn text(load: &Load, outcome: &Outcome) -> String {
     text
 }
 
-/// Which load it was, in one line.
+/// Describes the load in one line.
 pub(super) fn load(load: &Load) -> String {
     let connections = HumanCount(load.connections as u64);
     let size = HumanCount(load.size as u64);
@@ -50,26 +50,26 @@ pub(super) fn target(load: &Load) -> String {
     }
 }
 
-/// What is worth knowing and no failure.
+/// Returns notes that are not failures.
 pub(super) fn notes(outcome: &Outcome) -> Vec<String> {
     let mut notes = Vec::new();
     if outcome.unsent > 0 {
         let unsent = HumanCount(outcome.unsent);
         notes.push(format!(
-            "requests that were due but could not yet be sent at the end: {unsent}; \
+            "requests that were due but not sent at the end: {unsent}; \
              the server does not keep up with the rate"
         ));
     }
     if outcome.late.as_millis() > 0 {
         let late = human::time(outcome.late.as_nanos() as f64);
         notes.push(format!(
-            "this program was itself up to {late} behind the schedule, which is part of latencies"
+            "this program was up to {late} behind its schedule; the latencies include this delay"
         ));
     }
     notes
 }
 
-/// What makes the exit code 1, a line each.
+/// Returns one line for each failure. The exit code is 1 if there are any.
 pub(super) fn failures(outcome: &Outcome) -> Vec<String> {
     let mut failures = Vec::new();
     if outcome.wrong > 0 {
@@ -83,12 +83,12 @@ pub(super) fn failures(outcome: &Outcome) -> Vec<String> {
         failures.push(format!("missing replies: {}", HumanCount(outcome.missing)));
     }
     if outcome.requests == 0 && failures.is_empty() {
-        failures.push("no request was answered in that time".to_owned());
+        failures.push("no request was answered during the run".to_owned());
     }
     failures
 }
 
-/// Why nothing came of it at all.
+/// Describes the error of a run that has no outcome.
 pub(super) fn first_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::TimedOut => reason(error.kind()),
@@ -99,7 +99,7 @@ pub(super) fn first_error(error: &io::Error) -> String {
 fn reason(kind: io::ErrorKind) -> String {
     match kind {
         io::ErrorKind::UnexpectedEof => "the server closed too early".to_owned(),
-        io::ErrorKind::TimedOut => "not a byte moved within --timeout".to_owned(),
+        io::ErrorKind::TimedOut => "no byte was transferred within --timeout".to_owned(),
         other => other.to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! What is measured, and how long it may take.
+//! Cases: the measured loads, and the planned time of each.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use crate::named::Named;
 use crate::servers::{Mode, Service};
 use crate::table::whole;
 
-/// Bytes of a request, of its newline too.
+/// Bytes per request, including its newline.
 pub(crate) const SIZE: usize = 64;
 
-/// How long a peer may be silent: what is pool-manager's default, for all that have a deadline.
+/// The read deadline of all servers that have one: the default of pool-manager.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
 
-/// What the client does to each server.
+/// The load on each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Requests on connections that stay, `depth` at a time on each.
+    /// Requests on connections that stay open, `depth` at a time on each.
     Requests { mode: Mode, depth: usize },
-    /// Connect, one echo, close, again.
+    /// Connect, one echo, close, in a loop.
     Churn,
-    /// One echo on each connection, then silence: what does it cost to keep them?
+    /// One echo on each connection, then silence. Measures the memory of idle connections.
     Idle,
 }
 
@@ -39,7 +39,8 @@ const fn lines(name: &'static str, connections: usize) -> Case {
     Case { name, connections, work: Work::Requests { mode: Mode::Lines, depth: 16 } }
 }
 
-/// The long ones come last: if they take longer than was expected, nobody else has fewer rounds.
+/// The long cases come last. If they take longer than expected, they have fewer rounds, but all
+/// rounds of the other cases were measured before.
 pub(crate) const CASES: [Case; 10] = [
     echo("echo-1", 1),
     echo("echo-64", 64),
@@ -53,18 +54,18 @@ pub(crate) const CASES: [Case; 10] = [
     lines("lines-10000", 10_000),
 ];
 
-/// How often and how long a case is measured, on each server.
+/// The number and the length of the rounds of a case, for each server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
     pub(crate) rounds: usize,
     pub(crate) warm_up: Duration,
     pub(crate) measured: Duration,
-    /// What a round is expected to take with all that belongs to it.
+    /// The expected time of a round, including the setup.
     pub(crate) expected: Duration,
 }
 
 impl Case {
-    /// One line that says what it is.
+    /// Returns a description in one line for the table.
     pub(crate) fn title(&self) -> String {
         let (name, connections) = (self.name, self.number());
         match self.work {
@@ -77,19 +78,20 @@ impl Case {
         }
     }
 
-    /// What a server shall do, and how many requests at a time it gets on a connection.
+    /// Returns the settings of the server, and the number of requests in flight per connection.
     pub(crate) fn service(&self) -> (Service, usize) {
         let (mode, depth) = match self.work {
             Work::Requests { mode, depth } => (mode, depth),
             Work::Churn => (Mode::Echo, 1),
             Work::Idle => (Mode::Idle, 1),
         };
-        // On a busy machine the first of many is silent for a while until the last is connected.
+        // On a busy machine, it takes long to open many connections. The first ones are silent
+        // until the last one is open, and the deadline must not close them.
         let deadline = if self.connections < 10_000 { DEADLINE } else { DEADLINE * 20 };
         (Service { mode, deadline }, depth)
     }
 
-    /// What it is, in few words.
+    /// Returns a short description, for the plots.
     pub(crate) fn short_title(&self) -> String {
         let connections = self.number();
         match self.work {
@@ -104,7 +106,7 @@ impl Case {
         format!("{} connection{plural}", whole(self.connections as f64))
     }
 
-    /// Whether a run of under a minute leaves it out.
+    /// Returns true if a quick run skips the case.
     pub(crate) fn is_long(&self) -> bool {
         self.connections >= 10_000 && self.work != Work::Idle
     }
@@ -126,27 +128,27 @@ impl Case {
     }
 }
 
-/// Descriptors that a process needs beside its connections.
+/// Descriptors that a process needs besides its connections.
 const SPARE: usize = 100;
 
-/// Leaves out what needs more than `max` descriptors in a process, and says so; silent connections
-/// are fewer instead.
+/// Removes cases that need more than `max` descriptors per process, and reduces the number of idle
+/// connections instead of removing that case. Returns a note for each change.
 pub(crate) fn fit(cases: &mut Vec<Case>, max: usize) -> Vec<String> {
-    let room = max.saturating_sub(SPARE);
+    let max_connections = max.saturating_sub(SPARE);
     let mut notes = Vec::new();
     cases.retain_mut(|case| {
-        if case.connections <= room {
+        if case.connections <= max_connections {
             return true;
         }
-        if case.work == Work::Idle && room > 0 {
-            case.connections = if room >= 10_000 { 10_000 } else { room };
+        if case.work == Work::Idle && max_connections > 0 {
+            case.connections = if max_connections >= 10_000 { 10_000 } else { max_connections };
             notes.push(format!(
-                "idle: {} connections: {max} descriptors are allowed",
+                "idle is reduced to {} connections: only {max} descriptors are allowed",
                 case.connections
             ));
             return true;
         }
-        notes.push(format!("{} is left out: only {max} descriptors are allowed", case.name));
+        notes.push(format!("{} is skipped: only {max} descriptors are allowed", case.name));
         false
     });
     notes
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_or_less() {
+    fn cases_that_need_too_many_descriptors_are_removed_or_reduced() {
         assert_eq!(fitted(20_000).1, 0);
         let (cases, notes) = fitted(12_000);
         assert!(cases.len() == CASES.len() && cases.contains(&("idle", 10_000)) && notes == 1);
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_planned_to_take_less_than_it_may() {
+    fn the_planned_time_of_a_run_is_below_its_limit() {
         let planned = |quick: bool| -> Duration {
             let cases = CASES.iter().filter(|case| !(quick && case.is_long()));
             let efforts = cases.map(|case| case.effort(quick));

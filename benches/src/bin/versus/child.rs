@@ -1,4 +1,4 @@
-//! A server in a process of its own: started, asked what it has used, and ended.
+//! A server in a separate process: starts it, reads its processor time and memory, and kills it.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::named::Named;
 use crate::servers::{Kind, Service};
 
-/// A server that runs until this is dropped.
+/// A server process. It is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: Process,
@@ -17,7 +17,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts this program again as a server, on `core` if one is given, and waits until it listens.
+    /// Starts this program again as a server, on `core` if given, and waits until it listens.
     pub(crate) fn start(kind: Kind, service: Service, core: Option<usize>) -> io::Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["serve", kind.name(), service.mode.name()])
@@ -27,19 +27,19 @@ impl Child {
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = process.stdout.take();
-        // From here on it is ended whatever happens.
+        // From here on, dropping `child` kills the process on every path.
         let mut child = Self { process, addr: (Ipv4Addr::LOCALHOST, 0).into() };
         let mut line = String::new();
         stdout.map(BufReader::new).map(|mut stdout| stdout.read_line(&mut line)).transpose()?;
         let port = line.trim().parse().map_err(|_| {
-            io::Error::other(format!("{} did not start; is its reason above?", kind.name()))
+            io::Error::other(format!("{} did not start; see its error above", kind.name()))
         })?;
         child.addr.set_port(port);
         Ok(child)
     }
 
-    /// Time its threads have been on a processor, by the scheduler's account, which is exact once
-    /// they sleep.
+    /// Returns the processor time of all threads of the server, from the accounting of the
+    /// scheduler. The time is exact if the threads sleep.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
         let mut nanoseconds = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
@@ -49,8 +49,8 @@ impl Child {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// Bytes resident. Counted by the kernel for this answer: what `status` calls `VmRSS` may lag
-    /// behind by some pages a core.
+    /// Returns the resident bytes. They are read from `smaps_rollup`, which the kernel computes on
+    /// each read. `VmRSS` in `status` may be wrong by some pages per core.
     pub(crate) fn resident(&self) -> io::Result<u64> {
         let account = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.process.id()))?;
         let line = account.lines().find_map(|line| line.strip_prefix("Rss:"));
@@ -64,7 +64,7 @@ fn number(text: Option<&str>) -> io::Result<u64> {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may have ended by itself; that has been noticed by who talked to it.
+        // The process may have ended already. The client has then seen an error.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,10 +1,10 @@
-//! Who runs where: servers on one core, their client on another, each with a core to itself.
+//! Cores: servers run on one core and their client on another.
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The two cores used, if there are two.
+/// The cores of the server and of the client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
     pub(crate) server: usize,
@@ -12,7 +12,7 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// The first two cores that this process may use.
+    /// Returns the first two cores that this process may use, or `None` if there is only one.
     pub(crate) fn choose() -> io::Result<Option<Self>> {
         let allowed = sched_getaffinity(None)?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
@@ -20,7 +20,7 @@ impl Cores {
     }
 }
 
-/// Keeps this thread, and those it will start, on a core.
+/// Pins this thread to a core, and also the threads and processes that it starts later.
 pub(crate) fn pin(core: usize) -> io::Result<()> {
     let mut only = CpuSet::new();
     if core >= CpuSet::MAX_CPU {

@@ -1,4 +1,4 @@
-//! What was measured: a sample a round and server, their medians, and one server beside another.
+//! Figures: one sample per round and server, the medians, and the ratios between servers.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use bench::client::Outcome;
 use crate::cases::Case;
 use crate::servers::Kind;
 
-/// What a sample consists of.
+/// A measured quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Figure {
-    /// Requests a second.
+    /// Requests per second.
     Rate,
-    /// Nanoseconds to a reply.
+    /// Latency in nanoseconds.
     P50,
     P99,
     P999,
-    /// Nanoseconds of the server's processor time a request, or a connection if each makes one.
+    /// Processor time of the server in nanoseconds per request, or per connection with churn.
     Cpu,
-    /// Bytes resident a connection.
+    /// Resident bytes per connection.
     Memory,
 }
 
-/// One round of one server: the figures that its case has.
+/// One round of one server: the figures that the case measures.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample([Option<f64>; Figure::Memory as usize + 1]);
 
@@ -47,13 +47,13 @@ impl Sample {
         self.0[figure as usize]
     }
 
-    /// What servers are compared by: processor time, or memory.
+    /// Returns the figure by which servers are compared: processor time or memory.
     fn cost(&self) -> Option<f64> {
         self.get(Figure::Cpu).or(self.get(Figure::Memory))
     }
 }
 
-/// The rounds of one server; none if it cannot do the case.
+/// The rounds of one server. There are no samples if the server cannot handle the case.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) kind: Kind,
@@ -65,12 +65,12 @@ impl Row {
         median(self.samples.iter().filter_map(|sample| sample.get(figure)).collect())
     }
 
-    /// Half of what lies between the dearest and the cheapest round, as a part of the median.
+    /// Returns half the difference between the highest and the lowest cost, divided by the median.
     pub(crate) fn spread(&self) -> Option<f64> {
         let costs: Vec<f64> = self.samples.iter().filter_map(Sample::cost).collect();
         let max = costs.iter().copied().reduce(f64::max)?;
-        let least = costs.iter().copied().reduce(f64::min)?;
-        Some((max - least) / 2.0 / median(costs)?)
+        let min = costs.iter().copied().reduce(f64::min)?;
+        Some((max - min) / 2.0 / median(costs)?)
     }
 }
 
@@ -86,15 +86,15 @@ impl Results {
         self.rows.iter().find(|row| row.kind == kind)
     }
 
-    /// What `row` costs beside `other`: the median over the rounds, each of which compares what was
-    /// measured within a few seconds.
+    /// Divides the cost of `row` by the cost of `other` in each round. Returns the median of these
+    /// ratios. The samples of a round are measured within a few seconds of each other.
     pub(crate) fn ratio(&self, row: &Row, other: Kind) -> Option<f64> {
         let pairs = row.samples.iter().zip(&self.row(other)?.samples);
         median(pairs.filter_map(|(this, other)| Some(this.cost()? / other.cost()?)).collect())
     }
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two middle values.
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle() {
+    fn the_median_is_the_middle_value() {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
@@ -115,12 +115,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_compares_round_with_round() {
+    fn a_ratio_compares_samples_of_the_same_round() {
         let row = |kind, costs: [f64; 3]| Row {
             kind,
             samples: costs.map(|cost| Sample::default().with(Figure::Cpu, cost)).to_vec(),
         };
-        // The machine was twice as slow from the second round on; the ratio does not see it.
+        // From the second round on the machine is half as fast. This does not change the ratio.
         let ours = row(Kind::PoolManager, [110.0, 220.0, 240.0]);
         let results = Results {
             case: crate::cases::CASES[0],

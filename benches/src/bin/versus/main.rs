@@ -1,7 +1,7 @@
-//! Measures pool-manager beside other ways to serve connections on one core.
+//! Compares pool-manager with other ways to serve connections on one core.
 //!
-//! Each server runs in a process of its own, which is this program once more; one client on
-//! another core drives them in turn. It ends by itself, and nothing it started stays behind.
+//! Each server runs in a separate process of this program. One client on another core drives the
+//! servers one after the other. The servers end when the program ends.
 
 mod cases;
 mod child;
@@ -31,7 +31,7 @@ use table::LEGEND;
 fn main() -> ExitCode {
     let command = match options::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
-        Err(error) => return complain(&format!("{error}; try --help"), 2),
+        Err(error) => return print_error(&format!("{error}; try --help"), 2),
     };
     let outcome = match command {
         Command::Help => writeln!(io::stdout(), "{HELP}").map_err(Into::into),
@@ -43,25 +43,25 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&*error, 1),
+        Err(error) => print_error(&*error, 1),
     }
 }
 
-fn complain(error: &(impl std::fmt::Display + ?Sized), code: u8) -> ExitCode {
-    // With stderr closed there is nobody to tell, which is no reason to panic.
+fn print_error(error: &(impl std::fmt::Display + ?Sized), code: u8) -> ExitCode {
+    // `eprintln!` would panic if stderr is closed.
     let _ = writeln!(io::stderr(), "versus: {error}");
     ExitCode::from(code)
 }
 
 fn measure(mut plan: Plan) -> Result<(), Box<dyn Error>> {
     let mut out = io::stdout();
-    // What is in the way of the plots shall not be found out after five minutes.
+    // Create the folder first, so that a failure is reported before the measurement, not after it.
     fs::create_dir_all(&plan.out).map_err(|error| format!("{}: {error}", plan.out.display()))?;
     let begin = Instant::now();
     let cores = Cores::choose()?;
     match cores {
         Some(cores) => cores::pin(cores.client)?,
-        None => writeln!(out, "There is one core only: server and client share it.\n")?,
+        None => writeln!(out, "Only one core is available: server and client share it.\n")?,
     }
     for note in cases::fit(&mut plan.cases, machine::descriptors()) {
         writeln!(out, "{note}\n")?;
@@ -80,7 +80,7 @@ fn measure(mut plan: Plan) -> Result<(), Box<dyn Error>> {
     write!(out, "{}; {seconds} s", machine::describe())?;
     if let Some((now, then)) = Usage::now(cores).zip(usage) {
         let others = now.of_others_since(then) * 100.0;
-        write!(out, ", in which others used {others:.0}% of the cores")?;
+        write!(out, ", other processes used {others:.0}% of the cores")?;
     }
     writeln!(out)?;
     Ok(())

@@ -1,5 +1,5 @@
-//! Measures a case: all servers in turn, round after round, so that what else the machine does
-//! meets all of them.
+//! Measures a case: each round measures all servers, one after the other, so that other activity on
+//! the machine affects all servers equally.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -19,13 +19,14 @@ use crate::named::Named;
 use crate::options::Plan;
 use crate::servers::Kind;
 
-/// When a run is over, and each case by its share of it: what takes longer than was expected has
-/// fewer rounds. The last one is not cut short.
+/// Maximum time of a run. It is divided between the cases in proportion to their expected times. A
+/// case that takes longer than expected has fewer rounds. A round that has begun is completed.
 const LIMIT: Duration = Duration::from_secs(310);
+/// As [`LIMIT`], with `--quick`.
 const LIMIT_QUICK: Duration = Duration::from_secs(42);
 
-/// How long a server is left alone before its time is read, so that it sleeps again.
-const REST: Duration = Duration::from_millis(1);
+/// Pause before the processor time of a server is read, so that the server is asleep by then.
+const SETTLE_TIME: Duration = Duration::from_millis(1);
 
 pub(crate) struct Measurement {
     cores: Option<Cores>,
@@ -38,13 +39,13 @@ impl Measurement {
     pub(crate) fn new(plan: &Plan, cores: Option<Cores>) -> Self {
         let expected: Duration = plan.cases.iter().map(|case| total(case.effort(plan.quick))).sum();
         let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}, {eta} left");
-        // Where stderr is not a terminal it shows nothing.
+        // The progress bar is hidden if stderr is not a terminal.
         let progress = ProgressBar::new(expected.as_millis() as u64)
             .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self { cores, quick: plan.quick, progress, notes: Vec::new() }
     }
 
-    /// Measures all cases, and gives `each` what came of it.
+    /// Measures all cases. Passes the results of each case to `each`.
     pub(crate) fn run(
         &mut self,
         cases: &[Case],
@@ -65,12 +66,13 @@ impl Measurement {
         Ok(every)
     }
 
-    /// What servers could not do, and why.
+    /// Ends the measurement. Returns a note for each case that a server could not handle.
     pub(crate) fn end(mut self) -> Vec<String> {
         mem::take(&mut self.notes)
     }
 
-    /// All rounds of a case, or as many as there is time for, but one.
+    /// Measures the rounds of a case. After `until` no further round begins, but at least one round
+    /// is measured.
     fn case(&mut self, case: Case, until: Instant) -> Result<Results, Box<dyn Error>> {
         let effort = case.effort(self.quick);
         let mut rows: Vec<Row> =
@@ -80,7 +82,7 @@ impl Measurement {
             if round > 0 && Instant::now() > until {
                 break;
             }
-            // Nobody is always the first.
+            // Each round begins with another server.
             for place in 0..rows.len() {
                 let row = &mut rows[(place + round) % Kind::ALL.len()];
                 if unable.contains(&row.kind) {
@@ -89,15 +91,15 @@ impl Measurement {
                 self.progress.set_message(format!("{}, {}", case.name, row.kind.name()));
                 match self.sample(&case, row.kind, effort) {
                     Ok(sample) => row.samples.push(sample),
-                    Err(Stopped::Unable(error)) if may_be_unable(row.kind, &case) => {
+                    Err(SampleError::Unable(error)) if may_be_unable(row.kind, &case) => {
                         unable.push(row.kind);
                         self.notes.push(format!(
-                            "{}: threads cannot do {} here ({error})",
+                            "{}: the threads server cannot handle {} here ({error})",
                             case.name,
                             case.number()
                         ));
                     }
-                    Err(Stopped::Unable(error) | Stopped::Wrong(error)) => {
+                    Err(SampleError::Unable(error) | SampleError::Wrong(error)) => {
                         let kind = row.kind.name();
                         return Err(format!("{kind} failed in {}: {error}", case.name).into());
                     }
@@ -110,26 +112,26 @@ impl Measurement {
 }
 
 impl Drop for Measurement {
-    /// Whatever comes next on the terminal has a line of its own.
+    /// Clears the progress bar, so that later output begins on an empty line.
     fn drop(&mut self) {
         self.progress.finish_and_clear();
     }
 }
 
-/// Threads have limits that the others have not.
+/// Returns true if the failure of `kind` is acceptable: the system limits the number of threads.
 fn may_be_unable(kind: Kind, case: &Case) -> bool {
     kind == Kind::Threads && case.connections >= 10_000
 }
 
-/// Why there is no sample.
-enum Stopped {
-    /// Before it was measured: as many connections may be more than it can have.
+/// The reason why there is no sample.
+enum SampleError {
+    /// Failed before the measurement: the server may not support this number of connections.
     Unable(io::Error),
-    /// While it was measured; or a reply was wrong.
+    /// Failed during the measurement, or a reply was wrong.
     Wrong(io::Error),
 }
 
-impl Stopped {
+impl SampleError {
     fn before(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::InvalidData => Self::Wrong(error),
@@ -139,13 +141,13 @@ impl Stopped {
 }
 
 impl Measurement {
-    /// One round of one server, in a process of its own that knows no earlier one.
-    fn sample(&self, case: &Case, kind: Kind, effort: Effort) -> Result<Sample, Stopped> {
+    /// Measures one round of one server, in a new process.
+    fn sample(&self, case: &Case, kind: Kind, effort: Effort) -> Result<Sample, SampleError> {
         let (service, depth) = case.service();
         let child = Child::start(kind, service, self.cores.map(|cores| cores.server))
-            .map_err(Stopped::before)?;
+            .map_err(SampleError::before)?;
         if case.work == Work::Idle {
-            return idle::sample(&child, case.connections).map_err(Stopped::before);
+            return idle::sample(&child, case.connections).map_err(SampleError::before);
         }
         let load = Load {
             connections: case.connections,
@@ -154,24 +156,24 @@ impl Measurement {
             churn: case.work == Work::Churn,
             ..Load::new(Target::Tcp(child.addr))
         };
-        let tell = &mut |_| ();
-        let mut session = Session::connect(&load, tell).map_err(Stopped::before)?;
+        let on_progress = &mut |_| ();
+        let mut session = Session::connect(&load, on_progress).map_err(SampleError::before)?;
         let warm_up = session.run(Length::Time(effort.warm_up)).and_then(answered);
-        warm_up.map_err(Stopped::before)?;
-        measured(&child, &mut session, effort.measured).map_err(Stopped::Wrong)
+        warm_up.map_err(SampleError::before)?;
+        measured(&child, &mut session, effort.measured).map_err(SampleError::Wrong)
     }
 }
 
 fn measured(child: &Child, session: &mut Session<'_>, time: Duration) -> io::Result<Sample> {
-    thread::sleep(REST);
+    thread::sleep(SETTLE_TIME);
     let before = child.cpu()?;
     let outcome = session.run(Length::Time(time)).and_then(answered)?;
-    thread::sleep(REST);
+    thread::sleep(SETTLE_TIME);
     Ok(Sample::of_work(&outcome, child.cpu()?.saturating_sub(before)))
 }
 
 fn answered(outcome: Outcome) -> io::Result<Outcome> {
-    match outcome.if_right()? {
+    match outcome.into_result()? {
         outcome if outcome.requests > 0 => Ok(outcome),
         _ => Err(io::Error::other("no request was answered")),
     }

@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! The options of the command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,26 +11,27 @@ use crate::named::Named;
 use crate::servers::{Kind, Service};
 
 pub(crate) const HELP: &str = "\
-Measures pool-manager beside other ways to serve connections on one core: raw epoll, a bare mio
-loop, tokio with timeouts, blocking threads. Takes less than 6 minutes.
+Compares pool-manager with other ways to serve connections on one core: raw epoll, a bare mio loop,
+tokio with timeouts, blocking threads. Takes less than 6 minutes.
 
 Usage: versus [OPTIONS]
        versus serve SERVER MODE [--core N] [--deadline SECS]
 
-  --quick       fewer and shorter rounds, nothing with 10,000 connections: less than a minute
-  --only CASE   measures this case; may be given several times
-  --out DIR     where the plots go [target/versus]
-  --help        this text
+  --quick       fewer and shorter rounds, no case with 10,000 connections: less than a minute
+  --only CASE   measure this case; may be repeated
+  --out DIR     folder of the plots [target/versus]
+  --help        print this text
 
 Cases:   echo-1 echo-64 echo-1000 echo-10000: one request at a time on each connection
          lines-1 lines-64 lines-1000 lines-10000: 16 lines at a time on each connection
          churn: connect, one echo, close
-         idle: memory of connections that are silent
+         idle: memory of idle connections
 Servers: pool-manager epoll mio tokio threads
 Modes:   echo lines idle
 
-`serve` is what it starts for each of them: it prints its port, closes who is silent for longer than
-3 seconds or as --deadline says, stays on a core if one is given, and ends with who started it.";
+`versus` starts `versus serve` for each server. The server prints its port, and ends when its parent
+process ends. It closes connections that are silent for longer than --deadline (3 seconds by
+default); epoll and mio ignore this option. With --core, it runs on the given core.";
 
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -81,11 +82,11 @@ fn serve(parser: &mut Parser) -> Result<Command, Error> {
 
 fn case(name: &str) -> Result<&'static str, &'static str> {
     let case = CASES.iter().find(|case| case.name == name);
-    case.map(|case| case.name).ok_or("there is no such case")
+    case.map(|case| case.name).ok_or("unknown case")
 }
 
 fn named<N: Named>(name: &str) -> Result<N, &'static str> {
-    N::from_name(name).ok_or("there is no such server or mode")
+    N::from_name(name).ok_or("unknown server or mode")
 }
 
 #[cfg(test)]
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_measured_unless_something_is_asked_for() {
+    fn all_cases_are_measured_unless_some_are_selected() {
         assert_eq!(names(&[]).len(), CASES.len());
         assert!(!names(&["--quick"]).contains(&"echo-10000"));
         assert_eq!(
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_arguments_are_refused() {
         for args in [
             &["--only", "nothing"][..],
             &["serve", "mio"],

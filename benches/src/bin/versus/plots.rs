@@ -1,4 +1,4 @@
-//! The plots: which figures are drawn, and where they go.
+//! Plots: writes charts of the results.
 
 use std::fs;
 use std::io;
@@ -12,17 +12,17 @@ use crate::figures::{Figure, Results};
 use crate::named::Named;
 use crate::servers::Kind;
 
-/// Writes what there are results for, and returns which files that are.
+/// Writes each chart that has results to the folder `out`. Returns the paths of the files.
 pub(crate) fn write(results: &[Results], out: &Path) -> io::Result<Vec<PathBuf>> {
     let charts = [
         (
             "cpu.svg",
-            "Processor time of the server: a request; in churn, a connection",
+            "Processor time of the server, per request; with churn, per connection",
             cpu(results),
             human::time as fn(f64) -> String,
         ),
         ("latency.svg", "Latency at 64 connections, closed loop", latency(results), human::time),
-        ("memory.svg", "Resident memory a silent connection", memory(results), bytes),
+        ("memory.svg", "Resident memory per idle connection", memory(results), bytes),
     ];
     let mut written = Vec::new();
     for (name, title, groups, label) in charts {

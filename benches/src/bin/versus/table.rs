@@ -1,4 +1,4 @@
-//! The table: a block for each case, a line for each server.
+//! The table: one block per case, one line per server.
 
 use std::fmt;
 
@@ -9,12 +9,13 @@ use crate::servers::Kind;
 const HEAD: [&str; 9] =
     ["requests/s", "p50 us", "p99 us", "p99.9 us", "CPU ns", "spread", "bytes", "x mio", "x tokio"];
 
-/// What the columns are.
+/// Explains the columns.
 pub(crate) const LEGEND: &str = "\
-CPU is the server's, a request or, in churn, a connection; spread is half of what its rounds differ
-by; bytes are resident, a connection; x is CPU or bytes beside another server's, round by round.
-Figures are medians. pool-manager, tokio and threads have a deadline of 3 s, of a minute from 10,000
-connections on; epoll and mio have none, and echo bytes where the others find lines.";
+CPU is the server's processor time per request, or per connection in churn. spread is half the
+difference between the highest and the lowest round. bytes are resident bytes per connection. x is
+CPU or bytes, divided by that of the named server in the same round. Figures are medians.
+pool-manager, tokio and threads have a deadline of 3 s, or of a minute with 10,000 connections or
+more. epoll and mio have no deadline, and echo bytes where the other servers echo lines.";
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,7 +59,7 @@ fn cell(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
     value.map_or_else(|| "-".into(), show)
 }
 
-/// A whole number, its thousands apart.
+/// Formats a whole number with commas between thousands.
 pub(crate) fn whole(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();
@@ -76,7 +77,7 @@ mod tests {
     use super::whole;
 
     #[test]
-    fn thousands_are_apart() {
+    fn thousands_are_separated_by_commas() {
         assert_eq!(whole(0.4), "0");
         assert_eq!(whole(999.0), "999");
         assert_eq!(whole(1_000.0), "1,000");

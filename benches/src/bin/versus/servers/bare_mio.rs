@@ -1,6 +1,6 @@
-//! What there is beneath pool-manager: a mio loop over a slab; no deadlines, no framing.
+//! The layer below pool-manager: a mio loop with a slab, without deadlines and without framing.
 //!
-//! It keeps no output: who does not take a reply at once is closed.
+//! It buffers no output: it closes a connection whose socket does not take a reply at once.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -11,10 +11,10 @@ use slab::Slab;
 
 use super::BUFFER;
 
-/// What one wait may bring.
+/// Maximum events per wait.
 const EVENTS: usize = 1024;
 
-/// The listener's token; a connection's is its key.
+/// The token of the listener. The token of a connection is its key in the slab.
 const LISTENER: Token = Token(usize::MAX);
 
 pub(super) fn serve(listener: std::net::TcpListener) -> io::Result<()> {
@@ -52,7 +52,7 @@ fn accept_all(
         let mut socket = match listener.accept() {
             Ok((socket, _)) => socket,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            // Gone before it was accepted.
+            // The connection was closed before it was accepted.
             Err(error) if is_transient(&error) => continue,
             Err(error) => return Err(error),
         };
@@ -66,8 +66,8 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted)
 }
 
-/// Whether the connection lives on. A short read has emptied the socket, so there is no second one
-/// that would find nothing, unless the peer has hung up.
+/// Echoes the available bytes. Returns false if the caller must close the connection. A short read
+/// means that the socket is empty, so it ends the loop, unless the peer has closed its side.
 fn echo(socket: &mut TcpStream, buffer: &mut [u8], event: &Event) -> bool {
     loop {
         match socket.read(buffer) {

@@ -1,7 +1,9 @@
-//! Blocking workers, as the Go package has them: one accepts, each of the others has one
-//! connection at a time, reads it with a deadline, answers, and waits for the next one.
+//! Blocking workers, as in the Go package. One thread accepts connections. Each worker serves one
+//! connection at a time: it reads with a deadline and answers. When the connection has ended, the
+//! worker takes the next connection.
 //!
-//! Go's workers are cheap; these are threads with small stacks, started as they are needed.
+//! In Go, the workers are goroutines. Here they are threads with small stacks, which are started on
+//! demand.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
@@ -12,10 +14,10 @@ use std::time::Duration;
 
 use super::{BUFFER, Mode, Service};
 
-/// A worker needs its buffers, on the heap, and a few frames.
+/// The stack size of a worker: enough for its read buffer and a few stack frames.
 const STACK: usize = 64 << 10;
 
-/// Connections that nobody has taken yet, and how many workers wait for one.
+/// Connections that no worker has taken yet, and the number of workers that wait for one.
 #[derive(Default)]
 struct Queue {
     connections: VecDeque<TcpStream>,
@@ -25,7 +27,7 @@ struct Queue {
 #[derive(Default)]
 struct Pool {
     queue: Mutex<Queue>,
-    some: Condvar,
+    not_empty: Condvar,
 }
 
 pub(super) fn serve(listener: &TcpListener, service: Service) -> io::Result<()> {
@@ -41,14 +43,14 @@ pub(super) fn serve(listener: &TcpListener, service: Service) -> io::Result<()> 
 }
 
 impl Pool {
-    /// Whether there are more connections than workers for them.
+    /// Queues a connection. Returns true if there are more queued connections than waiting workers.
     fn put(&self, socket: TcpStream) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.connections.push_back(socket);
-        let short = queue.connections.len() > queue.waiting;
+        let too_few_workers = queue.connections.len() > queue.waiting;
         drop(queue);
-        self.some.notify_one();
-        short
+        self.not_empty.notify_one();
+        too_few_workers
     }
 
     fn take(&self) -> TcpStream {
@@ -58,7 +60,7 @@ impl Pool {
                 return socket;
             }
             queue.waiting += 1;
-            queue = self.some.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.not_empty.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.waiting -= 1;
         }
     }
@@ -66,7 +68,7 @@ impl Pool {
     fn work(&self, service: Service) {
         loop {
             let socket = self.take();
-            // How a connection ends is its own affair: the client sees it.
+            // Ignore the error, if any: the client detects it.
             let _ = match service.mode {
                 Mode::Echo | Mode::Idle => echo(&socket, service.deadline),
                 Mode::Lines => lines(&socket, service.deadline),
@@ -88,7 +90,7 @@ fn echo(mut socket: &TcpStream, deadline: Duration) -> io::Result<()> {
     }
 }
 
-/// Answers a burst of lines with one write: flushes when no further byte is held.
+/// Answers a burst of lines with one write: flushes when the read buffer is empty.
 fn lines(socket: &TcpStream, deadline: Duration) -> io::Result<()> {
     socket.set_read_timeout(Some(deadline))?;
     let mut reader = BufReader::with_capacity(BUFFER, socket);

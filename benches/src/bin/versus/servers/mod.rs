@@ -1,7 +1,7 @@
-//! The servers: five ways to echo, each as small as its authors would write it.
+//! The servers: five ways to echo, each in the usual style of its library.
 //!
-//! Each runs in a process of its own and knows nothing of what measures it. What they have in
-//! common is here: the listener, the deadline, the size of a read.
+//! Each server runs in a separate process and does not know how it is measured. This module holds
+//! their common parts: the listener, the deadline, the size of a read.
 
 mod bare_mio;
 mod blocking_threads;
@@ -18,13 +18,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::named::Named;
 
-/// A burst of connections waits here rather than being refused.
+/// The backlog of the listener. It is large enough that a burst of connections waits and is not
+/// refused.
 const BACKLOG: i32 = 4096;
 
-/// Bytes one read may bring, and the longest line: what is pool-manager's default, for all.
+/// Maximum bytes per read and per line: the default of pool-manager, used for all servers.
 const BUFFER: usize = 5120;
 
-/// Whose loop it is.
+/// The implementation of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     PoolManager,
@@ -48,14 +49,14 @@ impl Named for Kind {
     }
 }
 
-/// What it does with what it reads.
+/// The behaviour of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Sends back whatever arrived.
+    /// Echoes the received bytes.
     Echo,
-    /// Sends back each line. The floors, epoll and mio, echo bytes here as well.
+    /// Echoes each line. The lower bounds, epoll and mio, echo bytes in this mode as well.
     Lines,
-    /// Echoes, and holds as little as it can for who is silent.
+    /// Echoes bytes, with as little memory as possible for idle connections.
     Idle,
 }
 
@@ -71,20 +72,21 @@ impl Named for Mode {
     }
 }
 
-/// What a server shall do.
+/// The settings of a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Service {
     pub(crate) mode: Mode,
-    /// How long a peer may be silent; the floors wait for ever.
+    /// Maximum time without a byte from the peer. The lower bounds, epoll and mio, ignore it.
     pub(crate) deadline: Duration,
 }
 
-/// Prints the port it listens on, and serves until killed or until whoever started it is gone.
+/// Prints the port of the listener, and serves until this process is killed or its parent ends.
 pub(crate) fn serve(kind: Kind, service: Service) -> io::Result<()> {
-    // Not a thread that waits for the end of stdin: a second thread makes each call of libc dearer.
+    // A thread that waits for the end of stdin would also work, but a second thread makes each call
+    // of libc more expensive.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let listener = listen()?;
-    // If they were gone before the signal was asked for, this is a broken pipe and ends it as well.
+    // If the parent ended before the signal was set, this write fails with a broken pipe.
     writeln!(io::stdout(), "{}", listener.local_addr()?.port())?;
     match kind {
         Kind::PoolManager => pool_manager::serve(listener, service),
@@ -95,8 +97,8 @@ pub(crate) fn serve(kind: Kind, service: Service) -> io::Result<()> {
     }
 }
 
-/// A listener like everybody else's. What it accepts inherits `TCP_NODELAY`, which saves each server
-/// a call a connection.
+/// Opens the listener that all servers use. Accepted sockets inherit `TCP_NODELAY`, which saves one
+/// system call per connection.
 fn listen() -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;

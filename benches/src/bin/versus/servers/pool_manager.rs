@@ -1,4 +1,4 @@
-//! This project: the default configuration, deadlines and all, and a framing.
+//! pool-manager: the default configuration, with deadlines and a framing.
 
 use std::io::{self, Write};
 use std::net::TcpListener;

@@ -1,7 +1,8 @@
-//! The floor: epoll, read, write, without libc between; no deadlines, no framing, no identity.
+//! The lower bound: it calls epoll, read and write without libc, and has no deadlines, no framing
+//! and no stable connection identifiers.
 //!
-//! Edge-triggered, for a level-triggered event is looked at twice by the kernel. It keeps no
-//! output: who does not take a reply at once is closed.
+//! It is edge-triggered, because the kernel examines a level-triggered event twice. It buffers no
+//! output: it closes a connection whose socket does not take a reply at once.
 
 use std::io;
 use std::net::TcpListener;
@@ -14,10 +15,10 @@ use rustix::net::{SocketFlags, accept_with};
 
 use super::BUFFER;
 
-/// What one wait may bring.
+/// Maximum events per wait.
 const EVENTS: usize = 1024;
 
-/// The listener's event; a connection's is its descriptor.
+/// The event data of the listener. The event data of a connection is its descriptor.
 const LISTENER: u64 = u64::MAX;
 
 pub(super) fn serve(listener: &TcpListener) -> io::Result<()> {
@@ -55,7 +56,7 @@ fn accept_all(
         let socket = match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(socket) => socket,
             Err(Errno::WOULDBLOCK) => return Ok(()),
-            // Gone before it was accepted.
+            // The connection was closed before it was accepted.
             Err(Errno::CONNABORTED | Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
@@ -69,8 +70,8 @@ fn accept_all(
     }
 }
 
-/// Whether the connection lives on. A short read has emptied the socket, so there is no second one
-/// that would find nothing, unless the peer has hung up.
+/// Echoes the available bytes. Returns false if the caller must close the connection. A short read
+/// means that the socket is empty, so it ends the loop, unless the peer has closed its side.
 fn echo(socket: &OwnedFd, buffer: &mut [u8], hung_up: bool) -> bool {
     loop {
         match read(socket, &mut *buffer) {

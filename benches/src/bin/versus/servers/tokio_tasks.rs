@@ -1,4 +1,4 @@
-//! tokio on one thread: a task a connection, a timeout around each wait for the peer.
+//! tokio on one thread: one task per connection, a timeout around each wait for the peer.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,7 +22,7 @@ async fn accept(listener: std::net::TcpListener, service: Service) -> io::Result
     let Service { mode, deadline } = service;
     loop {
         let (socket, _) = listener.accept().await?;
-        // How a connection ends is its own affair: the client sees it.
+        // Ignore the error, if any: the client detects it.
         match mode {
             Mode::Echo => drop(tokio::spawn(echo(socket, deadline))),
             Mode::Lines => drop(tokio::spawn(lines(socket, deadline))),
@@ -43,8 +43,8 @@ async fn echo(mut socket: TcpStream, deadline: Duration) -> io::Result<()> {
 }
 
 /// Answers a burst of lines with one write: flushes when no further line is ready, and only then
-/// sets a timeout. It is the cheapest of what users write: a timeout for each line costs a tenth
-/// more, a `send` for each line ten times as much.
+/// sets a timeout. This is the cheapest of the usual variants. A timeout for each line costs a
+/// tenth more. A `send` for each line costs ten times as much.
 async fn lines(socket: TcpStream, deadline: Duration) -> Result<(), LinesCodecError> {
     let mut lines = Framed::new(socket, LinesCodec::new_with_max_length(BUFFER));
     loop {
@@ -61,8 +61,8 @@ async fn lines(socket: TcpStream, deadline: Duration) -> Result<(), LinesCodecEr
     }
 }
 
-/// Has no buffer while it waits, at the cost of a read that finds nothing a request: what a user
-/// does who has many silent peers.
+/// Echoes bytes without keeping a buffer while it waits. This costs one additional read per
+/// request, which finds nothing. It is the usual way to serve many silent peers.
 async fn echo_lean(socket: TcpStream, deadline: Duration) -> io::Result<()> {
     loop {
         timeout(deadline, poll_fn(|context| socket.poll_read_ready(context))).await??;
@@ -74,7 +74,7 @@ async fn echo_lean(socket: TcpStream, deadline: Duration) -> io::Result<()> {
     }
 }
 
-/// Echoes what is there; who does not take it at once is closed.
+/// Echoes the available bytes. Returns an error if the socket does not take the reply at once.
 fn echo_now(socket: &TcpStream) -> io::Result<usize> {
     let mut buffer = [0; BUFFER];
     let length = socket.try_read(&mut buffer)?;
