@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::command::Command;
 use crate::config::Config;
@@ -15,6 +16,7 @@ use crate::error::{Error, PutError};
 use crate::id::ConnId;
 use crate::shared::mailbox::{COMMANDS_MAX, Mailbox};
 use crate::socket::Socket;
+use crate::time::Tick;
 
 /// Queues commands of a callback, for other connections or for the manager.
 ///
@@ -40,6 +42,7 @@ use crate::socket::Socket;
 pub struct Commands {
     waiting: Waiting,
     mailbox: Arc<Mailbox>,
+    now: Tick,
 }
 
 /// A queue whose `Debug` shows only its length.
@@ -53,7 +56,7 @@ impl std::fmt::Debug for Waiting {
 
 impl Commands {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        Self { waiting: Waiting(VecDeque::new()), mailbox }
+        Self { waiting: Waiting(VecDeque::new()), mailbox, now: Tick(0) }
     }
 
     /// Puts a socket into the pool, as [`Manager::put`](crate::Manager::put) does, at the turn
@@ -169,6 +172,17 @@ impl Commands {
         self.waiting.0.len()
     }
 
+    /// Returns the time of this turn, since the manager was created, in whole milliseconds. It is
+    /// the same in all callbacks of a turn, and virtual in the simulator. It costs no clock reading.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Tick(0).until(self.now)
+    }
+
+    pub(crate) fn set_now(&mut self, now: Tick) {
+        self.now = now;
+    }
+
     fn push(&mut self, command: Command) -> Result<(), Error> {
         if self.waiting.0.len() >= COMMANDS_MAX {
             return Err(Error::QueueFull);
@@ -183,12 +197,11 @@ impl Commands {
     }
 
     /// Moves commands of handles from the mailbox to the back of this queue, until this queue holds
-    /// `batch` commands. The rest stays in the mailbox, which limits its length.
-    pub(crate) fn collect(&mut self, batch: usize) {
+    /// `batch` commands. The rest stays in the mailbox, which limits its length. Returns whether a
+    /// handle has notified the loop.
+    pub(crate) fn collect(&mut self, batch: usize) -> bool {
         let room = batch.saturating_sub(self.waiting.0.len());
-        if room > 0 && self.mailbox.is_pending() {
-            self.mailbox.take(&mut self.waiting.0, room);
-        }
+        self.mailbox.is_pending() && self.mailbox.take(&mut self.waiting.0, room)
     }
 
     pub(crate) fn next(&mut self) -> Option<Command> {

@@ -167,6 +167,54 @@ impl Handle {
         self.post(Command::SetConfig(Box::new(config.checked()?)))
     }
 
+    /// Wakes the loop, which then calls [`Handler::notified`](crate::Handler::notified): once for
+    /// any number of calls of `notify` in between. Allocates nothing, and cannot fail because of a
+    /// full queue.
+    ///
+    /// ```
+    /// use pool_manager::{Commands, Config, Conn, Handler, Manager};
+    /// use std::io;
+    /// use std::sync::mpsc;
+    ///
+    /// struct Totals {
+    ///     numbers: mpsc::Receiver<u64>,
+    ///     total: u64,
+    /// }
+    ///
+    /// impl Handler for Totals {
+    ///     type Session = ();
+    ///
+    ///     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn notified(&mut self, _: &mut Commands) {
+    ///         self.total += self.numbers.try_iter().sum::<u64>();
+    ///     }
+    /// }
+    ///
+    /// let (sender, numbers) = mpsc::channel();
+    /// let mut manager = Manager::with_handler(Config::new(), Totals { numbers, total: 0 })?;
+    /// manager.start()?;
+    /// let handle = manager.handle();
+    /// std::thread::spawn(move || {
+    ///     for number in [1, 2, 3] {
+    ///         sender.send(number).unwrap();
+    ///         handle.notify().unwrap();
+    ///     }
+    /// });
+    /// while manager.handler().total < 6 {
+    ///     manager.turn(None)?;
+    /// }
+    /// # Ok::<(), pool_manager::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`], [`Error::Dropped`].
+    pub fn notify(&self) -> Result<(), Error> {
+        self.mailbox.notify()
+    }
+
     /// Begins a graceful stop. [`Manager::run`](crate::Manager::run) returns the report.
     ///
     /// # Errors

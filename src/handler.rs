@@ -152,6 +152,22 @@ pub trait Handler {
         let _ = (id, bytes, commands);
     }
 
+    /// Called once for any number of calls of [`Handle::notify`](crate::Handle::notify) since the
+    /// last time, before the commands of the turn are executed. A channel of your own carries the
+    /// messages: send first, then notify, and receive here until the channel is empty.
+    fn notified(&mut self, commands: &mut Commands) {
+        let _ = commands;
+    }
+
+    /// Called once when a graceful stop begins. All commands that are queued when this hook returns
+    /// are executed before idle connections are closed, so that a last message can be sent to every
+    /// client. They are not limited to the batch of a turn.
+    ///
+    /// It is not called when the manager is dropped, or when waiting for readiness fails.
+    fn stopping(&mut self, commands: &mut Commands) {
+        let _ = commands;
+    }
+
     /// Called once at the end of each turn, after all ready connections were served. Use it for
     /// work that is cheaper if it is done once for many requests, such as a broadcast.
     fn turn_ended(&mut self, commands: &mut Commands) {
@@ -281,6 +297,12 @@ impl Conn<'_> {
     #[must_use]
     pub fn bytes_out(&self) -> u64 {
         self.state.bytes_out
+    }
+
+    /// Returns the time of this turn, as [`Commands::now`] does.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Tick(0).until(self.now)
     }
 
     /// Returns the time since the connection was put, accepted or started, in whole milliseconds,

@@ -4,6 +4,8 @@
 //! `WouldBlock`. If a ready listener must not accept now, it accepts as soon as the reason is gone.
 //! The manager decides what happens to accepted connections.
 
+mod signals;
+
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use crate::stats::Stats;
 use crate::sys::unix_path::Claim;
 use crate::sys::{Backend, ListenSocket};
 use crate::time::{Now, Tick};
+use signals::Signals;
 
 /// Maximum number of connections accepted from one listener per turn.
 pub(crate) const ACCEPTS: u32 = 64;
@@ -66,7 +69,10 @@ impl<L> Listener<L> {
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
-    /// The number of ready listeners. It is stored because every turn reads it more than once.
+    /// Sockets whose bytes are requests to stop. They stay when the listeners close.
+    signals: Signals,
+    /// The number of ready listeners and signals. It is stored because every turn reads it more
+    /// than once.
     ready: usize,
     /// Nothing is accepted before this tick, because descriptors or kernel memory ran out.
     starved_until: Tick,
@@ -88,7 +94,13 @@ pub(crate) enum Accepted {
 
 impl<L> Listeners<L> {
     pub(crate) fn new() -> Self {
-        Self { all: Vec::new(), ready: 0, starved_until: Tick(0), warned: None }
+        Self {
+            all: Vec::new(),
+            signals: Signals::default(),
+            ready: 0,
+            starved_until: Tick(0),
+            warned: None,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -120,9 +132,46 @@ impl<L> Listeners<L> {
     /// index is open.
     pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
         let open = |listener: &&mut Listener<L>| listener.socket.is_some();
-        let Some(listener) = self.all.get_mut(index).filter(open) else { return false };
+        let Some(listener) = self.all.get_mut(index).filter(open) else {
+            return self.mark_signal(index);
+        };
         self.ready += usize::from(!std::mem::replace(&mut listener.ready, true));
         true
+    }
+
+    #[cold]
+    fn mark_signal(&mut self, index: usize) -> bool {
+        let marked = self.signals.mark_ready(index);
+        self.ready += usize::from(marked == Some(true));
+        marked.is_some()
+    }
+
+    /// Adds a socket whose bytes are requests to stop.
+    pub(crate) fn add_signal<B: Backend<Listener = L>>(
+        &mut self,
+        backend: &mut B,
+        socket: Socket,
+    ) -> io::Result<()> {
+        self.signals.add(backend, socket)
+    }
+
+    /// Returns whether a signal is ready.
+    pub(crate) fn any_signal(&self) -> bool {
+        self.signals.ready() > 0
+    }
+
+    /// Reads the ready signals, within a limit. Returns whether there were any bytes.
+    pub(crate) fn read_signals<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> bool {
+        let before = self.signals.ready();
+        let any = self.signals.read(backend);
+        self.ready -= before - self.signals.ready();
+        any
+    }
+
+    /// Forgets the readiness of the listeners, which are gone.
+    fn forget_listeners(&mut self) {
+        self.all.clear();
+        self.ready = self.signals.ready();
     }
 
     /// Returns whether a listener is still open.
@@ -140,6 +189,9 @@ impl<L> Listeners<L> {
     pub(crate) fn next_due(&self, permits: &Permits, overload: &Overload) -> Tick {
         if self.ready == 0 {
             return Tick::NEVER;
+        }
+        if self.any_signal() {
+            return Tick(0);
         }
         let ready = self.all.iter().filter(|listener| listener.ready);
         match ready.map(|listener| listener.paused_until).min() {
@@ -218,23 +270,23 @@ impl<L> Listeners<L> {
     /// Removes and returns all open listeners. The connections in their backlogs are kept. The
     /// paths of Unix sockets are not removed.
     pub(crate) fn take<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> Vec<ListenSocket> {
-        self.ready = 0;
         let all = self.all.drain(..);
-        all.filter_map(|listener| {
+        let taken = all.filter_map(|listener| {
             listener.claim.into_iter().for_each(Claim::abandon);
             backend.release_listener(listener.socket?)
-        })
-        .collect()
+        });
+        let taken = taken.collect();
+        self.forget_listeners();
+        taken
     }
 
     /// Makes each listener close when its backlog is empty. Closing at once would reset the
     /// connections in the backlog.
     pub(crate) fn finish(&mut self) {
         for listener in &mut self.all {
-            listener.ready = true;
+            self.ready += usize::from(!std::mem::replace(&mut listener.ready, true));
             listener.last = Some(LAST_ACCEPTS);
         }
-        self.ready = self.all.len();
     }
 
     /// Closes a listener if [`Listeners::finish`] was called and the listener's backlog is empty or
@@ -259,7 +311,7 @@ impl<L> Listeners<L> {
         for socket in self.all.drain(..).filter_map(|listener| listener.socket) {
             backend.close_listener(socket);
         }
-        self.ready = 0;
+        self.forget_listeners();
         self.starved_until = Tick(0);
     }
 

@@ -194,6 +194,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Handle::new(self.mailbox.clone())
     }
 
+    /// Returns the handler.
+    #[must_use]
+    pub fn handler(&self) -> &H {
+        &self.cx.handler
+    }
+
+    /// Returns the handler, to change it between turns.
+    #[must_use]
+    pub fn handler_mut(&mut self) -> &mut H {
+        &mut self.cx.handler
+    }
+
     /// Returns the configuration in effect. A zero that stands for a default is replaced by the
     /// default.
     #[must_use]

@@ -7,6 +7,7 @@ use crate::conn_state::{CloseReason, Stage};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::report::StopReport;
+use crate::socket::Socket;
 use crate::sys::Backend;
 use crate::time::Tick;
 use crate::worker::Verdict;
@@ -56,6 +57,59 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.run()
     }
 
+    /// Stops the manager when bytes arrive on `signals`: a graceful stop begins, as by
+    /// [`Handle::stop`](crate::Handle::stop). If more bytes arrive in a later turn, the stop is
+    /// completed at once and the remaining connections are aborted. The end of file means nothing.
+    ///
+    /// It may be called before or after [`Manager::start`], any number of times, and holds for later
+    /// starts too. With the crate `signal-hook`, a service stops on SIGTERM without a thread, without
+    /// polling and without a race:
+    ///
+    /// ```
+    /// use pool_manager::{Config, Manager};
+    /// use signal_hook::consts::SIGTERM;
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let mut manager = Manager::new(Config::new(), |_, _| Ok(()))?;
+    /// let (read, write) = UnixStream::pair()?;
+    /// signal_hook::low_level::pipe::register(SIGTERM, write)?;
+    /// manager.stop_on(read)?;
+    /// manager.start()?;
+    /// signal_hook::low_level::raise(SIGTERM)?;
+    /// assert_eq!(manager.run()?.finished, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsuitable`] if the socket cannot be made non-blocking or registered.
+    pub fn stop_on(&mut self, signals: impl Into<Socket>) -> Result<(), Error> {
+        self.listeners.add_signal(&mut self.cx.backend, signals.into()).map_err(Error::Unsuitable)
+    }
+
+    /// Reads the signal sources. Begins a stop, or completes the one in progress.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn on_signal(&mut self) {
+        if !self.listeners.read_signals(&mut self.cx.backend) {
+            return;
+        }
+        if let Some(drain) = &mut self.drain {
+            log::info!("a second signal: the stop is completed at once");
+            drain.until = self.cx.now.floor;
+        } else {
+            self.begin_stop();
+        }
+    }
+
+    /// Calls [`Handler::stopping`], and executes the commands that are queued when it returns.
+    fn run_stopping_hook(&mut self) {
+        self.cx.run_hook(H::stopping);
+        for _ in 0..self.cx.commands.queued() {
+            let Some(command) = self.cx.commands.next() else { break };
+            self.execute(command);
+        }
+    }
+
     /// Begins a stop if the manager is running. The deadline of a stop that has already begun is
     /// not changed.
     pub(super) fn begin_stop(&mut self) {
@@ -64,22 +118,24 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.mailbox.refuse_puts();
         let limit = self.cx.config.stop_time();
+        let (now, stats) = (self.cx.now, &self.cx.stats);
+        let drain = Drain {
+            until: if limit.is_zero() { now.floor } else { now.ceil.after(limit) },
+            live: self.pool.live(),
+            idle: 0,
+            put_before: stats.put,
+            unsent_before: stats.bytes_unsent,
+            dropped_before: stats.bytes_dropped,
+        };
+        log::info!("stopping: {} connections, at most {limit:?}", drain.live);
+        self.drain = Some(drain);
+        self.run_stopping_hook();
         if limit.is_zero() {
             self.listeners.clear(&mut self.cx.backend);
         } else {
             self.listeners.finish();
         }
-        let mut drain = Drain {
-            until: if limit.is_zero() { self.cx.now.floor } else { self.cx.now.ceil.after(limit) },
-            live: self.pool.live(),
-            idle: 0,
-            put_before: self.cx.stats.put,
-            unsent_before: self.cx.stats.bytes_unsent,
-            dropped_before: self.cx.stats.bytes_dropped,
-        };
-        log::info!("stopping: {} connections, at most {limit:?}", drain.live);
-        drain.idle = self.close_idle();
-        self.drain = Some(drain);
+        self.close_idle();
         // Connections that `close_idle` has served, and that are idle again, can be closed now.
         for id in self.pool.ids() {
             if !self.pool.get_mut(id).is_some_and(|worker| worker.state.queued) {
@@ -89,14 +145,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Reads every idle connection once more and closes it if no data has arrived. Closes every
-    /// outgoing connection that is not established. Returns the number of closed connections.
-    fn close_idle(&mut self) -> usize {
-        let mut closed = 0;
+    /// outgoing connection that is not established. Counts the connections that it closes as idle.
+    fn close_idle(&mut self) {
+        // Without it, a verdict of `Wait` closes nothing, so that each is closed and counted here.
+        let Some(mut drain) = self.drain.take() else { return };
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             if worker.state.stage() == Stage::Connecting {
                 self.close(id, CloseReason::Stopped);
-                closed += 1;
+                drain.idle += 1;
                 continue;
             }
             if !worker.is_idle() {
@@ -108,10 +165,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let Some(worker) = self.pool.get_mut(id) else { continue };
             if worker.is_idle() && worker.state.bytes_in == before {
                 self.close(id, CloseReason::Stopped);
-                closed += 1;
+                drain.idle += 1;
             }
         }
-        closed
+        self.drain = Some(drain);
     }
 
     /// Completes a stop if nothing is left to wait for, or if its deadline has passed.

@@ -87,6 +87,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     pub(super) fn read_clock(&mut self) {
         let began = self.cx.now.ceil;
         self.cx.now = Now::new(self.cx.backend.millis());
+        self.cx.commands.set_now(self.cx.now.floor);
         let span = Span { began, ended: self.cx.now.ceil };
         if span.is_long() {
             for &id in &self.visited {
@@ -103,7 +104,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !self.cx.commands.has_work() {
             return;
         }
-        self.cx.commands.collect(COMMANDS_PER_TURN);
+        if self.cx.commands.collect(COMMANDS_PER_TURN) {
+            self.cx.run_hook(H::notified);
+        }
         for _ in 0..COMMANDS_PER_TURN {
             let Some(command) = self.cx.commands.next() else { break };
             self.execute(command);
@@ -192,6 +195,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return 0;
         }
         let before = self.cx.stats.accepted;
+        if self.listeners.any_signal() {
+            self.on_signal();
+        }
         for index in 0..self.listeners.len() {
             for _ in 0..ACCEPTS {
                 let (permits, overload) = (&self.mailbox.permits, &self.cx.config.overload);

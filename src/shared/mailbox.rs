@@ -22,6 +22,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub(crate) enum LifeCycle {
 #[derive(Default)]
 struct Queue {
     commands: VecDeque<Command>,
+    /// Whether [`Mailbox::notify`] was called since the queue was last taken.
+    notified: bool,
     wake: Option<Wake>,
     /// Number of requests for stats so far.
     stats_requests: u64,
@@ -75,6 +78,18 @@ impl Mailbox {
         let mut queue = lock(&self.queue);
         self.admits(&queue)?;
         queue.commands.push_back(command);
+        self.wake(queue);
+        Ok(())
+    }
+
+    /// Notes a notification and wakes the loop. A full queue is no error: notifications take no room.
+    pub(crate) fn notify(&self) -> Result<(), Error> {
+        let mut queue = lock(&self.queue);
+        match self.life_cycle() {
+            LifeCycle::Stopped => return Err(Error::NotRunning),
+            LifeCycle::Dropped => return Err(Error::Dropped),
+            LifeCycle::Running | LifeCycle::Stopping => queue.notified = true,
+        }
         self.wake(queue);
         Ok(())
     }
@@ -174,16 +189,19 @@ impl Mailbox {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Moves at most `max` queued commands to the back of `into`. If some are left, the queue stays
-    /// pending.
-    pub(crate) fn take(&self, into: &mut VecDeque<Command>, max: usize) {
-        if self.pending.swap(false, Ordering::AcqRel) {
-            let commands = &mut lock(&self.queue).commands;
-            into.extend(commands.drain(..max.min(commands.len())));
-            if !commands.is_empty() {
-                self.pending.store(true, Ordering::Release);
-            }
+    /// Moves at most `max` queued commands to the back of `into`, and returns whether there was a
+    /// notification. If commands are left, the queue stays pending.
+    pub(crate) fn take(&self, into: &mut VecDeque<Command>, max: usize) -> bool {
+        if !self.pending.swap(false, Ordering::AcqRel) {
+            return false;
         }
+        let queue = &mut *lock(&self.queue);
+        let commands = &mut queue.commands;
+        into.extend(commands.drain(..max.min(commands.len())));
+        if !commands.is_empty() {
+            self.pending.store(true, Ordering::Release);
+        }
+        mem::take(&mut queue.notified)
     }
 
     /// Accepts commands from now on. `wake` interrupts the wait of the loop.
@@ -215,8 +233,9 @@ impl Mailbox {
         let mut queue = lock(&self.queue);
         self.set_life_cycle(life_cycle);
         queue.wake = None;
+        queue.notified = false;
         self.pending.store(false, Ordering::Release);
-        std::mem::take(&mut queue.commands)
+        mem::take(&mut queue.commands)
     }
 
     /// Publishes stats as the answer to all requests with numbers up to `request`.

@@ -7,6 +7,7 @@ mod admission;
 mod adversarial;
 mod back_pressure;
 mod connect;
+mod control;
 mod deadlines;
 mod endings;
 mod framing;

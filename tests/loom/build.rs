@@ -23,26 +23,32 @@ struct Mutation {
     broken: &'static str,
 }
 
-const MUTATIONS: [Mutation; 9] = [
+const MUTATIONS: [Mutation; 10] = [
     Mutation {
         name: "pending_cleared_after_taking",
         code: "
-        if self.pending.swap(false, Ordering::AcqRel) {
-            let commands = &mut lock(&self.queue).commands;
-            into.extend(commands.drain(..max.min(commands.len())));
-            if !commands.is_empty() {
-                self.pending.store(true, Ordering::Release);
-            }
-        }",
+        if !self.pending.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        let queue = &mut *lock(&self.queue);
+        let commands = &mut queue.commands;
+        into.extend(commands.drain(..max.min(commands.len())));
+        if !commands.is_empty() {
+            self.pending.store(true, Ordering::Release);
+        }
+        mem::take(&mut queue.notified)",
         broken: "
-        if self.is_pending() {
-            let mut queue = lock(&self.queue);
-            let count = max.min(queue.commands.len());
-            into.extend(queue.commands.drain(..count));
-            let left = !queue.commands.is_empty();
-            drop(queue);
-            self.pending.store(left, Ordering::Release);
-        }",
+        if !self.is_pending() {
+            return false;
+        }
+        let mut queue = lock(&self.queue);
+        let count = max.min(queue.commands.len());
+        into.extend(queue.commands.drain(..count));
+        let left = !queue.commands.is_empty();
+        let notified = mem::take(&mut queue.notified);
+        drop(queue);
+        self.pending.store(left, Ordering::Release);
+        notified",
     },
     Mutation {
         name: "pending_set_without_the_lock",
@@ -66,9 +72,9 @@ const MUTATIONS: [Mutation; 9] = [
     Mutation {
         name: "pending_not_set_for_the_rest",
         code: "
-            if !commands.is_empty() {",
+        if !commands.is_empty() {",
         broken: "
-            if false {",
+        if false {",
     },
     Mutation {
         name: "queued_after_puts_were_refused",
@@ -82,10 +88,22 @@ const MUTATIONS: [Mutation; 9] = [
     Mutation {
         name: "closed_without_returning_commands",
         code: "
-        std::mem::take(&mut queue.commands)",
+        mem::take(&mut queue.commands)",
         broken: "
         queue.commands.clear();
         VecDeque::new()",
+    },
+    Mutation {
+        name: "notified_after_the_wake",
+        code: "
+            LifeCycle::Running | LifeCycle::Stopping => queue.notified = true,
+        }
+        self.wake(queue);",
+        broken: "
+            LifeCycle::Running | LifeCycle::Stopping => {}
+        }
+        self.wake(queue);
+        lock(&self.queue).notified = true;",
     },
     Mutation {
         name: "published_without_notify",
@@ -160,7 +178,7 @@ fn module(name: &str, modules: &[(&str, String)], models: &Path) -> String {
     format!(
         "#[allow(dead_code, clippy::pedantic)]
 mod {name} {{
-use crate::stubs::{{config, error, id, connect_options, socket, stats, sync}};
+use crate::stubs::{{config, connect_options, error, id, socket, stats, sync, time}};
 {modules}
 #[path = \"{models}\"]
 pub(super) mod models;

@@ -63,6 +63,17 @@ fn a_request_for_stats_during_a_stop_is_answered() {
 }
 
 #[test]
+fn no_notification_is_lost() {
+    explore(original::models::two_threads_notify);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn noting_a_notification_after_the_wake_loses_it() {
+    explore(notified_after_the_wake::models::two_threads_notify);
+}
+
+#[test]
 fn a_restart_loses_neither_a_wake_nor_a_command() {
     explore(original::models::a_handle_posts_across_a_restart);
 }

@@ -25,12 +25,19 @@ struct Loop {
     commands: Commands,
     mailbox: Arc<Mailbox>,
     waker: Arc<Waker>,
+    /// Turns that found a notification.
+    notified: u32,
 }
 
 impl Loop {
     fn new() -> Self {
         let mailbox = Arc::new(Mailbox::default());
-        Self { commands: Commands::new(mailbox.clone()), mailbox, waker: Arc::default() }
+        Self {
+            commands: Commands::new(mailbox.clone()),
+            mailbox,
+            waker: Arc::default(),
+            notified: 0,
+        }
     }
 
     /// Starts the loop with a new waker, as each start of a manager does.
@@ -54,7 +61,7 @@ impl Loop {
     }
 
     fn commands(&mut self, batch: usize) -> Vec<Command> {
-        self.commands.collect(batch);
+        self.notified += u32::from(self.commands.collect(batch));
         std::iter::from_fn(|| self.commands.next()).collect()
     }
 
@@ -314,4 +321,31 @@ pub(crate) fn a_handle_posts_across_a_restart() {
     assert_eq!(this.mailbox.post(command(3)), Err(Error::Dropped));
     seen.sort_unstable();
     assert_eq!(seen, if accepted { vec![1, 2] } else { vec![2] });
+}
+
+/// Two threads notify the loop, each after it has sent a message. The loop never sleeps while a
+/// message waits, and finds at most one notification for each call.
+pub(crate) fn two_threads_notify() {
+    let mut this = started();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let threads = [(); 2].map(|()| {
+        let (mailbox, sent) = (this.mailbox.clone(), sent.clone());
+        thread::spawn(move || {
+            sent.fetch_add(1, Ordering::SeqCst);
+            mailbox.notify().expect("the loop is running");
+        })
+    });
+    let mut received = 0;
+    while received < 2 {
+        let before = this.notified;
+        assert!(this.turn(BATCH).is_empty());
+        if this.notified > before {
+            received = sent.load(Ordering::SeqCst);
+        }
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(this.becomes_idle(), "`pending` without a notification makes the loop spin");
+    assert!(this.notified <= 2, "{} notifications for two calls", this.notified);
 }

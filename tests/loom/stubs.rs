@@ -131,3 +131,16 @@ pub(crate) mod error {
         }
     }
 }
+
+pub(crate) mod time {
+    use std::time::Duration;
+
+    #[derive(Clone, Copy, Debug)]
+    pub struct Tick(pub(crate) u64);
+
+    impl Tick {
+        pub(crate) fn until(self, later: Self) -> Duration {
+            Duration::from_millis(later.0 - self.0)
+        }
+    }
+}

@@ -175,8 +175,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "pending_not_set_for_the_remaining_commands",
         "shared/mailbox.rs",
-        "                self.pending.store(true, Ordering::Release);\n            }",
-        "                self.pending.store(!PLANTED, Ordering::Release);\n            }",
+        "            self.pending.store(true, Ordering::Release);\n        }",
+        "            self.pending.store(!PLANTED, Ordering::Release);\n        }",
     ),
     canary(
         "commands_ignored_by_next_timeout",
@@ -336,5 +336,28 @@ pub(crate) const ALL: &[Canary] = &[
         "manager/turn.rs",
         "self.cx.run_hook(H::turn_ended);",
         "if !PLANTED || events > 0 { self.cx.run_hook(H::turn_ended); }",
+    ),
+    canary(
+        "a_notification_beside_commands_is_lost",
+        "commands.rs",
+        "self.mailbox.is_pending() && self.mailbox.take(&mut self.waiting.0, room)",
+        "self.mailbox.is_pending()
+            && self.mailbox.take(&mut self.waiting.0, room)
+            && !(PLANTED && !self.waiting.0.is_empty())",
+    ),
+    canary(
+        "stopping_called_for_every_request_to_stop",
+        "manager/stop.rs",
+        "        if !self.is_running() {\n            return;",
+        "        if !self.is_running() {\n            if PLANTED { self.run_stopping_hook(); }\n            return;",
+    ),
+    canary(
+        "a_stop_report_begun_after_the_commands_before_it",
+        "manager/stop.rs",
+        "        let (now, stats) = (self.cx.now, &self.cx.stats);",
+        "        while PLANTED && self.cx.commands.queued() > 0 {
+            if let Some(command) = self.cx.commands.next() { self.execute(command); }
+        }
+        let (now, stats) = (self.cx.now, &self.cx.stats);",
     ),
 ];

@@ -117,6 +117,18 @@ impl World {
         self.connect_rng = Some(rng);
     }
 
+    /// Notifies the loop, in some steps, once or several times.
+    pub(super) fn maybe_notify(&mut self) {
+        let Some(rng) = &mut self.notify_rng else { return };
+        if rng.permille(300) {
+            for _ in 0..=rng.below(3) {
+                self.manager.handle().notify().expect("the manager is running");
+            }
+            self.harness.notified.set(true);
+            self.harness.mark("the loop is notified");
+        }
+    }
+
     fn connect_now(&mut self, host: Host, key: u64, options: ConnectOptions) {
         let (taken, max) = (self.permits_taken() - 1, self.manager.config().max_workers as u64);
         let outcome = self.manager.connect_with(host.addr(), options);
@@ -311,6 +323,7 @@ impl World {
         );
         match outcome {
             Ok(report) => {
+                assert_eq!(self.harness.stopping_calls.get(), 1, "calls of `stopping`");
                 let mut model = self.harness.model.borrow_mut();
                 model.marks.hit_if("a stop aborts connections", report.aborted > 0);
                 model.marks.hit_if("a stop finishes connections", report.finished > 0);

@@ -13,6 +13,8 @@ impl World {
     /// Checks the invariants that hold after every stop. The cause of the stop does not matter.
     pub(super) fn check_stopped(&mut self) {
         self.running = false;
+        self.harness.notified.set(false);
+        self.harness.stopping_calls.set(0);
         self.harness.lossless.set(false);
         self.add_new_peers();
         self.assert_nothing_is_left();
@@ -102,6 +104,8 @@ impl World {
             self.record_marks(&mut model.marks, turn);
             assert_eq!(model.failures, [""; 0]);
         }
+        let notified = self.harness.notified.get() && turn.stopped.is_none();
+        assert!(!notified, "a turn passed without a call of `notified`");
         assert!(turn.expired <= 256 && turn.accepted <= 128, "{turn:?}");
         let open = stats.live + stats.lingering;
         assert_eq!(counters.registered as u64, open, "registered, {stats}");

@@ -139,6 +139,22 @@ impl Handler for RandomHandler {
         }
     }
 
+    fn notified(&mut self, commands: &mut Commands) {
+        if !self.harness.notified.replace(false) {
+            self.harness.model.borrow_mut().fail("`notified` without a notification");
+        }
+        if self.harness.model.borrow().actions_enabled {
+            self.maybe_connect(commands);
+        }
+    }
+
+    fn stopping(&mut self, commands: &mut Commands) {
+        self.harness.stopping_calls.set(self.harness.stopping_calls.get() + 1);
+        if commands.queued() > 0 {
+            self.harness.mark("a command is queued when a stop begins");
+        }
+    }
+
     fn turn_ended(&mut self, commands: &mut Commands) {
         self.harness.model.borrow_mut().record_turn_end();
         if !self.harness.model.borrow().actions_enabled {

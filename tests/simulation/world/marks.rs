@@ -78,6 +78,8 @@ pub(crate) const ALL: &[&str] = &[
     "a connection is closed while connecting",
     "a stop begins while connecting",
     "stopped before it connects",
+    "the loop is notified",
+    "a command is queued when a stop begins",
 ];
 
 /// Number of hits of each mark.

@@ -44,6 +44,10 @@ pub(crate) struct Harness {
     pending_hosts: RefCell<Vec<(u64, Host)>>,
     /// False once something has happened that may destroy a last reply.
     lossless: Cell<bool>,
+    /// A handle has notified the loop, and `notified` was not called since.
+    notified: Cell<bool>,
+    /// Number of calls of `stopping` since the last start.
+    stopping_calls: Cell<u32>,
 }
 
 type Shared = Rc<Harness>;
@@ -187,6 +191,8 @@ struct World {
     rng: Rng,
     /// Generator for connects. Only some seeds have one.
     connect_rng: Option<Rng>,
+    /// Generator for notifications. Only some seeds have one.
+    notify_rng: Option<Rng>,
     listeners: [Listener; 2],
     /// The listeners were taken from the manager and have not been given back.
     listeners_taken: bool,
@@ -233,6 +239,8 @@ impl World {
             new_streams: RefCell::new(Vec::new()),
             pending_hosts: RefCell::new(Vec::new()),
             lossless: Cell::new(lossless),
+            notified: Cell::new(false),
+            stopping_calls: Cell::new(0),
         });
         if trace {
             println!("{config:?}\n{faults:?}");
@@ -241,6 +249,8 @@ impl World {
         let hook_rng = hook_rng.permille(200).then_some(hook_rng);
         let mut connect_rng = Rng::new(seed ^ 4);
         let connect_rng = connect_rng.permille(250).then_some(connect_rng);
+        let mut notify_rng = Rng::new(seed ^ 6);
+        let notify_rng = notify_rng.permille(250).then_some(notify_rng);
         let handler_connect_rng = connect_rng.is_some().then(|| Rng::new(seed ^ 5));
         let handler = RandomHandler {
             harness: harness.clone(),
@@ -258,6 +268,7 @@ impl World {
             peers: Vec::new(),
             rng,
             connect_rng,
+            notify_rng,
             running: false,
             waits_succeed: faults.failed_waits == 0,
             crowd_seed,
@@ -294,6 +305,9 @@ impl World {
         }
         if self.running {
             self.maybe_connect();
+        }
+        if self.running {
+            self.maybe_notify();
         }
         if self.running && self.rng.permille(300) {
             self.return_listeners();
@@ -343,6 +357,7 @@ impl World {
                 self.add_new_peers();
                 self.check(turn, max);
                 if turn.stopped.is_some() {
+                    assert_eq!(self.harness.stopping_calls.get(), 1, "calls of `stopping`");
                     self.check_stopped();
                 }
             }
