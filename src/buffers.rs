@@ -1,9 +1,9 @@
-//! Buffers that the workers share: the hot ones, which every visit uses, and the warm ones, which
-//! are spare input buffers.
+//! Buffers that the workers share. Every visit uses the hot buffers. The warm buffers are spare
+//! input buffers.
 //!
 //! A worker reads into the hot input buffer, and its replies are gathered in the hot output buffer.
-//! If input is left after the visit, the worker keeps that buffer, and a warm buffer becomes the
-//! hot input buffer. If output is unsent, the worker keeps the output buffer too. An idle
+//! If input is left after the visit, the worker keeps the input buffer, and a warm buffer becomes
+//! the hot input buffer. If output is unsent, the worker keeps the output buffer. An idle
 //! connection therefore has no buffer. A kept input buffer may grow. `memory_limit` limits the
 //! total capacity of the kept input buffers.
 
@@ -20,10 +20,10 @@ pub(crate) struct Buffers {
     /// The hot output buffer. It is empty between visits.
     pub(crate) output: Output,
     warm: Vec<Buffer>,
-    /// The number of warm buffers that reaping leaves.
+    /// The number of warm buffers that reaping does not free.
     keep: usize,
     /// The smallest number of warm buffers since the last reaping. This is the number of buffers
-    /// that were not used since.
+    /// that were not used since then.
     low_water: usize,
     buffer_size: usize,
     /// The capacity in bytes of the input buffers that workers keep.
@@ -36,7 +36,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// Sets the number of warm buffers, the size of a buffer and the limit on kept bytes. Allocates
     /// the buffers that are missing. If the size changes, warm buffers of the old size are freed
-    /// now, and kept ones are freed when they are returned.
+    /// now. A buffer of the old size that a worker keeps is freed when the worker returns it.
     pub(crate) fn configure(&mut self, keep: usize, buffer_size: usize, memory_limit: usize) {
         self.memory_limit = memory_limit;
         if buffer_size != self.buffer_size {
@@ -62,7 +62,7 @@ impl Buffers {
         input
     }
 
-    /// Takes an input buffer that a worker kept, and drops its bytes.
+    /// Takes back an input buffer that a worker kept. Its bytes are dropped.
     pub(crate) fn recycle(&mut self, buffer: Buffer) {
         self.kept -= buffer.capacity();
         self.warm(buffer);
@@ -76,10 +76,10 @@ impl Buffers {
     /// Doubles the capacity of the hot input buffer, to at most `max` bytes. The larger buffer
     /// counts as kept by the worker.
     ///
-    /// `own` is the input field of the worker. If the worker came with a kept buffer, that buffer
-    /// is the hot one during the visit, and `own` holds the buffer that it replaced. If not, `own`
-    /// has no storage. Returns false, and changes nothing, if `memory_limit` does not allow the
-    /// growth.
+    /// `own` is the input field of the worker. If the worker kept a buffer from an earlier visit,
+    /// that buffer is the hot one during this visit, and `own` holds the buffer that was hot
+    /// before. If not, `own` has no storage. Returns false, and changes nothing, if `memory_limit`
+    /// does not allow the growth.
     pub(crate) fn grow_input(&mut self, own: &mut Buffer, max: usize) -> bool {
         let capacity = self.input.capacity().saturating_mul(2).min(max);
         let before = if own.capacity() > 0 { self.input.capacity() } else { 0 };
@@ -96,8 +96,8 @@ impl Buffers {
         true
     }
 
-    /// Shrinks a grown input buffer. The new capacity is `buffer_size`, doubled until the held
-    /// bytes fit.
+    /// Shrinks the hot input buffer if it has grown. The new capacity is `buffer_size`, doubled
+    /// until the held bytes fit.
     pub(crate) fn shrink_input(&mut self) {
         let mut capacity = self.buffer_size;
         while capacity < self.input.len() {
@@ -132,7 +132,8 @@ impl Buffers {
         self.memory_limit == 0 || self.kept.saturating_add(more) <= self.memory_limit
     }
 
-    /// Moves the held bytes to an input buffer of another capacity, and returns the old buffer.
+    /// Replaces the hot input buffer with a buffer of this capacity, and moves the held bytes to
+    /// it. Returns the old buffer.
     fn resize_input(&mut self, capacity: usize) -> Buffer {
         let mut other = self.take(capacity);
         self.input.move_to(&mut other);
@@ -155,8 +156,8 @@ impl Buffers {
         }
     }
 
-    /// Takes an empty output buffer from a worker. It becomes the hot one if the hot one is empty
-    /// and smaller. If not, it is freed.
+    /// Takes an empty output buffer from a worker. The buffer becomes the hot one if the hot one is
+    /// empty and smaller. If not, the buffer is freed.
     pub(crate) fn recycle_output(&mut self, output: Output) {
         if self.output.is_empty() && output.capacity() > self.output.capacity() {
             self.output = output;
@@ -172,7 +173,7 @@ impl Buffers {
         self.allocated
     }
 
-    /// Returns whether there are more warm buffers than reaping has to leave.
+    /// Returns whether there are more warm buffers than reaping must keep.
     pub(crate) fn can_reap(&self) -> bool {
         self.warm.len() > self.keep
     }

@@ -1,4 +1,4 @@
-//! A command for the loop, which executes it at the next turn boundary.
+//! Commands for the loop. The loop executes them at turn boundaries.
 
 use crate::config::Config;
 use crate::connect_options::ConnectRequest;

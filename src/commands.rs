@@ -20,15 +20,15 @@ use crate::time::Tick;
 
 /// Queues commands of a callback, for other connections or for the manager.
 ///
-/// It has the methods of a [`Handle`](crate::Handle) except `stats` and `reject`. They take no
-/// lock. Commands are executed in order, beginning with the next turn. A command for a connection
-/// that no longer exists is counted ([`Stats::stale_commands`](crate::Stats::stale_commands)) and
-/// ignored, but the bytes of a `send` are passed to
-/// [`Handler::undelivered`](crate::Handler::undelivered).
+/// It has the methods of a [`Handle`](crate::Handle) except `stats`, `reject` and `notify`. The
+/// methods take no lock. Commands are executed in order, beginning with the next turn. A command
+/// for a connection that no longer exists is ignored and counted
+/// ([`Stats::stale_commands`](crate::Stats::stale_commands)). If it is a `send`, its bytes are
+/// passed to [`Handler::undelivered`](crate::Handler::undelivered).
 ///
 /// ```
 /// use pool_manager::{Config, ConnId, Framing, Manager};
-/// // Each line is sent to the connection that sent the line before.
+/// // Each line is sent to the connection that sent the previous line.
 /// let mut last: Option<ConnId> = None;
 /// let lines = Config::new().framing(Framing::Delimited(b'\n'));
 /// let manager = Manager::new(lines, move |conn, body| {
@@ -59,7 +59,7 @@ impl Commands {
         Self { waiting: Waiting(VecDeque::new()), mailbox, now: Tick(0) }
     }
 
-    /// Puts a socket into the pool, as [`Manager::put`](crate::Manager::put) does, at the turn
+    /// Puts a socket into the pool, as [`Manager::put`](crate::Manager::put) does, at the next turn
     /// boundary. A worker is reserved at once, so that [`Error::Busy`] is returned immediately.
     ///
     /// If the socket cannot be registered later, it is closed and counted
@@ -80,7 +80,7 @@ impl Commands {
         }
     }
 
-    /// Starts an outgoing connection at the turn boundary, as
+    /// Starts an outgoing connection at the next turn boundary, as
     /// [`Manager::connect`](crate::Manager::connect) does. A worker is reserved at once, so that
     /// [`Error::Busy`] is returned immediately. If the connection fails later,
     /// [`Handler::closed`](crate::Handler::closed) is called.
@@ -91,7 +91,8 @@ impl Commands {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Commands::connect`], with a key or with another deadline.
+    /// Starts an outgoing connection as [`Commands::connect`] does. `options` can set a key and a
+    /// deadline.
     ///
     /// # Errors
     /// As [`Commands::connect`].
@@ -101,7 +102,8 @@ impl Commands {
         Ok(())
     }
 
-    /// Takes a permit for a connection that will be queued. Fails if the queue is full.
+    /// Takes a permit for a connection that the caller will queue. Fails if the manager is not
+    /// running, if the queue is full, or if all permits are taken.
     fn take_permit(&self) -> Result<(), Error> {
         self.mailbox.check_running()?;
         if self.waiting.0.len() >= COMMANDS_MAX {
@@ -137,7 +139,8 @@ impl Commands {
         self.push(Command::Pause(id))
     }
 
-    /// Resumes a paused connection. Deadlines that were suspended start again from now.
+    /// Resumes a paused connection. Suspended deadlines are counted from the time at which it
+    /// resumes.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -145,7 +148,8 @@ impl Commands {
         self.push(Command::Resume(id))
     }
 
-    /// Changes the configuration at the turn boundary. An invalid configuration changes nothing.
+    /// Changes the configuration at the next turn boundary. An invalid configuration changes
+    /// nothing.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is invalid; [`Error::QueueFull`].
@@ -162,18 +166,20 @@ impl Commands {
         self.push(Command::Stop)
     }
 
-    /// Returns the number of commands in this queue. It contains the commands of callbacks, and the
-    /// commands of handles that this turn has collected but not yet executed. Its maximum length is
-    /// 65,536. A turn executes at most 1,024 commands. A callback that has many commands, for
-    /// example for a broadcast, should queue a part of them at a time, and the next part when this
-    /// number is small again.
+    /// Returns the number of commands in this queue. The queue contains the commands of callbacks,
+    /// and the commands of handles that this turn has collected but not yet executed. The maximum
+    /// length of the queue is 65,536. A turn executes at most 1,024 commands.
+    ///
+    /// A broadcast may need many commands. The callback should then queue only a part of them, and
+    /// queue the next part when this number is small again.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.waiting.0.len()
     }
 
-    /// Returns the time of this turn, since the manager was created, in whole milliseconds. It is
-    /// the same in all callbacks of a turn, and virtual in the simulator. It costs no clock reading.
+    /// Returns the time of this turn, in whole milliseconds since the manager was created. It is
+    /// the same in all callbacks of a turn. In the simulator, it is the simulated time. The call
+    /// does not read the clock.
     #[must_use]
     pub fn now(&self) -> Duration {
         Tick(0).until(self.now)
@@ -197,8 +203,8 @@ impl Commands {
     }
 
     /// Moves commands of handles from the mailbox to the back of this queue, until this queue holds
-    /// `batch` commands. The rest stays in the mailbox, which limits its length. Returns whether a
-    /// handle has notified the loop.
+    /// `batch` commands. The rest stays in the mailbox, whose own queue has a maximum length.
+    /// Returns whether a handle has called `notify` since the last collection.
     pub(crate) fn collect(&mut self, batch: usize) -> bool {
         let room = batch.saturating_sub(self.waiting.0.len());
         self.mailbox.is_pending() && self.mailbox.take(&mut self.waiting.0, room)

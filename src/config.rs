@@ -1,11 +1,13 @@
 //! The configuration: its fields, their defaults and the checks.
 //!
-//! A configuration is a plain value. It is checked as a whole, so that an invalid configuration
-//! changes nothing. The check also replaces each zero that stands for a default.
+//! A configuration is a plain value. It is checked as a whole before it is applied, so that an
+//! invalid configuration changes nothing. The check also replaces each zero that stands for a
+//! default with that default.
 
 mod invalid;
 mod overload;
 mod rate;
+mod setters;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -31,7 +33,7 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 /// The settings of a [`Manager`](crate::Manager). Start from [`Config::new`] and chain setters.
 ///
 /// The documentation of each field states the default and the meaning of 0. Durations have no
-/// maximum unless the field states one: a deadline that is too large for the clock never passes.
+/// maximum unless the field states one. A deadline that is too large for the clock never passes.
 /// Deadlines are rounded up to a millisecond.
 ///
 /// ```
@@ -77,15 +79,16 @@ pub struct Config {
     /// reached. Warm buffers and unsent replies (see `write_limit`) are not counted.
     ///
     /// If a connection would exceed the limit, its held bytes are delivered with
-    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit), and it is closed after the reply. If it
-    /// is paused or has unsent output, it is closed and its held bytes are not delivered.
+    /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit), and the connection is closed after the
+    /// reply. If the connection is paused or has unsent output, it is closed and its held bytes are
+    /// not delivered.
     pub memory_limit: usize,
     /// Number of warm buffers: empty input buffers of `buffer_size` bytes that are allocated at
-    /// start. A connection that holds a part of a request takes one. Warm buffers up to this number
-    /// are not freed at `reap_interval`. Default: 0.
+    /// start. A connection that holds a part of a request takes one. When unused buffers are freed
+    /// (`reap_interval`), the number of warm buffers is not reduced below this value. Default: 0.
     ///
-    /// There are two maximums. The value may not exceed `max_workers`, unless `max_workers` is 0.
-    /// It may not exceed 64 GiB divided by (`buffer_size` + 512 bytes).
+    /// There are two maximums. The value must not exceed `max_workers`, unless `max_workers` is 0.
+    /// It must also not exceed 64 GiB divided by (`buffer_size` + 512 bytes).
     pub min_workers: usize,
     /// Maximum number of connections at a time. Default: 0, which means no limit except the number
     /// of descriptors that the process may open. Maximum: 2^32 - 2.
@@ -99,24 +102,25 @@ pub struct Config {
     /// means no total deadline.
     pub request_deadline: Duration,
     /// Maximum time until an outgoing connection is established. The
-    /// [options](crate::ConnectOptions) of a connection can set another time. A change applies to
-    /// connections that are started afterwards. Default: 3 s. Zero means the default. Maximum: 49
-    /// days.
+    /// [options](crate::ConnectOptions) of a connection can set another time. A change of this
+    /// field applies only to connections that are started afterwards. Default: 3 s. Zero means the
+    /// default. Maximum: 49 days.
     pub connect_deadline: Duration,
     /// Defines when a request is complete. Default: [`Framing::Filled`].
     pub framing: Framing,
-    /// Maximum number of unsent output bytes of a connection. The output of one callback cannot be
-    /// longer either. A connection that would exceed the limit is closed. Default: 1 MiB. 0 means
-    /// the default. Maximum: 4 GiB - 1.
+    /// Maximum number of unsent output bytes of a connection. The output of one callback has the
+    /// same limit. A connection that would exceed the limit is closed. Default: 1 MiB. 0 means the
+    /// default. Maximum: 4 GiB - 1.
     ///
     /// While the replies to several requests are gathered for one write, their sum may exceed the
-    /// limit by half of it or by 64 KiB, whichever is smaller.
+    /// limit, by at most half of the limit and at most 64 KiB.
     pub write_limit: usize,
-    /// Interval at which unused buffers are freed: the warm buffers beyond `min_workers` that were
-    /// not used during the interval. Default: 2 s. Zero means the default.
+    /// Interval at which unused buffers are freed. A warm buffer is freed if it was not used during
+    /// the interval. The number of warm buffers is not reduced below `min_workers`. Default: 2 s.
+    /// Zero means the default.
     pub reap_interval: Duration,
-    /// Maximum duration of a graceful stop. Default: `None`, which means as long as
-    /// `clients_deadline`. With zero, a stop aborts all connections in progress at once.
+    /// Maximum duration of a graceful stop. Default: `None`, which means the value of
+    /// `clients_deadline`. If it is zero, a stop aborts all connections in progress at once.
     pub stop_deadline: Option<Duration>,
     /// Maximum number of accepted connections from one peer at a time. A peer is one IPv4 address
     /// or one IPv6 /64 network. Default: 0, which means no limit.
@@ -145,18 +149,18 @@ pub struct Config {
     /// ([`Cause::MemoryLimit`](crate::Cause::MemoryLimit)).
     pub rate_limit: Option<RateLimit>,
     /// Defines what a listener does when all workers are taken. Default: [`Overload::Reject`] with
-    /// [`ERROR_SERVER_BUSY`]. It does not apply to [`put`](crate::Manager::put), which fails at
-    /// once and returns the socket.
+    /// [`ERROR_SERVER_BUSY`]. This field does not affect [`put`](crate::Manager::put), which fails
+    /// at once and returns the socket.
     pub overload: Overload,
-    /// Time for which a turn polls for events before it blocks. Default: zero, which means that it
-    /// does not poll.
+    /// Time for which a turn polls for events before it blocks. Default: zero, which means that a
+    /// turn does not poll.
     ///
-    /// While a turn polls, its thread does not sleep. An event that arrives then is served sooner,
-    /// because a scheduler needs tens of microseconds to wake a thread. In exchange, a turn without
-    /// events uses this much CPU time, so an idle manager can use a whole core. Set it only if the
-    /// thread is pinned to a core (`taskset`) on which nothing else runs. Polling ends at the next
-    /// deadline. A turn with a zero timeout does not poll.
-    /// [`Stats::spun_ns`](crate::Stats::spun_ns) counts the time.
+    /// While a turn polls, its thread does not sleep. An event that arrives during this time is
+    /// served sooner, because a scheduler needs tens of microseconds to wake a thread. In exchange,
+    /// a turn without events uses this much CPU time, so an idle manager can use a whole core. Set
+    /// it only if the thread is pinned to a core (`taskset`) on which nothing else runs. Polling
+    /// ends at the next deadline. A turn with a zero timeout does not poll.
+    /// [`Stats::spun_ns`](crate::Stats::spun_ns) counts the time spent polling.
     pub spin: Duration,
     /// Interval at which [`Handler::tick`](crate::Handler::tick) is called. Default: zero, which
     /// means never.
@@ -193,151 +197,9 @@ impl Default for Config {
     }
 }
 
-/// Setters. Each returns the configuration with one field changed.
 impl Config {
-    /// Creates a configuration with the default settings.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`debug`](Self::debug).
-    #[must_use]
-    pub fn debug(mut self, debug: bool) -> Self {
-        self.debug = debug;
-        self
-    }
-
-    /// Sets [`buffer_size`](Self::buffer_size), in bytes.
-    #[must_use]
-    pub fn buffer_size(mut self, bytes: usize) -> Self {
-        self.buffer_size = bytes;
-        self
-    }
-
-    /// Sets [`max_request`](Self::max_request), in bytes.
-    #[must_use]
-    pub fn max_request(mut self, bytes: usize) -> Self {
-        self.max_request = bytes;
-        self
-    }
-
-    /// Sets [`memory_limit`](Self::memory_limit), in bytes.
-    #[must_use]
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = bytes;
-        self
-    }
-
-    /// Sets [`min_workers`](Self::min_workers).
-    #[must_use]
-    pub fn min_workers(mut self, workers: usize) -> Self {
-        self.min_workers = workers;
-        self
-    }
-
-    /// Sets [`max_workers`](Self::max_workers).
-    #[must_use]
-    pub fn max_workers(mut self, workers: usize) -> Self {
-        self.max_workers = workers;
-        self
-    }
-
-    /// Sets [`clients_deadline`](Self::clients_deadline).
-    #[must_use]
-    pub fn clients_deadline(mut self, deadline: Duration) -> Self {
-        self.clients_deadline = deadline;
-        self
-    }
-
-    /// Sets [`request_deadline`](Self::request_deadline).
-    #[must_use]
-    pub fn request_deadline(mut self, deadline: Duration) -> Self {
-        self.request_deadline = deadline;
-        self
-    }
-
-    /// Sets [`connect_deadline`](Self::connect_deadline).
-    #[must_use]
-    pub fn connect_deadline(mut self, deadline: Duration) -> Self {
-        self.connect_deadline = deadline;
-        self
-    }
-
-    /// Sets [`framing`](Self::framing).
-    #[must_use]
-    pub fn framing(mut self, framing: Framing) -> Self {
-        self.framing = framing;
-        self
-    }
-
-    /// Sets [`write_limit`](Self::write_limit), in bytes.
-    #[must_use]
-    pub fn write_limit(mut self, bytes: usize) -> Self {
-        self.write_limit = bytes;
-        self
-    }
-
-    /// Sets [`reap_interval`](Self::reap_interval).
-    #[must_use]
-    pub fn reap_interval(mut self, interval: Duration) -> Self {
-        self.reap_interval = interval;
-        self
-    }
-
-    /// Sets [`stop_deadline`](Self::stop_deadline).
-    #[must_use]
-    pub fn stop_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
-        self.stop_deadline = deadline.into();
-        self
-    }
-
-    /// Sets [`max_per_peer`](Self::max_per_peer).
-    #[must_use]
-    pub fn max_per_peer(mut self, connections: usize) -> Self {
-        self.max_per_peer = connections;
-        self
-    }
-
-    /// Sets [`rate_limit`](Self::rate_limit).
-    #[must_use]
-    pub fn rate_limit(mut self, limit: impl Into<Option<RateLimit>>) -> Self {
-        self.rate_limit = limit.into();
-        self
-    }
-
-    /// Sets [`overload`](Self::overload).
-    #[must_use]
-    pub fn overload(mut self, overload: Overload) -> Self {
-        self.overload = overload;
-        self
-    }
-
-    /// Sets [`spin`](Self::spin).
-    #[must_use]
-    pub fn spin(mut self, spin: Duration) -> Self {
-        self.spin = spin;
-        self
-    }
-
-    /// Sets [`tick`](Self::tick).
-    #[must_use]
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.tick = interval;
-        self
-    }
-
-    /// Sets [`slow_callback`](Self::slow_callback).
-    #[must_use]
-    pub fn slow_callback(mut self, longer_than: impl Into<Option<Duration>>) -> Self {
-        self.slow_callback = longer_than.into();
-        self
-    }
-}
-
-impl Config {
-    /// Checks the configuration. Returns it with defaults in place of the zeros that stand for
-    /// them.
+    /// Checks the configuration, and replaces each zero that stands for a default with that
+    /// default.
     pub(crate) fn checked(mut self) -> Result<Self, ConfigError> {
         let workers = (self.min_workers, self.max_workers);
         if workers.1 > 0 && workers.0 > workers.1 {
@@ -389,7 +251,7 @@ impl Config {
 /// value that is too large would abort the process instead of returning an error.
 const WARM_BYTES_MAX: usize = 64 << 30;
 
-/// Bytes that are reserved for a connection along with each warm buffer.
+/// Bytes that the maximum of `min_workers` assumes for a worker, in addition to its warm buffer.
 const WORKER_BYTES: usize = 512;
 
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {

@@ -1,6 +1,7 @@
 //! The state of one connection: its identity, counters, timestamps, flags and stage.
 //!
-//! The worker changes it, and callbacks see it through [`Conn`](crate::Conn). It does no I/O.
+//! The worker changes this state, and callbacks see it through [`Conn`](crate::Conn). This module
+//! does no I/O.
 
 mod cause;
 mod close_reason;
@@ -24,9 +25,9 @@ pub(crate) use stage::Stage;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deadlines {
     idle: u64,
-    /// `u64::MAX` if it is off.
+    /// The total deadline. `u64::MAX` if it is off.
     total: u64,
-    /// The limit on requests per connection.
+    /// The limit on the rate of requests of each connection.
     pub(crate) rate: Gcra,
 }
 
@@ -40,8 +41,8 @@ impl From<&Config> for Deadlines {
     }
 }
 
-/// State that few connections need. It is boxed, so that it takes little memory in the other
-/// connections.
+/// State that few connections need. It is boxed, so that the other connections need only a pointer
+/// for it.
 #[derive(Debug, Default)]
 struct ConnExtra {
     /// The client's address, if a PROXY header named one.
@@ -61,9 +62,9 @@ pub(crate) struct ConnState {
     pub(crate) opened: Tick,
     /// The time at which a byte was last received or sent.
     pub(crate) last_activity: Tick,
-    /// The time from which the total deadline counts: when the first byte of the held request
-    /// arrived, or when the socket first did not take all of the output. `NEVER` if no request is
-    /// held and no output is unsent.
+    /// The time from which the total deadline counts. At first this is the time at which the first
+    /// byte of the held request arrived, or at which the connection became blocked. `NEVER` if no
+    /// request is held and no output is unsent.
     pub(crate) total_from: Tick,
     /// The tick for which the timer of the connection is armed. `NEVER` if it is not armed.
     pub(crate) armed_at: Tick,
@@ -78,8 +79,8 @@ pub(crate) struct ConnState {
     pub(crate) queued: bool,
     /// The kernel reported the socket readable, and no read has drained it since.
     pub(crate) readable: bool,
-    /// Reads must continue until the end of file or `WouldBlock`, even after a short read. The
-    /// kernel may not report again that the socket is readable.
+    /// Reads must continue until the end of file or `WouldBlock`, even after a short read, because
+    /// the kernel might not report the socket as readable again.
     pub(crate) must_drain: bool,
     /// The peer will send no more.
     pub(crate) eof: bool,
@@ -115,13 +116,14 @@ impl ConnState {
         }
     }
 
-    /// Returns whether the connection is paused or throttled. Meanwhile no request is delivered.
+    /// Returns whether the connection is paused or throttled. If so, none of its requests are
+    /// delivered.
     pub(crate) fn is_suspended(&self) -> bool {
         self.flags.intersects(Flags::PAUSED | Flags::THROTTLED)
     }
 
-    /// Returns the idle or the total deadline, whichever is sooner. The deadlines of a suspended
-    /// connection do not run unless it is blocked. If they do not run, returns `NEVER`.
+    /// Returns the idle or the total deadline, whichever is sooner. Returns `NEVER` if the
+    /// connection is suspended and not blocked, because its deadlines do not run then.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
         if self.is_suspended() && !self.flags.intersects(Flags::BLOCKED) {
             return Tick::NEVER;
@@ -135,8 +137,8 @@ impl ConnState {
         Tick(idle.min(self.total_from.0.saturating_add(deadlines.total)))
     }
 
-    /// Returns when the connection needs a visit even without an event: at its deadline, or when
-    /// the rate limit allows its held request.
+    /// Returns the tick at which the connection needs a visit even if no event arrives. This is its
+    /// deadline, or the tick at which the rate limit allows its held request.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
         if self.is_suspended() {
             self.suspended_due(deadlines)
@@ -153,7 +155,7 @@ impl ConnState {
         deadlines.rate.due(self.tat())
     }
 
-    /// Returns whether the timer is armed for the due time or earlier.
+    /// Returns whether the timer is armed for [`ConnState::due`] or an earlier tick.
     pub(crate) fn is_armed(&self, deadlines: Deadlines) -> bool {
         self.armed_at <= self.due(deadlines)
     }
@@ -242,8 +244,9 @@ impl ConnState {
         due
     }
 
-    /// Marks the connection as closing for `reason`. An earlier reason is replaced only if it is a
-    /// natural one, because a pause may delay a natural close.
+    /// Marks the connection as closing for `reason`. An earlier reason is replaced only if it is
+    /// [natural](CloseReason::is_natural). A pause delays a natural close, so another reason may
+    /// follow.
     pub(crate) fn end(&mut self, reason: CloseReason) {
         if self.close_reason.is_none_or(CloseReason::is_natural) {
             self.end_now(reason);
@@ -256,14 +259,14 @@ impl ConnState {
         self.flags.insert(Flags::CLOSING);
     }
 
-    /// Returns the close reason if the connection is closing.
+    /// Returns the close reason, or `None` if the connection is not closing.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.close_reason
     }
 
-    /// Moves timestamps that were set to the beginning of a long turn to just before its end. The
-    /// connection may have been served late in that turn, so the time until then must not count
-    /// against its deadlines.
+    /// Changes each timestamp that equals the beginning of a long turn. The new value is the tick
+    /// just before the end of that turn. The connection may have been served late in the turn, so
+    /// the time before that must not count against its deadlines.
     pub(crate) fn credit(&mut self, turn: Span) {
         for clock in [&mut self.last_activity, &mut self.total_from] {
             if *clock == turn.began {
@@ -272,7 +275,7 @@ impl ConnState {
         }
     }
 
-    /// Ends a pause. If the pause suspended the deadlines, both count from `now`.
+    /// Ends a pause. If the deadlines were suspended, both of them count from `now`.
     pub(crate) fn resume(&mut self, now: Tick) {
         self.flags.insert(Flags::TIMER_STALE);
         if self.flags.remove(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
@@ -334,7 +337,7 @@ mod tests {
     fn activity_in_a_long_turn_counts_from_its_end() {
         let mut state = state();
         state.credit(Span { began: Tick(90), ended: Tick(500) });
-        assert_eq!(state.last_activity, Tick(100), "another turn");
+        assert_eq!(state.last_activity, Tick(100), "it is from another turn");
         state.credit(Span { began: Tick(100), ended: Tick(500) });
         assert_eq!((state.last_activity, state.total_from), (Tick(499), Tick::NEVER));
         state.credit(Span { began: Tick(500), ended: Tick(900) });

@@ -1,4 +1,5 @@
-//! Errors: what failed, and what to do about it. [`PutError`] gives the refused socket back.
+//! The errors of this crate. The message of an error says what failed. [`PutError`] also contains
+//! the refused socket.
 
 use std::fmt;
 use std::io;
@@ -8,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::config::ConfigError;
 use crate::socket::Socket;
 
-/// Why a call on a [`Manager`](crate::Manager), a [`Handle`](crate::Handle) or the
-/// [`Commands`](crate::Commands) of a callback failed.
+/// Returned when a call on a [`Manager`](crate::Manager), a [`Handle`](crate::Handle) or the
+/// [`Commands`](crate::Commands) of a callback fails.
 ///
 /// ```
 /// use pool_manager::{Config, Error, Manager};
@@ -43,7 +44,7 @@ pub enum Error {
         /// The error of `socket(2)` or `connect(2)`.
         source: io::Error,
     },
-    /// The configuration is invalid. None of it was applied.
+    /// The configuration is invalid. None of its settings was applied.
     Config(ConfigError),
     /// The event loop's descriptors could not be opened.
     Start(io::Error),
@@ -129,7 +130,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Returned when a socket is not put into the pool ([`Manager::put`](crate::Manager::put)).
+/// Returned when a socket cannot be put into the pool ([`Manager::put`](crate::Manager::put)).
 /// Contains the socket and the error. The socket is open, and nothing was read from it.
 ///
 /// To send a reply to the peer, pass the socket to [`Handle::reject`](crate::Handle::reject).
@@ -160,7 +161,7 @@ impl PutError {
         Self { socket: Mutex::new(socket), error }
     }
 
-    /// Returns why the socket was not put.
+    /// Returns the reason why the socket was not put into the pool.
     #[must_use]
     pub fn error(&self) -> &Error {
         &self.error

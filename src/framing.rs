@@ -1,8 +1,8 @@
 //! Framing: finds where a request ends. The input is a slice of bytes. The output is the bounds of
 //! one frame. The module does no I/O.
 //!
-//! The module does not handle the end of file or deadlines. When one of these ends a connection,
-//! the worker decides what to do with an incomplete frame.
+//! The module does not handle the end of file or deadlines. When the end of file or a deadline ends
+//! a connection, the worker decides what happens to an incomplete frame.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::panics::catch;
 /// A user-defined function that finds frames, as stored in [`Framing::Custom`].
 pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 
-/// Defines when a request is complete, so that the callback runs.
+/// Defines when a request is complete. The callback runs once for each complete request.
 ///
 /// Under every framing, the held bytes are also delivered at end of file and at a deadline, even if
 /// they are not a complete request. A body never contains its delimiter or length prefix. A frame,
@@ -51,10 +51,10 @@ pub enum Framing {
     },
     /// Delivers the frames that this function finds. Build it with [`Framing::custom`].
     ///
-    /// The function is called with all held bytes, at least one, each time new bytes arrive. For
-    /// large requests, a function that reads a length is cheaper than a function that searches all
-    /// bytes. The body is the whole frame. If the function panics, the connection is closed with
-    /// [`CloseReason::Panicked`](crate::CloseReason::Panicked).
+    /// The function is called each time new bytes arrive. Its argument is all held bytes, and is
+    /// never empty. For large requests, a function that reads a length is cheaper than a function
+    /// that searches all bytes. The body is the whole frame. If the function panics, the connection
+    /// is closed with [`CloseReason::Panicked`](crate::CloseReason::Panicked).
     Custom(FrameFn),
 }
 
@@ -64,7 +64,7 @@ impl Framing {
     ///
     /// ```
     /// use pool_manager::{Frame, Framing};
-    /// // Records of three bytes each, the first of which is an exclamation mark.
+    /// // Each record has three bytes. The first byte is an exclamation mark.
     /// let records = Framing::custom(|held| match held {
     ///     [b'!', _, _, ..] => Frame::Complete(3),
     ///     [b'!', ..] => Frame::Partial,
@@ -116,8 +116,8 @@ impl Prefix {
         }
     }
 
-    /// Returns the length that the prefix at the front of `held` contains, or `None` if the prefix
-    /// is incomplete.
+    /// Returns the value of the length prefix at the front of `held`, or `None` if the prefix is
+    /// incomplete.
     fn length(self, held: &[u8]) -> Option<usize> {
         Some(match self {
             Self::U8 => usize::from(*held.first()?),
@@ -141,8 +141,8 @@ pub enum Frame {
     Invalid,
 }
 
-/// The bounds of one frame in the held bytes: `skip` bytes of prefix, then `body` bytes. `total`
-/// bytes are consumed.
+/// The bounds of one frame in the held bytes: `skip` bytes of prefix, then `body` bytes. `total` is
+/// the number of bytes to consume, including a delimiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) skip: usize,
@@ -178,15 +178,16 @@ impl Framing {
         }
     }
 
-    /// Returns whether a full buffer is a body ([`Cause::Full`](crate::Cause::Full)). If not, a
-    /// full buffer without a complete frame holds a frame that does not fit.
+    /// Returns whether a full buffer is delivered as a body ([`Cause::Full`](crate::Cause::Full)).
+    /// Under the other framings, a full buffer without a complete frame means that the frame is too
+    /// long.
     #[inline]
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Filled | Self::Drained)
     }
 
-    /// Returns the bounds of all held bytes as one incomplete frame. The part of the prefix that
-    /// has arrived is not in the body.
+    /// Returns the bounds of all held bytes as one incomplete frame. The body does not include the
+    /// length prefix, or the part of the prefix that has arrived.
     #[inline]
     pub(crate) fn remainder(&self, held: usize) -> Bounds {
         let skip = match self {
@@ -207,8 +208,9 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Returns the position of the first `byte` in `bytes`. Tests blocks of 16 bytes. Each test is one
-/// comparison on most machines. The position is computed only in the block that matches.
+/// Returns the position of the first occurrence of `byte` in `bytes`. Tests 16 bytes at a time,
+/// which is one comparison on most machines. Computes the position only in the block that contains
+/// `byte`.
 #[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
     let mut rest = bytes;

@@ -21,10 +21,10 @@ use crate::stats::Stats;
 /// and a restart.
 ///
 /// The loop executes commands at turn boundaries, in the order in which they were queued. At most
-/// 65,536 commands can be queued. A command for a connection that no longer exists is counted
-/// ([`Stats::stale_commands`]) and ignored, but the bytes of a `send` are passed to
-/// [`Handler::undelivered`](crate::Handler::undelivered). The methods take a lock and allocate
-/// memory, so they must not be called from a signal handler.
+/// 65,536 commands can be queued. A command for a connection that no longer exists is ignored and
+/// counted ([`Stats::stale_commands`]). If it is a `send`, its bytes are passed to
+/// [`Handler::undelivered`](crate::Handler::undelivered). The methods take a lock, and most of them
+/// allocate memory. They must therefore not be called from a signal handler.
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Manager};
@@ -108,12 +108,13 @@ impl Handle {
     /// [`Handler::closed`](crate::Handler::closed) is called.
     ///
     /// # Errors
-    /// [`Error::Busy`]; otherwise as [`Handle::send`].
+    /// [`Error::Busy`], and the errors of [`Handle::send`].
     pub fn connect(&self, addr: SocketAddr) -> Result<(), Error> {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Handle::connect`], with a key or with another deadline.
+    /// Starts an outgoing connection as [`Handle::connect`] does. `options` can set a key and a
+    /// deadline.
     ///
     /// # Errors
     /// As [`Handle::connect`].
@@ -150,7 +151,8 @@ impl Handle {
         self.post(Command::Pause(id))
     }
 
-    /// Resumes a paused connection. Deadlines that were suspended start again from now.
+    /// Resumes a paused connection. Suspended deadlines are counted from the time at which it
+    /// resumes.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -162,14 +164,14 @@ impl Handle {
     /// [`Manager::config`](crate::Manager::config) returns the configuration in effect.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is invalid; otherwise as [`Handle::send`].
+    /// [`Error::Config`] if the configuration is invalid, and the errors of [`Handle::send`].
     pub fn set_config(&self, config: Config) -> Result<(), Error> {
         self.post(Command::SetConfig(Box::new(config.checked()?)))
     }
 
-    /// Wakes the loop, which then calls [`Handler::notified`](crate::Handler::notified): once for
-    /// any number of calls of `notify` in between. Allocates nothing, and cannot fail because of a
-    /// full queue.
+    /// Wakes the loop, so that it calls [`Handler::notified`](crate::Handler::notified) in its next
+    /// turn. If `notify` is called several times before this turn, the hook is called once. The
+    /// method allocates no memory. It succeeds even if the command queue is full.
     ///
     /// ```
     /// use pool_manager::{Commands, Config, Conn, Handler, Manager};
@@ -224,7 +226,8 @@ impl Handle {
     }
 
     /// Returns a snapshot of the counters as of the next turn. Waits at most one second for this
-    /// turn. If no turn comes in time, or the manager is not running, returns the last snapshot.
+    /// turn. Returns the previous snapshot if no turn comes in time, if the manager is not running,
+    /// or if the command queue is full.
     ///
     /// Do not call it on the loop's thread: no turn can run there while the call waits. Use
     /// [`Manager::stats`](crate::Manager::stats) there.

@@ -1,7 +1,8 @@
-//! The handler trait, and [`Conn`], the callback's view of its connection.
+//! The [`Handler`] trait, and [`Conn`], which gives a callback access to its connection.
 //!
 //! A callback runs on the loop's thread. It has access to its own connection and to the command
-//! queue, and to nothing else. It does no I/O: its output is queued.
+//! queue, and to nothing else. It does not write to the socket itself. Its output is queued and
+//! sent after the callback.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -21,11 +22,12 @@ use crate::time::Tick;
 /// per connection or to use the other hooks.
 ///
 /// All hooks run on the loop's thread, and no other connection is served meanwhile. If a hook
-/// returns an error, its connection is closed after its output is sent ([`CloseReason::Failed`]).
-/// If a hook panics, only its connection is closed ([`CloseReason::Panicked`]), and the output of
-/// this call is dropped. A panic in [`wrap`](Handler::wrap) closes the connection, as an error
-/// does. A panic in another hook without a [`Conn`] has no other effect. All panics are counted
-/// ([`Stats::panics`](crate::Stats::panics)). With `panic = "abort"` a panic ends the process.
+/// returns an error, its connection is closed after the output is sent ([`CloseReason::Failed`]).
+/// If a hook with a [`Conn`] panics, only this connection is closed ([`CloseReason::Panicked`]),
+/// and the output of this call is dropped. A panic in [`wrap`](Handler::wrap) closes the
+/// connection, as an error does. A panic in any other hook without a [`Conn`] closes no connection.
+/// All panics are counted ([`Stats::panics`](crate::Stats::panics)). With `panic = "abort"` a panic
+/// ends the process.
 ///
 /// ```
 /// use pool_manager::{Config, Conn, Framing, Handler, Manager};
@@ -52,14 +54,15 @@ use crate::time::Tick;
 /// # Ok::<(), pool_manager::Error>(())
 /// ```
 pub trait Handler {
-    /// State of each connection. It is created with `default` when the connection begins.
+    /// State that the handler has for each connection. It is created with `default` when the
+    /// connection begins.
     type Session: Default;
 
     /// Called for each accepted connection that will be served. Returns the socket to serve. The
     /// default returns the given socket unchanged.
     ///
     /// Use it to wrap the socket into a [`Transport`](crate::Transport), for example for TLS. The
-    /// socket is non-blocking and must stay so. It is not called for sockets that are
+    /// socket is non-blocking and must stay so. This hook is not called for sockets that are
     /// [put](crate::Manager::put), because the caller can wrap them first.
     ///
     /// # Errors
@@ -81,8 +84,8 @@ pub trait Handler {
     }
 
     /// Called with each request. `body` is a complete request, as the framing defines it. At the
-    /// end of the connection, `body` is the bytes held so far. [`Conn::cause`] shows which of the
-    /// two it is. `body` may be empty.
+    /// end of the connection, `body` is the bytes held so far, even if they are not a complete
+    /// request. [`Conn::cause`] distinguishes the two cases. `body` may be empty.
     ///
     /// # Errors
     /// An error closes the connection after its output is sent.
@@ -108,8 +111,8 @@ pub trait Handler {
         Ok(())
     }
 
-    /// Called when all output that had to wait was sent. It is not called for output that the
-    /// socket took at once.
+    /// Called when all output that had to wait has been sent. Not called for output that the socket
+    /// took at once.
     ///
     /// # Errors
     /// An error closes the connection after its output is sent.
@@ -122,7 +125,7 @@ pub trait Handler {
     /// connection.
     ///
     /// The interval is a minimum: the call is late if a turn is slow, and never early. Missed calls
-    /// are skipped. In its turn, the call runs after the expired deadlines are handled.
+    /// are skipped. Within a turn, this hook is called after the expired deadlines are handled.
     fn tick(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
@@ -130,45 +133,48 @@ pub trait Handler {
     /// Called exactly once when a connection ends. No other callback of this connection follows,
     /// except [`undelivered`](Handler::undelivered).
     ///
-    /// It is also called if an [outgoing](crate::Manager::connect) connection fails or is closed
-    /// before it is established. In this case `opened` was not called. [`Closed::id`] and
+    /// This hook is also called if an [outgoing](crate::Manager::connect) connection fails or is
+    /// closed before it is established. In this case `opened` was not called. [`Closed::id`] and
     /// [`Closed::key`] identify the connection.
     ///
-    /// It is not called for a connection that got no worker, such as a refused connection or a
-    /// queued socket that cannot be registered ([`Handle::put`](crate::Handle::put)). It is not
-    /// called for a connection that ends before its PROXY header is complete.
+    /// This hook is not called for a connection that got no worker. Examples are a refused
+    /// connection, and a queued socket that cannot be registered
+    /// ([`Handle::put`](crate::Handle::put)). It is not called either for a connection that ends
+    /// before its PROXY header is complete.
     fn closed(&mut self, closed: &Closed, session: Self::Session, commands: &mut Commands) {
         let _ = (closed, session, commands);
     }
 
-    /// Called with the bytes of a [`Handle::send`](crate::Handle::send) or [`Commands::send`] that
-    /// cannot be queued for the connection: the connection no longer exists or is closing, or more
-    /// than `write_limit` bytes would be unsent.
+    /// Called with the bytes of a [`Handle::send`](crate::Handle::send) or [`Commands::send`] if
+    /// the bytes cannot be queued for the connection. This is the case if the connection no longer
+    /// exists, if it is closing, or if more than `write_limit` bytes would be unsent.
     ///
-    /// None of these bytes were written to the socket. Each byte of a `send` is therefore written
-    /// to the socket, counted in [`Closed::bytes_unsent`], or passed to this hook. The exception is
-    /// a command that this hook queues while the manager stops: it may be dropped.
+    /// None of these bytes were written to the socket. Each byte of a `send` is therefore either
+    /// written to the socket, counted in [`Closed::bytes_unsent`], or passed to this hook. There is
+    /// one exception: a command that this hook queues while the manager stops may be dropped.
     fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, commands: &mut Commands) {
         let _ = (id, bytes, commands);
     }
 
-    /// Called once for any number of calls of [`Handle::notify`](crate::Handle::notify) since the
-    /// last time, before the commands of the turn are executed. A channel of your own carries the
-    /// messages: send first, then notify, and receive here until the channel is empty.
+    /// Called after [`Handle::notify`](crate::Handle::notify), before the commands of the turn are
+    /// executed. If `notify` is called several times before a turn, this hook is called once.
+    ///
+    /// A notification carries no data. Use a channel for the messages. The sender sends a message
+    /// and then calls `notify`. This hook receives messages until the channel is empty.
     fn notified(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
 
-    /// Called once when a graceful stop begins. All commands that are queued when this hook returns
-    /// are executed before idle connections are closed, so that a last message can be sent to every
-    /// client. They are not limited to the batch of a turn.
+    /// Called once when a graceful stop begins. All commands that are in `commands` when this hook
+    /// returns are executed before idle connections are closed, even if there are more of them than
+    /// a turn usually executes. The hook can therefore send a last message to the clients.
     ///
-    /// It is not called when the manager is dropped, or when waiting for readiness fails.
+    /// This hook is not called when the manager is dropped, or when waiting for readiness fails.
     fn stopping(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
 
-    /// Called once at the end of each turn, after all ready connections were served. Use it for
+    /// Called once at the end of each turn, after the ready connections were served. Use it for
     /// work that is cheaper if it is done once for many requests, such as a broadcast.
     fn turn_ended(&mut self, commands: &mut Commands) {
         let _ = commands;
@@ -201,9 +207,9 @@ pub struct Closed {
     /// Id of the connection. No later callback refers to this connection, except
     /// [`Handler::undelivered`].
     pub id: ConnId,
-    /// The key of an outgoing connection: see [`Conn::key`].
+    /// Key of the connection, or `None` if it has no key. See [`Conn::key`].
     pub key: Option<u64>,
-    /// Why the connection ended.
+    /// Reason why the connection ended.
     pub reason: CloseReason,
     /// Duration of the connection, in whole milliseconds.
     pub age: Duration,
@@ -217,7 +223,7 @@ pub struct Closed {
     pub bytes_unsent: u64,
 }
 
-/// A callback's view of its connection.
+/// Gives a callback access to its connection.
 ///
 /// Writing to it ([`io::Write`]) queues the bytes and never blocks. The bytes are sent after the
 /// callback. If several requests arrive together, their replies are sent with one system call, up
@@ -251,8 +257,8 @@ impl Conn<'_> {
     }
 
     /// Returns the key of an outgoing connection
-    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)). Returns `None` if it has no key, or
-    /// if the connection was put or accepted.
+    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)). Returns `None` if the connection has
+    /// no key. A connection that was put or accepted never has one.
     #[must_use]
     pub fn key(&self) -> Option<u64> {
         self.state.key()
@@ -271,17 +277,17 @@ impl Conn<'_> {
     }
 
     /// Returns the socket, for example to read its options or the peer's credentials. Do not read
-    /// from the socket or write to it: the pool would not know of these bytes.
+    /// from the socket or write to it, because the pool does not see these bytes.
     ///
-    /// For a Unix socket, the kernel reports the process and user at the other end through the
-    /// descriptor. `UnixStream::peer_cred` of the standard library is not stable. On Linux, the
-    /// crate `rustix` can read it: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)`.
+    /// For a Unix socket, the descriptor gives access to the process id and the user id of the
+    /// peer. `UnixStream::peer_cred` of the standard library is not stable. On Linux, the crate
+    /// `rustix` can read the ids: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)`.
     #[must_use]
     pub fn socket(&self) -> &Socket {
         self.socket
     }
 
-    /// Returns why this callback runs.
+    /// Returns the cause of this callback.
     #[must_use]
     pub fn cause(&self) -> Cause {
         self.cause
@@ -329,9 +335,10 @@ impl Conn<'_> {
     /// requests are delivered. Output is still sent. The deadlines are suspended, except while
     /// output is unsent.
     ///
-    /// After the last body of a connection ([`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`], [`Cause::MemoryLimit`]) the pause delays the close until the connection
-    /// is resumed, so that the reply can be sent later.
+    /// The last body of a connection has the cause [`Cause::Eof`], [`Cause::Expired`],
+    /// [`Cause::Overlong`] or [`Cause::MemoryLimit`]. If the callback for this body pauses the
+    /// connection, the connection is not closed until it is resumed. The reply can therefore be
+    /// sent later.
     pub fn pause(&mut self) {
         self.state.flags.insert(Flags::PAUSED);
     }

@@ -1,15 +1,15 @@
 //! Connection ids, and their packing into the 64-bit token of a readiness event.
 //!
-//! A slab reuses the index that was freed last. With an index alone, a late event of a closed
-//! connection would reach the next connection at the same index. The upper half of the token
-//! therefore holds a generation, which distinguishes the two connections.
+//! A slab reuses the index that was freed last. If the token contained only the index, a late event
+//! of a closed connection would reach the next connection at the same index. The upper half of the
+//! token therefore holds a generation, which distinguishes the two connections.
 
 use std::fmt;
 
 /// The identity of a connection: the index of its worker, and the generation of that index.
 ///
-/// It is shown as `7.3`: the third connection at index 7. A manager never reuses an id, so the id
-/// of a closed connection never refers to another one.
+/// It is shown as the index and the generation: `7.3` is the third connection at index 7. A manager
+/// never reuses an id, so the id of a closed connection never refers to another one.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};

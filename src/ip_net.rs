@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// A network of IP addresses: all addresses with the same first bits, such as `10.0.0.0/8` or
 /// `fd00::/8`. A single address is a network, too.
 ///
-/// IPv4-mapped IPv6 addresses (`::ffff:10.0.0.1`) are treated as the IPv4 address.
+/// An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is treated as the IPv4 address that it contains.
 ///
 /// ```
 /// use pool_manager::IpNet;

@@ -5,10 +5,10 @@
 //! reads when the socket becomes readable. When a request is complete, as [`Framing`] defines it,
 //! your callback runs inline and may write a reply.
 //!
-//! `min_workers` keeps buffers allocated. Deadlines close connections that stall. Every queue,
-//! buffer and batch has a limit, so that no single connection can exhaust the process. The limits
-//! of all connections together, `max_workers` and `memory_limit`, are off by default. So is the
-//! limit of connections per peer, `max_per_peer`. Set them if peers may be hostile.
+//! `min_workers` is the number of input buffers that stay allocated. Deadlines close connections
+//! that stall. Every queue, buffer and batch has a limit, so that no single connection can exhaust
+//! the resources of the process. Three limits are off by default: `max_workers` and `memory_limit`,
+//! which apply to all connections together, and `max_per_peer`. Set them if peers may be hostile.
 //!
 //! ```no_run
 //! use pool_manager::{Config, Framing, Manager};
@@ -23,23 +23,25 @@
 //! ```
 //!
 //! # A body is a chunk of a stream
-//! TCP has no messages. If the framing does not define any, a body is the bytes that have arrived
-//! so far: `hello` may arrive as `hel` and `lo`. The default framing, [`Framing::Filled`], waits
-//! for a full buffer, the end of file or the deadline. If the peer sends a request and waits for
-//! the reply, use [`Framing::Drained`], or better a framing with message boundaries:
-//! [`Framing::Delimited`], [`Framing::LengthPrefixed`] or [`Framing::custom`].
+//! TCP has no messages. If the framing does not define message boundaries, a body is the bytes that
+//! have arrived so far: `hello` may arrive as `hel` and `lo`. The default framing,
+//! [`Framing::Filled`], waits for a full buffer, the end of file or the deadline. If the peer sends
+//! a request and waits for the reply, use [`Framing::Drained`] or, better, a framing with message
+//! boundaries: [`Framing::Delimited`], [`Framing::LengthPrefixed`] or [`Framing::custom`].
 //!
 //! # Guarantees
 //! - The loop runs on one thread and takes no lock on the fast path. Callbacks are not re-entrant:
 //!   a callback has access to its own connection ([`Conn`]), and queues [`Commands`] for everything
 //!   else.
 //! - [`Handler::closed`] is called exactly once for each connection that gets a worker, unless the
-//!   connection ends before its PROXY header is complete. Afterwards only [`Handler::undelivered`]
-//!   may name the connection. A [`ConnId`] is never reused.
+//!   connection ends before its PROXY header is complete. After this call, only
+//!   [`Handler::undelivered`] may be called with the id of the connection. A [`ConnId`] is never
+//!   reused.
 //! - A socket that [`Handle::put`] or [`Commands::put`] has queued gets no worker if it cannot be
-//!   registered, or if a stop begins first. It is then closed without a callback.
-//! - Reply bytes are sent in order, and each byte is sent once or counted as unsent. The output of
-//!   a callback that panics is dropped and not counted.
+//!   registered, or if a stop begins before the command is executed. In both cases the socket is
+//!   closed without a callback.
+//! - Reply bytes are sent in order. Each byte is either sent once or counted as unsent. The output
+//!   of a callback that panics is dropped and not counted.
 //! - Unread input does not destroy the last reply. A connection that closes after a reply lingers:
 //!   its input is read and discarded, for at most 5 s and 16 MiB. At most 256 sockets linger at a
 //!   time.
@@ -55,12 +57,13 @@
 //! # Not in scope
 //! UDP, `async`, HTTP, DNS, Windows, more than one thread inside a manager. To use more cores, run
 //! one manager per core, with `SO_REUSEPORT`. The standard library has no safe way to set
-//! `SO_LINGER` or to choose a backlog: pass a socket that `socket2` has configured. It has no safe
-//! way to read the descriptor limit either. With `panic = "abort"` a panic ends the process.
+//! `SO_LINGER` or to choose a backlog. To set them, pass a socket that `socket2` has configured.
+//! The standard library has no safe way to read the descriptor limit either. With `panic = "abort"`
+//! a panic ends the process.
 //!
 //! # Logging
 //! The crate logs through `log`. The life cycle is logged at `info`. Problems that an operator must
-//! act on are logged at `warn`; those that peers can cause are logged at most once a second per
+//! act on are logged at `warn`. Warnings that peers can cause are logged at most once a second per
 //! kind. A failure that ends the loop is logged at `error`. Per-connection events are logged at
 //! `debug` if [`Config::debug`] is set. Received bytes are never logged.
 //!

@@ -24,8 +24,8 @@ use crate::time::{Now, Tick};
 pub(crate) const TIME: Duration = Duration::from_secs(5);
 /// Maximum number of bytes that are discarded per socket. It equals the maximum of `buffer_size`.
 const BYTES: usize = 16 << 20;
-/// Maximum number of lingering sockets. It is limited because each uses a descriptor. Adding one
-/// more closes the oldest.
+/// Maximum number of lingering sockets. It is limited because each uses a descriptor. If one more
+/// is added, the socket that has lingered longest is closed.
 const MAX_LINGERING: usize = 256;
 /// Maximum number of reads per socket and turn.
 const READS: u32 = 16;
@@ -41,10 +41,10 @@ struct Lingerer {
 #[derive(Debug)]
 pub(crate) struct Lingering {
     sockets: Slab<Lingerer>,
-    /// The sockets that may have more to read. The kernel need not report an event for them again.
+    /// The sockets that may have more to read. The kernel may report no further event for them.
     ready: VecDeque<usize>,
     /// The links of `oldest`, the list of all sockets. The socket that has lingered longest is at
-    /// its front.
+    /// the front of the list.
     links: Links,
     oldest: List,
 }
@@ -79,7 +79,8 @@ impl Lingering {
         !self.ready.is_empty()
     }
 
-    /// Returns when the oldest socket has to be closed, or `NEVER` if no socket lingers.
+    /// Returns the tick at which the socket that has lingered longest must be closed, or `NEVER` if
+    /// no socket lingers.
     pub(crate) fn next_due(&self) -> Tick {
         self.oldest.front().map_or(Tick::NEVER, |key| self.sockets[key].until)
     }

@@ -28,26 +28,27 @@ impl ListenOptions {
         Self::default()
     }
 
-    /// Expects a PROXY protocol header, version 1 or 2, from connections of the `trusted` networks.
+    /// Expects a PROXY protocol header, version 1 or 2, on connections from the `trusted` networks.
     ///
     /// The header contains the client's address, which [`Conn::peer_addr`](crate::Conn::peer_addr)
-    /// then returns. On a Unix socket, a header is expected from every connection, because the
-    /// permissions of the path decide which processes may connect. Connections from other networks
-    /// are served without a header: bytes that look like a header are part of their request.
+    /// then returns. On a Unix socket, a header is expected on every connection, because the
+    /// permissions of the path decide which processes may connect. On connections from other
+    /// networks, no header is expected. Bytes that look like a header are then part of a request.
     ///
     /// The header is read first. Until it is complete, no hook except
     /// [`Handler::wrap`](crate::Handler::wrap) is called, and no request is delivered. The
-    /// deadlines apply meanwhile. The header is read through the socket that `wrap` returned: if a
-    /// balancer sends it before the TLS handshake, a TLS transport has to read the header itself.
+    /// deadlines also apply while the header is read. The header is read through the socket that
+    /// `wrap` returned. If a balancer sends the header before the TLS handshake, the TLS transport
+    /// therefore has to read the header itself.
     ///
     /// A connection that ends before its header is complete is not reported to the handler, so
     /// health checks that only connect cause no callbacks. A connection that begins with other
     /// bytes is closed with [`CloseReason::BadHeader`](crate::CloseReason::BadHeader), and is not
     /// reported to the handler either.
     ///
-    /// If the type of the header is `LOCAL` or `UNKNOWN`, the address of the socket is used. A
-    /// header may be at most 2048 bytes long (107 in version 1) and must fit in
-    /// [`buffer_size`](crate::Config::buffer_size). Its checksum, if it has one, is not verified.
+    /// If the header contains no TCP address (`LOCAL`, `UNKNOWN`), the address of the socket is
+    /// used. A header may be at most 2048 bytes long (107 in version 1) and must fit in
+    /// [`buffer_size`](crate::Config::buffer_size). A checksum in the header is not verified.
     #[must_use]
     pub fn proxy_protocol(mut self, trusted: impl IntoIterator<Item = IpNet>) -> Self {
         self.trusted = Some(trusted.into_iter().collect());

@@ -1,8 +1,9 @@
 //! The listeners. This module decides when to accept connections, and how many at a time.
 //!
 //! The readiness of a listener is edge-triggered, so it is remembered until `accept` returns
-//! `WouldBlock`. If a ready listener must not accept now, it accepts as soon as the reason is gone.
-//! The manager decides what happens to accepted connections.
+//! `WouldBlock`. A ready listener may have to pause, for example until a worker is free. It accepts
+//! again as soon as the reason for the pause no longer applies. The manager decides what happens to
+//! accepted connections.
 
 mod signals;
 
@@ -40,7 +41,7 @@ struct Listener<L> {
     /// The kernel reported a connection to accept, and `accept` has not returned `WouldBlock`
     /// since.
     ready: bool,
-    /// The number of errors since the last accepted connection, `WouldBlock` or pause.
+    /// The number of errors in a row. An accepted connection, `WouldBlock` or a pause resets it.
     errors: u32,
     /// The listener accepts nothing before this tick, because too many errors came in a row.
     paused_until: Tick,
@@ -69,7 +70,7 @@ impl<L> Listener<L> {
 #[derive(Debug)]
 pub(crate) struct Listeners<L> {
     all: Vec<Listener<L>>,
-    /// Sockets whose bytes are requests to stop. They stay when the listeners close.
+    /// Sockets whose bytes are requests to stop. They stay open when the listeners close.
     signals: Signals,
     /// The number of ready listeners and signals. It is stored because every turn reads it more
     /// than once.
@@ -82,9 +83,9 @@ pub(crate) struct Listeners<L> {
 /// The result of one attempt to accept.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection. `addr` is the peer's IP address. It is `None` if the peer has none, or if
-    /// `proxied` is true, which means that a PROXY header follows. `has_permit` says whether a
-    /// permit was taken for the connection.
+    /// A connection. `addr` is the peer's IP address. It is `None` if the peer has no IP address,
+    /// or if `proxied` is true. `proxied` says whether a PROXY header follows. `has_permit` says
+    /// whether a permit was taken for the connection.
     Connection { socket: Socket, addr: Option<IpAddr>, has_permit: bool, proxied: bool },
     /// Accepting one connection failed. Accepting the next one may succeed.
     Skip,
@@ -128,8 +129,8 @@ impl<L> Listeners<L> {
         Ok(())
     }
 
-    /// Notes that a listener has connections to accept. Returns false if no listener with this
-    /// index is open.
+    /// Notes that a listener has connections to accept, or that a signal is readable. Returns false
+    /// if no open listener and no open signal has this index.
     pub(crate) fn mark_ready(&mut self, index: usize) -> bool {
         let open = |listener: &&mut Listener<L>| listener.socket.is_some();
         let Some(listener) = self.all.get_mut(index).filter(open) else {
@@ -160,7 +161,8 @@ impl<L> Listeners<L> {
         self.signals.ready() > 0
     }
 
-    /// Reads the ready signals, within a limit. Returns whether there were any bytes.
+    /// Reads the ready signals, with a limited number of reads. Returns whether any bytes were
+    /// read.
     pub(crate) fn read_signals<B: Backend<Listener = L>>(&mut self, backend: &mut B) -> bool {
         let before = self.signals.ready();
         let any = self.signals.read(backend);
@@ -168,7 +170,7 @@ impl<L> Listeners<L> {
         any
     }
 
-    /// Forgets the readiness of the listeners, which are gone.
+    /// Removes all listeners. From now on, `ready` counts only signals.
     fn forget_listeners(&mut self) {
         self.all.clear();
         self.ready = self.signals.ready();
@@ -179,13 +181,14 @@ impl<L> Listeners<L> {
         self.all.iter().any(|listener| listener.socket.is_some())
     }
 
-    /// Returns whether a listener has connections to accept, now or after a pause.
+    /// Returns whether a signal is ready, or a listener has connections to accept now or after a
+    /// pause.
     pub(crate) fn any_ready(&self) -> bool {
         self.ready > 0
     }
 
-    /// Returns when a connection can be accepted. Returns `NEVER` if no listener is ready, or if
-    /// accepting is paused until a worker is free.
+    /// Returns the tick from which a connection can be accepted, or 0 if a signal is ready. Returns
+    /// `NEVER` if nothing is ready, or if accepting is paused until a worker is free.
     pub(crate) fn next_due(&self, permits: &Permits, overload: &Overload) -> Tick {
         if self.ready == 0 {
             return Tick::NEVER;
@@ -232,8 +235,8 @@ impl<L> Listeners<L> {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
                 let options = &self.all[index].options;
-                // Use the address that `accept` returned: a socket that was reset since then has
-                // none.
+                // Use the address that `accept` returned. The socket itself has no address any more
+                // if it was reset since then.
                 let proxied = options.has_proxies() && options.trusts(addr);
                 let addr = addr.filter(|_| !proxied);
                 Accepted::Connection { socket, addr, has_permit, proxied }
@@ -261,7 +264,7 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Notes that a listener has nothing more to accept.
+    /// Marks a listener as not ready.
     fn drained(&mut self, index: usize) -> Accepted {
         self.ready -= usize::from(std::mem::take(&mut self.all[index].ready));
         Accepted::Nothing
@@ -289,8 +292,8 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Closes a listener if [`Listeners::finish`] was called and the listener's backlog is empty or
-    /// its limit of accepts is reached.
+    /// Closes a listener if its backlog is empty or its limit of accepts is reached. Does nothing
+    /// unless [`Listeners::finish`] was called.
     pub(crate) fn close_finished<B: Backend<Listener = L>>(
         &mut self,
         index: usize,

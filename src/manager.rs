@@ -85,11 +85,12 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     /// The stop in progress. It is `Some` iff the life cycle is `Stopping`.
     drain: Option<Drain>,
     /// The connections visited since the clock was last read. If the visits took long, the next
-    /// reading credits these connections with that time.
+    /// reading of the clock moves the timestamps of these connections: see
+    /// [`ConnState::credit`](crate::conn_state::ConnState::credit).
     visited: Vec<ConnId>,
-    /// When unneeded warm buffers are freed next.
+    /// The tick at which unneeded warm buffers are freed next.
     reap_at: Tick,
-    /// When [`Handler::tick`] is called next. `NEVER` if it is off.
+    /// The tick at which [`Handler::tick`] is called next. `NEVER` if it is off.
     tick_at: Tick,
     warnings: Warnings,
 }
@@ -163,7 +164,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(())
     }
 
-    /// Runs turns until a stop is complete. A callback or a [`Handle`] requests the stop.
+    /// Runs turns until a stop is complete. A callback, a [`Handle`] or a signal
+    /// ([`Manager::stop_on`]) requests the stop.
     ///
     /// # Errors
     /// As [`Manager::turn`].
@@ -177,7 +179,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Returns the time after which [`Manager::turn`] has something to do even if the descriptor
     /// does not become readable. It is zero if there is work now, and `None` if nothing is planned.
-    /// It is rounded up to a millisecond. This method is for your own loop, and reads the clock.
+    /// It is rounded up to a millisecond. Use this method in a loop of your own. It reads the
+    /// clock.
     #[must_use]
     pub fn next_timeout(&mut self) -> Option<Duration> {
         if self.is_stopped() {

@@ -1,18 +1,18 @@
-//! Catches panics of user code. No other module does.
+//! Catches panics of user code. No other module catches panics.
 
 use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs user code and returns its result, or `None` if it panicked. If the code panics, it may
-/// leave the session or the handler half changed. Both belong to the user, and the session is
-/// dropped with its connection.
+/// Runs user code and returns its result, or `None` if it panicked. A panic may leave the session
+/// or the handler half changed. Both belong to the user. The session is dropped with its
+/// connection.
 #[inline(always)]
 pub(crate) fn catch<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()
 }
 
-/// Drops a user's value, and catches the panic if it panics.
+/// Drops a value of the user. If dropping it panics, the panic is caught.
 pub(crate) fn drop_catching<T>(of: T) {
     catch(|| drop(of));
 }

@@ -1,8 +1,8 @@
 //! Counts the accepted connections of each peer address.
 //!
 //! An IPv6 address is counted by its first 64 bits, because a subscriber can choose the other bits
-//! freely (RFC 4291, 2.5.4). An IPv4-mapped address counts as the IPv4 address. There is one count
-//! for each peer that has a counted connection.
+//! freely (RFC 4291, 2.5.4). An IPv4-mapped address counts as the IPv4 address. A peer without
+//! counted connections uses no entry.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ pub(crate) struct PeerCounts {
     /// A tree, because peers cannot make it slow by their choice of addresses, and because it frees
     /// memory when entries are removed.
     counts: BTreeMap<PeerKey, usize>,
-    /// The peer of each worker, by the index of the worker. It is only as long as the highest index
-    /// of a counted connection requires.
+    /// The peer of each worker, by the index of the worker. It is long enough for the highest index
+    /// of all connections counted so far.
     slots: Vec<PeerKey>,
 }
 

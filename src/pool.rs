@@ -1,7 +1,8 @@
 //! The pool: the slab of workers, the ready list and the timer wheel.
 //!
-//! It does no I/O. It finds workers by `ConnId` and rejects stale ids. It knows which workers have
-//! work left, and which workers' deadlines have passed. The manager decides what to do with them.
+//! The pool does no I/O. It finds workers by `ConnId` and rejects stale ids. It finds the workers
+//! that have work left, and the workers whose deadlines have passed. The manager decides what to do
+//! with them.
 
 use std::mem;
 
@@ -21,7 +22,7 @@ pub(crate) struct Pool<H: Handler> {
     /// The workers by index. `None` marks an index that is retired because its generations are used
     /// up.
     workers: Slab<Option<Worker<H>>>,
-    /// The generation that was used last, by index.
+    /// The generation that was used last at each index.
     generations: Vec<u32>,
     ready: Vec<ConnId>,
     wheel: Wheel,
@@ -30,8 +31,8 @@ pub(crate) struct Pool<H: Handler> {
     clock_hand: usize,
 }
 
-/// Maximum number of slots that one search for an idle worker reads. They take tens of kilobytes of
-/// contiguous memory.
+/// Maximum number of slots that one search for an idle worker reads. This many slots occupy tens of
+/// kilobytes of contiguous memory.
 const EVICTION_SCAN: usize = 256;
 
 /// The meaning of a timer that fires.
@@ -57,8 +58,8 @@ impl<H: Handler> Pool<H> {
         }
     }
 
-    /// Reserves memory for `workers` workers, so that the pool allocates nothing for this number of
-    /// workers.
+    /// Reserves memory for `workers` workers, so that the pool does not allocate when they are
+    /// inserted.
     pub(crate) fn reserve(&mut self, workers: usize) {
         self.workers.reserve(workers.saturating_sub(self.workers.len()));
         self.generations.reserve(workers.saturating_sub(self.generations.len()));
@@ -66,7 +67,7 @@ impl<H: Handler> Pool<H> {
         self.wheel.reserve(workers);
     }
 
-    /// Empties the ready list. The caller has removed all workers.
+    /// Empties the ready list. The caller must have removed all workers.
     pub(crate) fn clear_ready(&mut self) {
         self.ready.clear();
     }
@@ -83,8 +84,7 @@ impl<H: Handler> Pool<H> {
         ConnId::new(index as u32, used + 1)
     }
 
-    /// Returns the id that the next worker would have had, and makes sure that no worker gets this
-    /// id.
+    /// Takes the next id without inserting a worker, and returns it. No worker ever gets this id.
     pub(crate) fn use_up_id(&mut self) -> ConnId {
         let id = self.next_id();
         let index = self.workers.insert(None);
@@ -214,7 +214,8 @@ impl<H: Handler> Pool<H> {
     }
 
     /// Disarms one timer that has fired, and returns its meaning. Returns `None` if no timer has
-    /// fired. `deadlines` is a reference because most calls return `None` and need not copy it.
+    /// fired. `deadlines` is passed by reference, because most calls return `None` and do not need
+    /// a copy.
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.floor)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;

@@ -41,7 +41,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// Returns whether one of the two slices begins with the other.
+/// Returns whether `bytes` begins with `start`, or is shorter and agrees with the beginning of
+/// `start`.
 fn agree(bytes: &[u8], start: &[u8]) -> bool {
     let both = bytes.len().min(start.len());
     bytes[..both] == start[..both]

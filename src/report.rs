@@ -21,8 +21,8 @@ use std::ops::Add;
 pub struct Turn {
     /// Readiness events that the turn handled.
     pub events: usize,
-    /// Entries of the ready list that the turn served, including those of connections that had
-    /// ended by then.
+    /// Entries of the ready list that the turn served, including entries of connections that had
+    /// already ended.
     pub served: usize,
     /// Deadlines that passed.
     pub expired: usize,

@@ -1,4 +1,4 @@
-//! The modules whose data other threads use. All other data belongs to the loop.
+//! Data that the loop shares with other threads. All other data belongs to the loop.
 
 pub(crate) mod mailbox;
 pub(crate) mod permits;

@@ -1,9 +1,9 @@
 //! The simulated network: stream sockets that behave like kernel sockets, in virtual time.
 //!
 //! A connection has two ends. Each end has a bounded inbox for bytes that it has not read yet.
-//! Readiness is stored as edges. An end gets an edge when bytes arrive, at an end of file, at a
-//! reset, when the full inbox of its peer has space again, and when it is registered. A wait that
-//! reports the edge clears it. All random decisions come from one seed.
+//! Readiness is stored as edges. An end gets an edge when bytes, an end of file or a reset arrive.
+//! It also gets one when the full inbox of its peer has space again, and when it is registered. A
+//! wait that reports the edge clears it. All random decisions come from one seed.
 
 mod calls;
 mod counters;
@@ -30,8 +30,8 @@ pub(crate) use readiness::Edge;
 use rng::Rng;
 pub use stream::Stream;
 
-/// Maximum number of calls of the pool while the virtual time stands still. A correct loop needs
-/// far fewer, so a loop that reaches this number makes no progress.
+/// Maximum number of calls that the pool may make while the virtual time stands still. A correct
+/// loop needs far fewer, so a loop that reaches this number makes no progress.
 const ENDLESS: u32 = 1_000_000;
 
 /// The errors of a read or a write that breaks its connection.
@@ -50,8 +50,8 @@ struct End {
     peer: usize,
     /// The number of the connection, counted from 0.
     connection: usize,
-    /// This is the pool's end, and it uses a descriptor of the pool. False while the connection
-    /// waits at a listener.
+    /// True if this is the pool's end and it uses a descriptor of the pool. False while the
+    /// connection waits at a listener.
     ours: bool,
     inbox: VecDeque<u8>,
     capacity: usize,
@@ -64,7 +64,7 @@ struct End {
     open: bool,
     /// This end has shut down its sending side.
     shut: bool,
-    /// A write of this end found too little space, and the peer has read nothing since.
+    /// A write by this end found too little space, and the peer has read nothing since.
     starved: bool,
     /// This is the pool's end of an outgoing connection that is not established.
     connecting: bool,
@@ -74,7 +74,8 @@ struct End {
     edge: Edge,
     received: u64,
     sent: u64,
-    /// When this end last read or wrote a byte, found no space to write, or was registered.
+    /// The time at which this end last read or wrote a byte, found no space to write, or was
+    /// registered.
     moved: Duration,
 }
 
@@ -93,7 +94,7 @@ pub(crate) struct Network {
     attempts: Vec<ConnectAttempt>,
     retired: VecDeque<(u64, ConnSnapshot)>,
     connections: usize,
-    /// The number of calls of the pool since the virtual time last advanced.
+    /// The number of calls that the pool has made since the virtual time last advanced.
     calls: u32,
     counted_at: Duration,
     pub(crate) counters: Counters,
@@ -130,8 +131,8 @@ impl Network {
         }
     }
 
-    /// Creates a connection. `capacities` are the capacities of the two inboxes. They and the
-    /// returned ends are in the same order: first the peer's end, then the pool's end.
+    /// Creates a connection. `capacities` are the capacities of the two inboxes. In `capacities`
+    /// and in the returned array, the peer's end comes first and the pool's end second.
     pub(crate) fn pair(&mut self, capacities: [usize; 2]) -> [usize; 2] {
         let connection = self.connections;
         self.connections += 1;
@@ -173,7 +174,8 @@ impl Network {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
-    /// Counts a call of the pool, and panics if too many come while time stands still.
+    /// Counts a call that the pool makes. Panics if the pool makes too many calls while the virtual
+    /// time stands still.
     pub(crate) fn count_call(&mut self) {
         if self.now > self.counted_at {
             (self.counted_at, self.calls) = (self.now, 0);
@@ -185,7 +187,7 @@ impl Network {
         );
     }
 
-    /// Makes calls of the pool fail at random: a signal interrupts the call, or the connection
+    /// Makes a call by the pool fail at random: a signal interrupts the call, or the connection
     /// breaks.
     fn fail(&mut self, end: usize, broken: u16) -> io::Result<()> {
         if !self.ends[end].ours {
@@ -204,8 +206,8 @@ impl Network {
         Ok(())
     }
 
-    /// Returns a random number from 1 to `count`. The number is also at most a random power of two
-    /// up to 2048, so that its order of magnitude varies.
+    /// Returns a random number from 1 to `count`. A random power of two up to 2048 also limits the
+    /// number, so that its order of magnitude varies.
     fn short(&mut self, count: usize) -> usize {
         let max = 1 << self.rng.below(12);
         1 + self.rng.below(count.min(max))

@@ -16,9 +16,9 @@ use crate::simnet::Stream;
 /// A byte stream that has a descriptor but is not a plain TCP or Unix stream, such as a TLS session
 /// or a pty.
 ///
-/// The loop registers the descriptor for edge-triggered readiness. A readable and a writable event
-/// are treated alike: the loop calls `flush`, then `read` until
-/// [`WouldBlock`](io::ErrorKind::WouldBlock), then `write` and `flush`. This requires:
+/// The loop registers the descriptor for edge-triggered readiness. After each readable or writable
+/// event, the loop calls `flush`, then `read` until [`WouldBlock`](io::ErrorKind::WouldBlock), then
+/// `write` and `flush`. A transport must follow these rules:
 ///
 /// - `read`, `write` and `flush` must not block. [`Manager::put`](crate::Manager::put) makes the
 ///   descriptor non-blocking.
@@ -136,13 +136,14 @@ impl Socket {
         matches!(self, Self::Boxed(_))
     }
 
-    /// Closes the socket. Catches the panic of a transport that panics when it is dropped.
+    /// Closes the socket. If dropping a transport panics, the panic is caught.
     pub(crate) fn close(self) {
         drop_catching(self);
     }
 
-    /// Makes the socket non-blocking. `O_NONBLOCK` belongs to the open file description, so for a
-    /// transport it is set on a duplicate of the descriptor.
+    /// Makes the socket non-blocking. For a transport, `O_NONBLOCK` is set on a duplicate of the
+    /// descriptor. This affects the original too, because the flag belongs to the open file
+    /// description.
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_nonblocking(true),
@@ -168,8 +169,8 @@ impl Socket {
 }
 
 /// Duplicates a descriptor of any type and returns the duplicate as a `TcpStream`. It is used for
-/// operations that the standard library offers only on streams. They act on the open file
-/// description, and so on the original as well.
+/// operations that the standard library offers only on streams. These operations act on the open
+/// file description, so they affect the original descriptor too.
 pub(crate) fn as_stream(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
     Ok(TcpStream::from(fd.try_clone_to_owned()?))
 }
@@ -226,7 +227,7 @@ impl Write for Socket {
 /// Maximum number of times that a call is repeated because a signal interrupted it.
 const SIGNALS: u32 = 16;
 
-/// Calls `call`, and repeats it while it is interrupted by signals.
+/// Calls `call`, and repeats it if a signal interrupts it, at most [`SIGNALS`] times.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..SIGNALS {
         match call() {

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use crate::conn_state::{Cause, CloseReason};
 
-/// A snapshot of a manager's counters. They start when the manager is created, and continue across
-/// a stop and a restart.
+/// A snapshot of a manager's counters. They start at zero when the manager is created. A stop or a
+/// restart does not reset them.
 ///
-/// `Display` writes one line for people. [`Stats::prometheus`] writes a format for monitoring.
-/// Snapshots of several managers can be added.
+/// `Display` writes one human-readable line. [`Stats::prometheus`] writes the text format of
+/// Prometheus. Snapshots of several managers can be added.
 ///
 /// ```
 /// use pool_manager::{CloseReason, Stats};
@@ -110,8 +110,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Returns the number of requests delivered with this cause. It is 0 for causes of other
-    /// callbacks.
+    /// Returns the number of requests delivered with this cause. Returns 0 for a cause that is not
+    /// the cause of a request, such as [`Cause::Opened`].
     #[must_use]
     pub fn requests(&self, cause: Cause) -> u64 {
         self.requests.get(cause as usize).copied().unwrap_or(0)

@@ -10,7 +10,8 @@ use std::time::Duration;
 pub(crate) struct Tick(pub(crate) u64);
 
 impl Tick {
-    /// Later than every deadline. The value of a deadline that does not run.
+    /// A tick later than every deadline. It is the value of a deadline that is suspended or not
+    /// set.
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
     /// Returns this tick plus `by`, rounded up. Saturates at [`Tick::NEVER`].
@@ -43,15 +44,17 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// Returns the tick just before the end of the span. Activity during the span is dated to this
-    /// tick, but not to the end itself. The next span may begin at the end. It would then credit
-    /// the same activity again, and the durations of several slow turns would add up.
+    /// Returns the tick just before the end of the span. For an empty span, returns the end itself.
+    /// Activity at the beginning of the span is dated to this tick. If activity were dated to the
+    /// end of the span, and the next span began at that tick, the next span would move the same
+    /// activity again. The durations of several slow turns would add up.
     #[inline]
     pub(crate) fn last(self) -> Tick {
         Tick(self.ended.0.saturating_sub(1)).max(self.began)
     }
 
-    /// Returns whether the span is so long that activity in it must be dated to its end.
+    /// Returns whether the span is longer than one tick. If it is not, [`Span::last`] equals its
+    /// beginning.
     #[inline]
     pub(crate) fn is_long(self) -> bool {
         self.ended.0 > self.began.0 + 1

@@ -41,11 +41,11 @@ const BUDGET: usize = 64 << 10;
 const READ_COST: usize = 4 << 10;
 const CALLBACK_COST: usize = 256;
 
-/// What happens to a worker after a visit.
+/// The action that follows a visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Visit the worker again in the next turn. There is more to do, and the kernel may not report
-    /// it again.
+    /// Visit the worker again in the next turn. There is more to do, and the kernel might not
+    /// report it again.
     Again,
     /// Wait for an event, a deadline or a command.
     Wait,
@@ -56,7 +56,7 @@ pub(crate) enum Verdict {
 /// The result of a step of a visit. It breaks with a verdict when the visit has nothing more to do.
 type Flow = ControlFlow<Verdict>;
 
-/// What to do next with the held bytes.
+/// The next action for the held bytes.
 enum Step {
     Deliver(Bounds, Cause),
     /// There are no held bytes, or not enough for a request.
@@ -73,7 +73,8 @@ enum Awaits {
 }
 
 /// Invariant: between visits, `input` and `output` have storage only if they hold bytes. If one of
-/// them has storage, `HAS_BUFFER` is set. During a visit, these bytes are in the hot buffers.
+/// them has storage, `HAS_BUFFER` is set. During a visit, the held bytes and the unsent bytes are
+/// in the hot buffers.
 pub(crate) struct Worker<H: Handler> {
     pub(crate) state: ConnState,
     pub(crate) socket: Socket,
@@ -94,14 +95,14 @@ impl<H: Handler> Worker<H> {
         self.state.flags.intersects(Flags::BLOCKED) || !self.output.is_empty()
     }
 
-    /// Appends bytes to the unsent output. Returns false, and appends nothing, if more than `limit`
-    /// bytes would then be unsent.
+    /// Appends bytes to the unsent output. Returns false, and appends nothing, if the unsent output
+    /// would become longer than `limit`.
     pub(crate) fn queue_output(&mut self, bytes: &[u8], limit: usize) -> bool {
         self.state.flags.insert(Flags::HAS_BUFFER);
         self.output.push(bytes, limit)
     }
 
-    /// Returns whether the connection holds no bytes and no answer is pending.
+    /// Returns whether the connection holds no bytes, has no unsent output and is not paused.
     pub(crate) fn is_idle(&self) -> bool {
         self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(Flags::PAUSED)
     }
@@ -127,7 +128,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Returns the edge for which a worker waits. Called only if a flag is set. A transport may
-    /// need either edge, whether it reads or writes.
+    /// need a readable or a writable edge, both to read and to write.
     #[cold]
     fn awaits(&mut self) -> Awaits {
         let boxed = self.state.flags.intersects(Flags::BOXED);
@@ -243,7 +244,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns what to do with the held bytes. It does no I/O, and calls only the framing.
+    /// Returns the next action for the held bytes. This function does no I/O, and calls only the
+    /// framing.
     #[inline(always)]
     fn step<B: Backend>(&self, cx: &mut Context<H, B>) -> Step {
         let (input, framing) = (&mut cx.buffers.input, &cx.config.framing);
@@ -272,8 +274,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns the cause for which held bytes are delivered although they contain no complete
-    /// frame. Returns `None` if they are not delivered now.
+    /// Called for held bytes without a complete frame. Returns the cause with which they are
+    /// delivered, or `None` if they are not delivered now.
     #[inline(always)]
     fn completes(&self, input: &Buffer, framing: &Framing, max_request: usize) -> Option<Cause> {
         if input.is_full() && framing.is_stream() {

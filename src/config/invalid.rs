@@ -1,9 +1,9 @@
-//! Configuration errors, with the numbers that do not fit together.
+//! Configuration errors. Each contains the invalid value and the limit that it violates.
 
 use std::fmt;
 use std::io;
 
-/// Returned when a configuration is invalid. None of it was applied.
+/// Returned when a configuration is invalid. None of its settings was applied.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -23,7 +23,8 @@ pub enum ConfigError {
         /// The given `max_workers`.
         max: usize,
     },
-    /// A field of [`RateLimit`](crate::RateLimit) is zero. No request would ever be served.
+    /// A field of [`RateLimit`](crate::RateLimit) is zero. With such a limit, no request would ever
+    /// be served.
     Zero {
         /// Name of the field.
         field: &'static str,

@@ -16,23 +16,24 @@ use super::ERROR_SERVER_BUSY;
 #[non_exhaustive]
 pub enum Overload {
     /// Accepts the connection, writes these bytes and closes it. Before the close, the input of the
-    /// peer is read and discarded for up to 5 s, because unread input would cause a reset, which
-    /// can destroy the bytes.
+    /// peer is read and discarded for up to 5 s. Unread input would cause a reset at the close, and
+    /// the reset could destroy the reply.
     Reject(Cow<'static, [u8]>),
     /// Leaves the connection in the kernel's backlog until a worker is free.
     Pause,
     /// Closes the connection that has been idle longest ([`CloseReason::Evicted`]) and gives its
-    /// worker to the new one.
+    /// worker to the new connection.
     ///
-    /// A connection is idle if it is between two requests or has not sent a request: it holds no
-    /// input, has no unsent output, is not paused, and has moved no byte for one to two
-    /// milliseconds. The connection is read once more before it is closed. If data has arrived, the
-    /// connection is served instead, and the search is repeated. At most four connections are
-    /// tried. The only callback for the closed connection is [`closed`](crate::Handler::closed).
+    /// A connection is idle if it is between two requests or has not sent a request. It must hold
+    /// no input, have no unsent output, and not be paused. No byte may have been read or written in
+    /// the last one to two milliseconds. The connection is read once more before it is closed. If
+    /// data has arrived, the connection is served instead, and the search is repeated. At most four
+    /// connections are tried. The only callback for the closed connection is
+    /// [`closed`](crate::Handler::closed).
     ///
     /// The cost of the search does not depend on the number of connections. The search looks at the
-    /// next 256 slots in round-robin order, and takes the longest-idle connection in them. With at
-    /// most 256 workers, this is the longest-idle connection of all. If the search finds no idle
+    /// next 256 slots in round-robin order, and takes the longest-idle connection among them. With
+    /// at most 256 workers, this is the longest-idle connection of all. If the search finds no idle
     /// connection, the new connection is sent [`ERROR_SERVER_BUSY`] and closed.
     ///
     /// [`CloseReason::Evicted`]: crate::CloseReason::Evicted

@@ -16,8 +16,8 @@ pub struct RateLimit {
     /// Maximum average number of requests per second. Minimum: 1. Maximum: 1,000,000.
     pub per_second: u32,
     /// Maximum number of requests that are delivered together, without a delay between them.
-    /// Minimum: 1. Default: 1. A connection may make another full burst if it has made no request
-    /// for `burst / per_second` seconds.
+    /// Minimum: 1. Default: 1. After `burst / per_second` seconds without a request, a connection
+    /// may make a full burst again.
     ///
     /// Time is counted in milliseconds. Requests that are due in the same millisecond are therefore
     /// also delivered together.

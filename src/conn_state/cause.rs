@@ -7,7 +7,7 @@ use super::CloseReason;
 /// ```
 /// use pool_manager::{Cause, Config, Manager};
 /// use std::io::Write;
-/// // As in the original Go package: a peer that sends nothing until its deadline gets an error.
+/// // As in the original Go package, a peer that sends nothing until its deadline gets an error.
 /// let manager = Manager::new(Config::new(), |conn, body| match conn.cause() {
 ///     Cause::Expired if body.is_empty() => conn.write_all(b"ERROR"),
 ///     _ => conn.write_all(b"OK"),
@@ -44,7 +44,7 @@ pub enum Cause {
     /// In [`Handler::blocked`](crate::Handler::blocked): the socket did not take all of the output.
     Blocked,
     /// In [`Handler::flushed`](crate::Handler::flushed): the connection was blocked, and all of its
-    /// output is sent now.
+    /// output has been sent now.
     Flushed,
 }
 

@@ -97,7 +97,8 @@ impl CloseReason {
         matches!(self, Self::Eof | Self::Expired | Self::Overlong | Self::MemoryLimit)
     }
 
-    /// Returns whether unsent output is sent before the close. Only then may the socket linger.
+    /// Returns whether unsent output is sent before the close. The socket may linger only in this
+    /// case.
     pub(crate) fn is_polite(self) -> bool {
         !matches!(
             self,
@@ -118,7 +119,7 @@ impl fmt::Display for CloseReason {
             Self::Eof => "the peer closed",
             Self::Expired => "its deadline passed",
             Self::WriteStalled => "the peer took no reply until its deadline",
-            Self::WriteLimit => "more reply than write_limit was unsent",
+            Self::WriteLimit => "its unsent output would have exceeded write_limit",
             Self::Overlong => "a frame was too long",
             Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",

@@ -2,9 +2,10 @@
 //!
 //! The algorithm stores one number per connection, the theoretical arrival time (`tat`). It is the
 //! time at which the next request is expected if the peer sends at exactly the rate of the limit. A
-//! request may be delivered earlier, but at most by the burst tolerance. Each delivered request
-//! moves this time ahead by one emission interval. If it is in the past, it is first set to the
-//! current time, so unused capacity does not accumulate beyond one burst.
+//! request may be delivered before this time, but not by more than the burst tolerance. Each
+//! delivered request moves the theoretical arrival time ahead by one emission interval. If this
+//! time is in the past, it is first set to the current time. Unused capacity therefore does not
+//! accumulate beyond one burst.
 //!
 //! Times are in units of 2^-20 ticks, which is precise enough for a million requests per second.
 //! The time at which a request may be delivered is rounded down to a whole tick, so a request may
@@ -22,7 +23,7 @@ const FINER: u32 = 20;
 pub(crate) struct Gcra {
     /// The time between two requests at the rate of the limit.
     emission_interval: u64,
-    /// The maximum time that a request may be ahead of its theoretical arrival time.
+    /// The maximum time by which a request may be delivered before its theoretical arrival time.
     burst_tolerance: u64,
 }
 
@@ -59,7 +60,7 @@ impl Gcra {
     }
 
     /// Adjusts a theoretical arrival time that was computed under another limit. The result is at
-    /// most one burst of this limit later than the tick after `now`.
+    /// most the value that follows a full burst of this limit at the tick after `now`.
     pub(crate) fn clamp(self, tat: u64, now: Tick) -> u64 {
         let latest = now.0.saturating_add(1).saturating_mul(1 << FINER);
         tat.min(latest.saturating_add(self.burst_tolerance).saturating_add(self.emission_interval))

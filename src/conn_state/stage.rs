@@ -1,6 +1,6 @@
 //! The stage of a connection: connecting, awaiting its PROXY header, or open.
 
-/// The stage of a connection. It can begin in any stage, and can change only to `Open`.
+/// The stage of a connection. A connection can begin in any stage, and can change only to `Open`.
 ///
 /// Closing is not a stage, because a connection can close in every stage. The stage then decides
 /// whether [`Handler::closed`](crate::Handler::closed) is called.

@@ -1,12 +1,12 @@
 //! The output buffer of one connection: reply bytes that the socket has not taken yet.
 //!
 //! Bytes are appended at the end and sent from the start. Before each callback, the worker stores
-//! the position of the end, called a mark. If the callback panics, the bytes after the mark are
-//! dropped.
+//! the position of the end. This position is called a mark. If the callback panics, the bytes after
+//! the mark are dropped.
 
 use std::fmt;
 
-/// Invariant: `sent <= bytes.len()`, and `sent == bytes.len()` implies that both are 0.
+/// Invariant: `sent <= bytes.len()`, and `sent == bytes.len()` implies that both values are 0.
 #[derive(Default)]
 pub(crate) struct Output {
     bytes: Vec<u8>,
@@ -57,8 +57,8 @@ impl Output {
     }
 
     /// Drops the sent prefix. Without this, a peer that is always a little too slow would make the
-    /// buffer grow without bound. Moving the unsent bytes is cheap: they are fewer than the bytes
-    /// that were sent since the last call.
+    /// buffer grow without bound. Moving the unsent bytes is cheap, because they are fewer than the
+    /// bytes that were sent since the last call.
     #[cold]
     fn forget_sent(&mut self) {
         self.bytes.drain(..self.sent);

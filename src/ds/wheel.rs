@@ -2,8 +2,8 @@
 //!
 //! Eleven levels of 64 slots cover every 64-bit tick, so no deadline is too far away, and the wheel
 //! never wraps around. An entry of an upper level is handed out when its slot *begins*, which may
-//! be before its deadline. The owner of the entry knows the deadline, and then arms the entry
-//! again. Because entries are armed again, the wheel needs no cascade between levels, and a timer
+//! be before its deadline. In this case the owner of the entry, which knows the deadline, arms the
+//! entry again. The wheel therefore needs no cascade between levels. For the same reason, a timer
 //! need not be moved each time activity extends its deadline.
 
 use crate::ds::index_list::{Links, List};
@@ -14,10 +14,11 @@ const SLOTS: usize = 1 << BITS;
 const LEVELS: usize = 64_usize.div_ceil(BITS as usize);
 
 /// Invariant: the deadline of an entry at level `k` agrees with `elapsed` in all base-64 digits
-/// above digit `k`. For `k = 0`, its digit `k` is not less than that of `elapsed`. For `k > 0`, it
-/// is greater, except in the slot that is being drained. The lowest level that is not empty
-/// therefore holds the earliest entries. A deadline that had passed when it was armed counts as the
-/// `elapsed` of that moment.
+/// above digit `k`. For `k = 0`, digit `k` of the deadline is not less than digit `k` of `elapsed`.
+/// For `k > 0`, it is greater, except for entries in the slot that is being drained. If no slot is
+/// being drained, the lowest level that is not empty therefore holds the earliest entries. For an
+/// entry whose deadline had already passed when it was armed, the value of `elapsed` at that moment
+/// takes the place of the deadline.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     elapsed: u64,
@@ -25,15 +26,16 @@ pub(crate) struct Wheel {
     /// The position in `slots` of each armed index: `level * SLOTS + slot`.
     place_of: Vec<u16>,
     slots: [List; LEVELS * SLOTS],
-    /// The position of the slot that is being drained, if any: it began last and is not empty yet.
-    /// Its entries are handed out before all others.
+    /// The position of the slot that is being drained. It is the slot that began last, and it is
+    /// not empty yet. Its entries are handed out before all others. `None` if no slot is being
+    /// drained.
     draining: Option<usize>,
     /// For each level, one bit per slot that is not empty.
     occupied: [u64; LEVELS],
     /// One bit per level that is not empty.
     levels: u16,
-    /// The tick from which [`Wheel::pop`] hands out an index. It is stored because every turn reads
-    /// it.
+    /// The earliest tick at which [`Wheel::pop`] hands out an index. It is stored because every
+    /// turn reads it. `None` if no index is armed.
     next: Option<Tick>,
 }
 
@@ -96,8 +98,8 @@ impl Wheel {
     }
 
     /// Returns the next tick at which [`Wheel::pop`] hands out an index, or `None` if no index is
-    /// armed. It is not later than the earliest deadline, unless that deadline had passed when it
-    /// was armed. O(1).
+    /// armed. The tick is not later than the earliest deadline, unless that deadline had already
+    /// passed when it was armed. O(1).
     pub(crate) fn next(&self) -> Option<Tick> {
         self.next
     }
@@ -106,8 +108,8 @@ impl Wheel {
     /// slot began, or `None` if there is no such index.
     ///
     /// If the deadline of the index is after that tick, the owner arms the index again, and a later
-    /// call returns it in time. The returned ticks never decrease, so indices reach their deadlines
-    /// in the order of these deadlines. O(1).
+    /// call returns it in time. The returned ticks never decrease, so the indices expire in the
+    /// order of their deadlines. O(1).
     #[inline]
     pub(crate) fn pop(&mut self, now: Tick) -> Option<(usize, Tick)> {
         if self.next.is_none_or(|next| next > now) {

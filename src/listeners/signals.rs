@@ -1,4 +1,4 @@
-//! Signals: sockets whose bytes are requests to stop. They stay when the listeners close.
+//! Signals: sockets whose bytes are requests to stop. They stay open when the listeners close.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -7,19 +7,20 @@ use crate::id::Token;
 use crate::socket::Socket;
 use crate::sys::Backend;
 
-/// Signals share the listeners' kind of token, from this index on: a kind of its own would cost
-/// every event a comparison.
+/// The index of the first signal in its token. Signals use the tokens of listeners, because a
+/// separate kind of token would cost one more comparison for each event.
 const FIRST: usize = 1 << 31;
 
-/// Bytes of one read from a signal, and reads from a signal per turn.
+/// Maximum number of bytes of one read.
 const READ_SIZE: usize = 256;
+/// Maximum number of reads per signal and turn.
 const READS: u32 = 64;
 
 #[derive(Debug)]
 struct Signal {
     /// `None` after the end of file.
     socket: Option<Socket>,
-    /// The kernel reported readable, and no read has drained the socket since.
+    /// The kernel reported that the socket is readable, and no read has failed since.
     ready: bool,
 }
 
@@ -38,7 +39,7 @@ impl Signal {
     }
 }
 
-/// All signals of a manager. There are few, so that they are searched one by one.
+/// All signals of a manager. There are only a few, so every call scans all of them.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
     all: Vec<Signal>,
@@ -53,21 +54,21 @@ impl Signals {
         Ok(())
     }
 
-    /// Notes that a signal is readable. Returns whether that is new, or `None` if there is no such
-    /// signal.
+    /// Marks a signal as ready. Returns whether it was not ready before, or `None` if no open
+    /// signal has this index.
     pub(super) fn mark_ready(&mut self, index: usize) -> Option<bool> {
         let signal = self.all.get_mut(index.checked_sub(FIRST)?)?;
         signal.socket.as_ref()?;
         Some(!mem::replace(&mut signal.ready, true))
     }
 
-    /// Returns how many signals are ready.
+    /// Returns the number of ready signals.
     pub(super) fn ready(&self) -> usize {
         self.all.iter().filter(|signal| signal.ready).count()
     }
 
-    /// Reads the ready signals until they are drained, within a limit. Returns whether there were
-    /// any bytes.
+    /// Reads each ready signal until no bytes are left, with at most [`READS`] reads. Returns
+    /// whether any bytes were read.
     pub(super) fn read<B: Backend>(&mut self, backend: &mut B) -> bool {
         let mut any = false;
         for signal in self.all.iter_mut().filter(|signal| signal.ready) {
@@ -75,12 +76,14 @@ impl Signals {
                 match signal.read(backend) {
                     Ok(1..) => any = true,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        signal.ready = false;
+                    Ok(0) => {
+                        signal.close(backend);
                         break;
                     }
-                    Ok(0) | Err(_) => {
-                        signal.close(backend);
+                    // Drained, or the read failed. After a failure, the next bytes are a new event,
+                    // and a later read returns all of them.
+                    Err(_) => {
+                        signal.ready = false;
                         break;
                     }
                 }

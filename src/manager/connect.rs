@@ -17,11 +17,11 @@ use crate::sys::Backend;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Starts a TCP connection to `addr` and returns at once. The connection uses a worker from now
-    /// on. When it is established, in a later turn, [`Handler::opened`] is called. From then on it
-    /// is a connection like any other, with `TCP_NODELAY` set. If it fails, or is not established
-    /// within [`connect_deadline`](crate::Config::connect_deadline), [`Handler::closed`] is called
-    /// with [`CloseReason::Unreachable`]. [`max_per_peer`](crate::Config::max_per_peer) does not
-    /// count outgoing connections.
+    /// on. In a later turn, when the connection is established, [`Handler::opened`] is called. From
+    /// then on it is a connection like any other, with `TCP_NODELAY` set. If it fails, or is not
+    /// established within [`connect_deadline`](crate::Config::connect_deadline),
+    /// [`Handler::closed`] is called with [`CloseReason::Unreachable`].
+    /// [`max_per_peer`](crate::Config::max_per_peer) does not count outgoing connections.
     ///
     /// Bytes that are [queued](crate::Handle::send) for the connection before it is established are
     /// sent after the bytes that `opened` writes. A connection that is not established yet is
@@ -84,9 +84,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         outcome.map_err(|source| Error::Connect { addr, source })
     }
 
-    /// Starts a connection that a callback or a handle has requested. The permit was acquired with
-    /// the request. If the connection cannot be started, [`Handler::closed`] is called as for a
-    /// connection that fails later.
+    /// Starts a connection that a callback or a handle has requested. The permit was acquired when
+    /// the connection was requested. If the connection cannot be started, [`Handler::closed`] is
+    /// called as for a connection that fails later.
     pub(super) fn execute_connect(&mut self, request: ConnectRequest) {
         if !self.is_running() {
             if let Some(drain) = &mut self.drain {

@@ -130,7 +130,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Calls [`Handler::wrap`] with an accepted connection that has a permit, and admits the socket
-    /// that it returns.
+    /// that this hook returns.
     fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
         let handler = &mut self.cx.handler;
         match catch(|| handler.wrap(socket)) {
@@ -180,8 +180,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Closes the longest-idle connection to free its worker. The connection is read once more
-    /// first. If data has arrived, the connection is served instead, and the next one is tried.
-    /// Returns whether a connection was closed.
+    /// first. If data has arrived, the connection is served instead, and the next longest-idle
+    /// connection is tried. Returns whether a connection was closed.
     fn evict_idle(&mut self) -> bool {
         for _ in 0..EVICTIONS {
             let Some(id) = self.pool.longest_idle(self.cx.now.ceil) else { return false };
@@ -201,7 +201,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Sends the configured refusal to an accepted connection, and closes it.
     fn refuse(&mut self, mut socket: Socket) {
         let refusal = self.cx.config.overload.refusal();
-        // Best effort: a write to a new socket normally fails only if the connection was reset.
+        // Ignore an error. A write to a new socket normally fails only if the connection was reset.
         let _ = uninterrupted(|| {
             self.cx.stats.writes += 1;
             self.cx.backend.write(&mut socket, refusal)
@@ -209,12 +209,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.linger(socket);
     }
 
-    /// Lets an unregistered socket linger, within limits, so that its last reply can arrive.
+    /// Lets an unregistered socket linger, within limits, so that the last reply can reach the
+    /// peer.
     pub(super) fn linger(&mut self, socket: Socket) {
         self.lingering.add(&mut self.cx.backend, socket, &mut self.cx.stats, self.cx.now);
     }
 
-    /// Serves a worker and reads its socket once more. Data may have arrived whose event was not
+    /// Serves a worker and reads its socket once more. Data may have arrived, but its event was not
     /// reported yet.
     pub(super) fn read_once_more(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
@@ -232,9 +233,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Reads a connection once more, and expires it if its deadline has still passed. The read is
-    /// needed because the peer may have sent in time and the event was not reported yet: the
-    /// process may have been suspended or slow, or there were more events than one wait returns.
+    /// Reads a connection once more. If this does not move its deadline into the future, expires
+    /// it. Data may have arrived in time, but its event was not reported yet. This happens if the
+    /// process was suspended or slow, or if there were more events than one wait returns. The read
+    /// finds such data.
     #[inline(never)]
     pub(super) fn expire(&mut self, id: ConnId) {
         self.read_once_more(id);
@@ -247,7 +249,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Applies the verdict of a visit. Only this function does so.
+    /// Applies the verdict of a visit. No other function applies verdicts.
     #[inline(never)]
     pub(super) fn apply_verdict(&mut self, id: ConnId, verdict: Verdict) {
         match verdict {
@@ -264,8 +266,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Returns whether the stop in progress may close a connection now. An idle connection is first
-    /// read once more, because a request may have arrived whose event was not reported yet. A
-    /// connection that was accepted during the stop may make one request.
+    /// read once more. A request may have arrived, but its event was not reported yet. A connection
+    /// that was accepted during the stop may make one request.
     fn is_done_for_stop(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
@@ -281,8 +283,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         false
     }
 
-    /// Closes a connection. Only this function does so. It sends no output. A caller that wants the
-    /// output to be sent does that before.
+    /// Closes a connection. No other function closes connections. This function sends no output. A
+    /// caller that wants to send the output must do so before this call.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
         let Worker { state, mut socket, input, output, session } = worker;
@@ -312,7 +314,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.linger(socket);
         } else {
             if socket.is_boxed() && reason.is_polite() && output.is_empty() {
-                // Best effort: a closing message of the transport, such as a TLS `close_notify`.
+                // Send the closing message of the transport, such as a TLS `close_notify`. Ignore
+                // an error.
                 let _ = self.cx.backend.shutdown_write(&mut socket);
             }
             socket.close();
@@ -327,9 +330,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
     }
 
-    /// Returns whether the socket has to linger: a reply may still be on its way to the peer, and a
-    /// reset caused by unread input could destroy it. A connection that is idle when a stop begins
-    /// does not linger. A connection that is aborted by the stop does not linger either.
+    /// Returns whether the socket has to linger, because a reply may still be on its way to the
+    /// peer. Without lingering, unread input could cause a reset that destroys the reply. A
+    /// connection that is idle when a stop begins does not linger. A connection that is aborted by
+    /// the stop does not linger either.
     fn lingers(&self, state: &ConnState, reason: CloseReason) -> bool {
         let wanted = match reason {
             CloseReason::Stopped => self.is_stopping(),

@@ -82,14 +82,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// No connection is closed by the change itself:
     ///
     /// - With a lower `max_workers`, [`put`](Manager::put) fails with [`Error::Busy`] until fewer
-    ///   connections than that are open.
+    ///   than `max_workers` connections are open.
     /// - A larger `buffer_size` applies at once, as far as `memory_limit` allows. A smaller
     ///   `buffer_size` applies to a connection as soon as it holds no bytes.
     /// - Held bytes that exceed a lowered `max_request` or `memory_limit` stay until they are
     ///   consumed.
     /// - Held bytes are framed again.
     /// - A new idle deadline counts from the last byte that was read or written. A new total
-    ///   deadline counts from the first byte of the request. Both may have passed already.
+    ///   deadline counts from the first byte of the request. Either of them may have passed
+    ///   already.
     /// - A burst that was used under the old `rate_limit` counts as used under the new one.
     ///
     /// The cost of a change is proportional to the number of connections.

@@ -60,8 +60,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Listens on a Unix domain socket at `path`. The path has mode 0600 from the moment at which
-    /// it exists. A stale socket at the path is replaced, but not a socket on which a process
-    /// listens. A stop removes the path.
+    /// it exists. A stale socket at the path is replaced. A socket on which a process listens is
+    /// not replaced. A stop removes the path.
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Listen`] if the path is in use, is not a socket, is too long
@@ -81,9 +81,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// a handover. A returned listener can be passed to [`Manager::listen_on`] again.
     ///
     /// The listeners are non-blocking and close-on-exec (`FD_CLOEXEC`); the example `restart` shows
-    /// how to pass them to a new process. A stop no longer removes the path of a Unix socket. The
-    /// result is empty if the manager is not running. It is also empty during a stop, because a
-    /// stop closes the listeners itself.
+    /// how to pass them to a new process. After this call, a stop does not remove the path of a
+    /// Unix socket. The result is empty if the manager is not running. It is also empty during a
+    /// stop, because a stop closes the listeners itself.
     ///
     /// ```
     /// use pool_manager::{Config, Manager};

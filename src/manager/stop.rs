@@ -1,5 +1,5 @@
-//! Stopping: idle connections close at once, busy ones may finish, and those still open at the
-//! deadline are aborted.
+//! Stops the manager. Idle connections are closed at once. Busy connections may finish. Connections
+//! that are still open at the deadline are aborted.
 
 use super::Manager;
 use crate::command::Command;
@@ -12,10 +12,12 @@ use crate::sys::Backend;
 use crate::time::Tick;
 use crate::worker::Verdict;
 
-/// A stop in progress: its deadline, and the counters when it began.
+/// A stop in progress: its deadline, and the values that counters had when it began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drain {
     pub(super) until: Tick,
+    /// The number of the turn in which the stop began.
+    turn: u64,
     live: usize,
     pub(super) idle: usize,
     put_before: u64,
@@ -32,8 +34,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// listener is closed, and the manager can be started again.
     ///
     /// Connections in a listener's accept queue are accepted before the listener closes, at most
-    /// 4096 per listener. Each of them may make one request. They are accepted because they are
-    /// established for their clients, and closing the listener would reset them. With a
+    /// 4096 per listener. Each of them may make one request. They are accepted because their
+    /// clients see them as established, and closing the listener would reset them. With a
     /// `stop_deadline` of zero, none of them is accepted. The kernel resets clients that connect in
     /// the few microseconds between the last `accept` and the close. If other listeners share the
     /// port by `SO_REUSEPORT` and `net.ipv4.tcp_migrate_req` is set, Linux passes these clients to
@@ -43,7 +45,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// for the lingering sockets of closed connections, for at most 5 s each.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; as [`Manager::turn`].
+    /// [`Error::NotRunning`], and the errors of [`Manager::turn`].
     pub fn stop(&mut self) -> Result<StopReport, Error> {
         if self.is_stopped() {
             return Err(Error::NotRunning);
@@ -57,13 +59,16 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.run()
     }
 
-    /// Stops the manager when bytes arrive on `signals`: a graceful stop begins, as by
-    /// [`Handle::stop`](crate::Handle::stop). If more bytes arrive in a later turn, the stop is
-    /// completed at once and the remaining connections are aborted. The end of file means nothing.
+    /// Begins a graceful stop when bytes arrive on `signals`, as
+    /// [`Handle::stop`](crate::Handle::stop) does. If bytes arrive in a later turn than the one
+    /// in which a stop began, the stop is completed at once, and the connections that are still open
+    /// are aborted. All bytes that are read in one turn count as one signal. An end of file does not
+    /// stop the manager.
     ///
-    /// It may be called before or after [`Manager::start`], any number of times, and holds for later
-    /// starts too. With the crate `signal-hook`, a service stops on SIGTERM without a thread, without
-    /// polling and without a race:
+    /// This method may be called before or after [`Manager::start`], and more than once to add more
+    /// sockets. The sockets also stay in use when the manager is started again. With the crate
+    /// `signal-hook`, a service can stop on SIGTERM. This needs no thread and no polling, and has
+    /// no race:
     ///
     /// ```
     /// use pool_manager::{Config, Manager};
@@ -81,27 +86,32 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Unsuitable`] if the socket cannot be made non-blocking or registered.
+    /// [`Error::Unsuitable`] if the socket cannot be made non-blocking, or cannot be registered.
     pub fn stop_on(&mut self, signals: impl Into<Socket>) -> Result<(), Error> {
         self.listeners.add_signal(&mut self.cx.backend, signals.into()).map_err(Error::Unsuitable)
     }
 
-    /// Reads the signal sources. Begins a stop, or completes the one in progress.
+    /// Reads the sockets of [`Manager::stop_on`]. If bytes have arrived, begins a stop, or
+    /// completes the stop in progress.
     #[cold]
     #[inline(never)]
     pub(super) fn on_signal(&mut self) {
         if !self.listeners.read_signals(&mut self.cx.backend) {
             return;
         }
-        if let Some(drain) = &mut self.drain {
-            log::info!("a second signal: the stop is completed at once");
-            drain.until = self.cx.now.floor;
-        } else {
-            self.begin_stop();
+        match &mut self.drain {
+            None => self.begin_stop(),
+            // A command may have begun the stop earlier in this turn.
+            Some(drain) if drain.turn == self.cx.stats.turns => {}
+            Some(drain) => {
+                log::info!("a second signal: the stop is completed at once");
+                drain.until = self.cx.now.floor;
+            }
         }
     }
 
-    /// Calls [`Handler::stopping`], and executes the commands that are queued when it returns.
+    /// Calls [`Handler::stopping`], and executes the commands that are queued when the hook
+    /// returns.
     fn run_stopping_hook(&mut self) {
         self.cx.run_hook(H::stopping);
         for _ in 0..self.cx.commands.queued() {
@@ -121,6 +131,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let (now, stats) = (self.cx.now, &self.cx.stats);
         let drain = Drain {
             until: if limit.is_zero() { now.floor } else { now.ceil.after(limit) },
+            turn: stats.turns,
             live: self.pool.live(),
             idle: 0,
             put_before: stats.put,
@@ -147,7 +158,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Reads every idle connection once more and closes it if no data has arrived. Closes every
     /// outgoing connection that is not established. Counts the connections that it closes as idle.
     fn close_idle(&mut self) {
-        // Without it, a verdict of `Wait` closes nothing, so that each is closed and counted here.
+        // While `self.drain` is `None`, a verdict of `Wait` closes nothing. Each connection is
+        // therefore closed and counted below.
         let Some(mut drain) = self.drain.take() else { return };
         for id in self.pool.ids() {
             let Some(worker) = self.pool.get_mut(id) else { continue };
@@ -218,7 +230,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 _ => {}
             }
         }
-        // Discard commands queued by the hooks above: the manager has stopped.
+        // Discard the commands that the hooks above have queued, because the manager has stopped.
         while self.cx.commands.next().is_some() {}
         self.cx.backend.stop();
         self.cx.buffers.clear();

@@ -14,9 +14,9 @@ use crate::sys::Backend;
 use crate::time::{Now, Span, Tick};
 use crate::worker::Verdict;
 
-/// Maximum number of commands that one turn executes. The limits per turn prevent one phase from
-/// delaying the others. A connection has its own budget per visit, and a listener its own limit per
-/// turn.
+/// Maximum number of commands that phase 3 of a turn executes. The limits per turn prevent one
+/// phase from delaying the others. Each connection also has a budget per visit, and each listener
+/// has a limit per turn.
 const COMMANDS_PER_TURN: usize = 1024;
 /// Maximum number of timers that one turn processes.
 const TIMERS_PER_TURN: usize = 256;
@@ -34,8 +34,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// early and is not an error.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Wait`] if waiting fails, after which all connections are
-    /// closed and the manager is stopped.
+    /// [`Error::NotRunning`]; [`Error::Wait`] if waiting fails. After [`Error::Wait`], all
+    /// connections are closed and the manager is stopped.
     #[inline(never)]
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
         if self.is_stopped() {
@@ -82,8 +82,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// 2. Read the clock. All later phases of the turn use this time. If the visits since the last
-    ///    reading took long, the visited connections are credited with that time. The clock is also
-    ///    read before a wait that ends at a deadline, see [`Manager::wait_timeout`].
+    ///    reading took long, the timestamps of the visited connections are moved: see
+    ///    [`ConnState::credit`](crate::conn_state::ConnState::credit). The clock is also read
+    ///    before a wait that ends at a deadline: see [`Manager::wait_timeout`].
     pub(super) fn read_clock(&mut self) {
         let began = self.cx.now.ceil;
         self.cx.now = Now::new(self.cx.backend.millis());
@@ -177,7 +178,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         (self.cx.stats.expired - before) as usize
     }
 
-    /// The end of phase 6: call [`Handler::tick`] if it is time.
+    /// The end of phase 6: call [`Handler::tick`] if its interval has passed.
     fn tick(&mut self) {
         if self.tick_at > self.cx.now.floor {
             return;
@@ -187,8 +188,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.run_hook(H::tick);
     }
 
-    /// 7. Accept new connections, at most [`ACCEPTS`] per listener. This phase runs after the
-    ///    existing connections were served.
+    /// 7. Read the sockets of [`Manager::stop_on`]. Then accept new connections, at most
+    ///    [`ACCEPTS`] per listener. This phase runs after the existing connections were served.
     #[inline(always)]
     pub(super) fn accept_new(&mut self) -> usize {
         if !self.listeners.any_ready() {
@@ -229,9 +230,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.drain.and_then(|drain| self.finish_if_drained(drain))
     }
 
-    /// Returns how long to wait. If the wait may block until something is due, the clock is read
-    /// again first. Without this, time that was spent in callbacks or between turns would make the
-    /// wait too long.
+    /// Returns the duration of the wait. If the wait may last until something is due, reads the
+    /// clock again first. The time that was spent in callbacks or between turns is then subtracted
+    /// from the wait.
     fn wait_timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         match self.due() {
             due if timeout == Some(Duration::ZERO) || due <= self.cx.now.floor => {
@@ -276,8 +277,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Returns when the next turn is due even if nothing becomes ready. If work is left, this is
-    /// the current tick or an earlier one. If nothing is planned, it is `NEVER`.
+    /// Returns the tick at which the next turn is due, even if nothing becomes ready. If work is
+    /// left, this is the current tick or an earlier one. If nothing is planned, it is `NEVER`.
     #[inline(always)]
     pub(super) fn due(&self) -> Tick {
         if self.pool.any_ready() || self.cx.commands.has_work() {

@@ -8,7 +8,7 @@ use crate::handler::Handler;
 use crate::sys::Backend;
 use crate::time::{Now, Tick};
 
-/// The shortest time between two warnings of a kind.
+/// The shortest time between two warnings of the same kind.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reports the growth of a counter at a limited rate, so that peers cannot fill a log.
@@ -19,7 +19,8 @@ pub(super) struct ThrottledWarning {
 }
 
 impl ThrottledWarning {
-    /// Returns by how much `count` has grown since the last report, if a report is due.
+    /// Returns the growth of `count` since the last report. Returns `None` if it has not grown, or
+    /// if the last report was too recent.
     fn due(&mut self, count: u64, now: Now) -> Option<u64> {
         let grown = count - self.seen;
         if grown == 0 || self.not_before.is_some_and(|tick| tick > now.floor) {

@@ -5,13 +5,14 @@
 //!
 //! # Why no wake is lost
 //! A sender locks the queue, pushes its command, sets `pending`, and unlocks the queue. It then
-//! wakes the loop, but only if `pending` was clear before. The loop clears `pending` first. It then
+//! wakes the loop, but only if `pending` was clear before. The loop first clears `pending`. It then
 //! takes commands under the lock. If commands are left, it sets `pending` again. The loop never
 //! waits while `pending` is set.
 //!
-//! The loop therefore misses no command: a command is in the queue when the loop takes commands, or
-//! its sender finds `pending` clear and wakes the loop. If the loop cleared `pending` after it took
-//! commands, it would miss a command that arrives between the two steps.
+//! The loop therefore misses no command. Either a command is in the queue when the loop takes
+//! commands, or the sender of the command finds `pending` clear and wakes the loop. If the loop
+//! cleared `pending` after it took commands, it would miss a command that arrives between the two
+//! steps.
 //!
 //! The sender sets `pending` under the lock because of restarts. Without the lock, this could
 //! happen: the sender pushes its command; the loop is stopped, is started again, and begins to
@@ -53,7 +54,7 @@ pub(crate) enum LifeCycle {
 #[derive(Default)]
 struct Queue {
     commands: VecDeque<Command>,
-    /// Whether [`Mailbox::notify`] was called since the queue was last taken.
+    /// Set by [`Mailbox::notify`]. Cleared when the loop takes commands.
     notified: bool,
     wake: Option<Wake>,
     /// Number of requests for stats so far.
@@ -82,7 +83,7 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Notes a notification and wakes the loop. A full queue is no error: notifications take no room.
+    /// Sets `notified` and wakes the loop. Succeeds even if the queue is full.
     pub(crate) fn notify(&self) -> Result<(), Error> {
         let mut queue = lock(&self.queue);
         match self.life_cycle() {
@@ -123,8 +124,8 @@ impl Mailbox {
         Ok(queue)
     }
 
-    /// Returns an error unless new connections are allowed. They are not allowed before a start, or
-    /// after a stop has begun.
+    /// Returns an error unless new connections are allowed. They are allowed from a start until the
+    /// next stop begins.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
         if self.life_cycle() == LifeCycle::Running { Ok(()) } else { Err(Error::NotRunning) }
     }
@@ -139,8 +140,9 @@ impl Mailbox {
         }
     }
 
-    /// Sets `pending`. Wakes the loop if `pending` was clear before. A failed wake is not an error:
-    /// the loop checks `pending` before it waits, so the command is executed in the next turn.
+    /// Sets `pending`. Wakes the loop if `pending` was clear before. A failed wake is not an error,
+    /// because the loop checks `pending` before it waits. The command is then executed in the next
+    /// turn.
     fn wake(&self, queue: MutexGuard<'_, Queue>) {
         let wake = queue.wake.clone();
         let first = !self.pending.swap(true, Ordering::AcqRel);
@@ -183,14 +185,14 @@ impl Mailbox {
         self.life_cycle.store(life_cycle as u8, Ordering::Relaxed);
     }
 
-    /// Returns whether there are commands to take.
+    /// Returns whether there are commands or a notification to take.
     #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Acquire)
     }
 
     /// Moves at most `max` queued commands to the back of `into`, and returns whether there was a
-    /// notification. If commands are left, the queue stays pending.
+    /// notification. If commands are left, `pending` is set again.
     pub(crate) fn take(&self, into: &mut VecDeque<Command>, max: usize) -> bool {
         if !self.pending.swap(false, Ordering::AcqRel) {
             return false;
@@ -238,15 +240,15 @@ impl Mailbox {
         mem::take(&mut queue.commands)
     }
 
-    /// Publishes stats as the answer to all requests with numbers up to `request`.
+    /// Publishes stats as the answer to all requests whose number is at most `request`.
     pub(crate) fn publish(&self, request: u64, stats: &Stats) {
         let mut latest = lock(&self.stats);
         *latest = (latest.0.max(request), *stats);
         self.published.notify_all();
     }
 
-    /// Returns the stats of the loop's next turn, or those published last if no turn comes within
-    /// `timeout`.
+    /// Returns the stats of the loop's next turn. Returns the stats that were published last if no
+    /// turn comes within `timeout`, or if the request cannot be queued.
     pub(crate) fn stats(&self, timeout: Duration) -> Stats {
         let request = self.request_stats();
         let latest = lock(&self.stats);

@@ -1,7 +1,7 @@
-//! The permits of connections. `max_workers` limits their number.
+//! Permits. Each connection needs one, and `max_workers` limits their number.
 //!
 //! A permit is taken in one atomic step, before a connection is queued or gets a worker. Every
-//! thread therefore learns at once whether all workers are taken, and no permit is given beyond the
+//! thread therefore learns at once whether all workers are taken. No permit is issued beyond the
 //! maximum.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ pub(crate) struct Permits {
     taken: AtomicUsize,
     /// The maximum. 0 means no maximum.
     max: AtomicUsize,
-    /// Connections that were refused because all permits were taken, on any thread.
+    /// Number of connections that any thread refused because all permits were taken.
     refused: AtomicU64,
 }
 
@@ -43,7 +43,7 @@ impl Permits {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Returns a permit.
+    /// Releases a permit.
     pub(crate) fn release(&self) {
         let taken = self.taken.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(taken > 0, "released a permit that was not taken");
@@ -58,7 +58,7 @@ impl Permits {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// Sets the maximum. Connections above a lower maximum keep their permits.
+    /// Sets the maximum. If the maximum is lowered, connections keep the permits that they have.
     pub(crate) fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }

@@ -11,7 +11,8 @@ use super::readiness::Edge;
 /// Capacity in bytes of each inbox of an outgoing connection.
 const CAPACITY: usize = 64 << 10;
 
-/// The errors of an attempt that fails at once: no route, no descriptor, no free port, or a filter.
+/// The errors of an attempt that fails at once: no route, no descriptor, no free port, or a packet
+/// filter.
 const CONNECT_ERRORS: [ErrorKind; 4] = [
     ErrorKind::NetworkUnreachable,
     ErrorKind::Other,
@@ -32,7 +33,7 @@ pub enum Answer {
     Accept(Duration),
     /// Refuses after this time.
     Refuse(Duration),
-    /// Fails as unreachable after this time.
+    /// Fails with `HostUnreachable` after this time.
     Fail(Duration),
     /// Never answers.
     Never,
@@ -116,7 +117,8 @@ impl Network {
         }
     }
 
-    /// Returns when the next attempt will be answered, or `Duration::MAX` if none will be.
+    /// Returns the time at which the next attempt is answered, or `Duration::MAX` if no attempt
+    /// will be answered.
     pub(crate) fn next_answer(&self) -> Duration {
         self.attempts.iter().map(|attempt| attempt.due).min().unwrap_or(Duration::MAX)
     }

@@ -12,19 +12,19 @@ pub struct ConnSnapshot {
     pub connecting: bool,
     /// Bytes that the peer has sent and the pool has not read.
     pub unread: usize,
-    /// An end of file or a reset follows these bytes.
+    /// An end of file or a reset follows the unread bytes.
     pub ended: bool,
     /// Bytes that the pool has read.
     pub received: u64,
     /// Bytes that the pool has written.
     pub sent: u64,
-    /// Bytes that the pool could write now.
+    /// Bytes that the pool could write now. `usize::MAX` if the peer's end is closed.
     pub room: usize,
     /// The last write found too little space, and the peer has read nothing since.
     pub full: bool,
     /// The connection has an event that no wait has reported yet.
     pub pending: bool,
-    /// The connection was reset, or broken by a failed call.
+    /// The connection was reset, or a failed call broke it.
     pub broken: bool,
     /// The time of the pool's last activity on this connection: it read or wrote a byte, found no
     /// space to write, or registered the connection.
@@ -35,7 +35,8 @@ pub struct ConnSnapshot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Open ends of the pool. Connections that wait at a listener are not counted.
+    /// Number of connection ends that the pool holds open. Connections that wait at a listener are
+    /// not counted.
     pub open: usize,
     /// Registered sockets.
     pub registered: usize,
@@ -46,7 +47,7 @@ pub struct Counters {
     pub short_reads: u64,
     /// Writes of the pool that took fewer bytes than offered.
     pub short_writes: u64,
-    /// Calls that broke a connection.
+    /// Calls that failed and broke a connection.
     pub broken: u64,
     /// Calls of accept that failed because no descriptors were left.
     pub starved_accepts: u64,
@@ -56,9 +57,10 @@ pub struct Counters {
     pub truncated_waits: u64,
     /// Waits that were interrupted by a signal.
     pub interrupted_waits: u64,
-    /// When the last wait ended.
+    /// The time at which the last wait ended.
     pub waited: Duration,
-    /// When the last wait began. With a zero timeout, a clock jump counts as time before the wait.
+    /// The time at which the last wait began. With a zero timeout, a clock jump counts as time
+    /// before the wait.
     pub asked: Duration,
     /// Sum of all jumps of the clock.
     pub jumped: Duration,

@@ -41,14 +41,15 @@ pub struct Faults {
     /// Accepting fails because the system has no descriptors left.
     pub starved_accepts: u16,
     /// Maximum number of open connections, as if each used one of the process's descriptors. When
-    /// it is reached, accepting and connecting fail. 0 means no limit.
+    /// this number is reached, accepting and connecting fail. 0 means no limit.
     pub descriptors: usize,
     /// A reset destroys the bytes that were not read yet.
     pub destructive_resets: u16,
     /// The clock jumps ahead by up to two hours, as if the process had been suspended.
     pub clock_jumps: u16,
-    /// Read and write readiness are reported in separate events, as by kqueue, instead of in one,
-    /// as by epoll. This is not a frequency: it applies always or never.
+    /// Read and write readiness are reported in separate events, as kqueue does. If false, they are
+    /// reported in one event, as epoll does. This is not a frequency, because it applies always or
+    /// never.
     pub split_events: bool,
 }
 

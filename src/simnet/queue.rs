@@ -21,7 +21,8 @@ const ABORTED: [ErrorKind; 6] = [
 pub(super) struct Queue {
     /// The pool's ends of the waiting connections, and the addresses that they come from.
     waiting: VecDeque<(usize, Option<IpAddr>)>,
-    /// The listener is open. It stays open when a backend releases it, so `token` may be `None`.
+    /// True if the listener is open. A listener that a backend has released is still open, but its
+    /// `token` is `None`.
     open: bool,
     token: Option<u64>,
     pub(super) edge: bool,

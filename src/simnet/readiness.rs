@@ -7,8 +7,8 @@ use super::{ConnSnapshot, Network};
 /// Number of deregistered ends that are remembered, for stale events and late snapshots.
 const RETIRED: usize = 512;
 
-/// The errors of registering: out of memory, no space for a watch, not pollable, or already
-/// registered.
+/// The errors of registering a socket: no memory, no space for another watch, a socket that cannot
+/// be polled, or a socket that is already registered.
 const UNREGISTERED: [ErrorKind; 4] = [
     ErrorKind::OutOfMemory,
     ErrorKind::StorageFull,

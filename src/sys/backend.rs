@@ -25,21 +25,22 @@ pub trait Backend {
     /// A listening socket.
     type Listener;
 
-    /// Opens the resources for waiting. Returns a function that interrupts a wait from another
-    /// thread.
+    /// Called when a manager starts. Returns a function that interrupts a wait from another thread.
     ///
     /// # Errors
-    /// The error of the failed call, for example if no descriptor is left. Nothing stays open.
+    /// The error of the failed call. Nothing stays open.
     fn start(&mut self) -> io::Result<Wake>;
 
-    /// Closes the resources that [`Backend::start`] opened.
+    /// Called when a manager has stopped. Discards events that were not handed out. Sockets that are
+    /// still registered, such as signals, stay registered.
     fn stop(&mut self);
 
     /// Returns the time since an arbitrary fixed moment. It never goes back.
     fn now(&mut self) -> Duration;
 
-    /// Returns the whole milliseconds of [`Backend::now`], and whether a part of one more has
-    /// passed. It is called once or twice per turn, so a backend may implement it in a cheaper way.
+    /// Returns the whole milliseconds of [`Backend::now`], and whether a part of the next
+    /// millisecond has passed. This method is called once or twice per turn, so a backend may
+    /// override it with a cheaper implementation.
     fn millis(&mut self) -> (u64, bool) {
         millis(self.now())
     }
@@ -62,7 +63,8 @@ pub trait Backend {
     /// The socket does not support waiting, or the kernel is out of memory.
     fn register(&mut self, socket: &Socket, token: u64) -> io::Result<()>;
 
-    /// Stops reporting readiness of `socket`, even if its open file has other descriptors.
+    /// Stops reporting readiness of `socket`, even if other descriptors refer to the same open
+    /// file.
     fn deregister(&mut self, socket: &Socket);
 
     /// Starts to report readiness of a listening socket under `token`. Readiness means that a
@@ -89,9 +91,9 @@ pub trait Backend {
     /// `WouldBlock` if the backlog is empty, or the error of `accept(2)`.
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
-    /// Starts a non-blocking connection and does not wait for it. An event reports when it is
-    /// established or has failed. The default returns an error, for backends without outgoing
-    /// connections.
+    /// Starts a non-blocking connection and does not wait for it. An event is reported when the
+    /// connection is established or has failed. The default returns an error, for backends without
+    /// outgoing connections.
     ///
     /// # Errors
     /// The error of `socket(2)`, or of `connect(2)` if it fails at once.
@@ -106,7 +108,7 @@ pub trait Backend {
     /// progress.
     ///
     /// # Errors
-    /// The error for which the connection failed.
+    /// The error with which the connection failed.
     fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
         let _ = socket;
         Ok(true)
@@ -131,7 +133,7 @@ pub trait Backend {
     /// Sends the bytes that a transport has buffered. Does nothing for plain sockets.
     ///
     /// # Errors
-    /// `WouldBlock` if it has to be called again, or the error of the transport.
+    /// `WouldBlock` if this method has to be called again, or the error of the transport.
     fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
         socket.flush()
     }
@@ -184,8 +186,8 @@ impl ListenSocket {
         }
     }
 
-    /// Returns the descriptor, for example to pass it on or to read options. A simulated listener
-    /// has none.
+    /// Returns the descriptor, for example to pass it on or to read options. Returns `None` for a
+    /// simulated listener.
     #[must_use]
     #[cfg_attr(not(feature = "sim"), allow(clippy::unnecessary_wraps))]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -227,8 +229,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Returns whether a read may return bytes, an end of file or an error. It has no branches
-    /// because it is called for every event.
+    /// Returns whether a read may return bytes, an end of file or an error. This function has no
+    /// branches because it is called for every event.
     pub(crate) fn invites_read(self) -> bool {
         self.readable | self.closed | self.priority
     }

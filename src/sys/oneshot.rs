@@ -4,8 +4,8 @@
 //! On some systems mio uses poll(2), and has to emulate edge-triggered readiness. After it has
 //! reported an event, it no longer reports that direction until the socket is registered again.
 //! Registering again replaces the interest in both directions, so this module remembers which
-//! directions are armed. A direction is armed again only after a call has returned `WouldBlock`. A
-//! direction that is always armed and ready would be reported by every wait.
+//! directions are armed. A direction is armed again only after a call has returned `WouldBlock`. If
+//! a direction stayed armed while it is ready, every wait would report it.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
@@ -43,10 +43,6 @@ impl Oneshot {
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Records that an event was reported and has disarmed its directions.
     pub(super) fn reported(&mut self, token: u64, readable: bool, writable: bool) {
         let socket = self.sockets.get(&token);
@@ -57,7 +53,7 @@ impl Oneshot {
     }
 
     /// Records that a call in this direction has returned `WouldBlock`. Returns the directions for
-    /// which the socket has to be armed, or `None` if it is already armed for this one.
+    /// which the socket has to be armed, or `None` if it is already armed for this direction.
     pub(super) fn blocked(&mut self, socket: RawFd, direction: Direction) -> Option<Armed> {
         let armed = self.armed.get_mut(&socket)?;
         let before = *armed;

@@ -1,6 +1,6 @@
 //! The operating system as a backend, through mio. No other module uses mio.
 //!
-//! It has one epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered
+//! It uses one epoll or kqueue instance, one waker, and the monotonic clock. Sockets are registered
 //! by their descriptors. Data is transferred by plain `read` and `write` calls.
 
 use std::fmt;
@@ -68,8 +68,8 @@ impl Os {
         self.poll.registry()
     }
 
-    /// Arms a direction again if the call has returned `WouldBlock`, on systems where mio uses
-    /// poll(2).
+    /// On systems where mio uses poll(2), arms a direction again if a call has returned
+    /// `WouldBlock`.
     fn rearm<T>(&mut self, socket: &Socket, direction: Direction, outcome: &io::Result<T>) {
         let blocked = matches!(outcome, Err(error) if error.kind() == ErrorKind::WouldBlock);
         if !REARM || !blocked {
@@ -98,7 +98,6 @@ impl Backend for Os {
 
     fn stop(&mut self) {
         self.events.clear();
-        self.oneshot.clear();
     }
 
     fn now(&mut self) -> Duration {
@@ -201,7 +200,8 @@ impl Backend for Os {
     }
 
     /// A failed connection has a socket error. An established connection has a peer address. A
-    /// connection with neither is still in progress, and its deadline limits the time.
+    /// connection with neither is still in progress, and its deadline limits the time for which it
+    /// may stay in progress.
     fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
         let Socket::Tcp(stream) = socket else { return Ok(true) };
         match stream.take_error()? {

@@ -26,8 +26,8 @@ const FOR_EVER: Duration = Duration::from_secs(3_600);
 const POLL: Duration = Duration::from_micros(1);
 
 /// A simulated network with a virtual clock. Pass a clone to
-/// [`Manager::with_backend`](crate::Manager::with_backend), and keep one to act as the peers and to
-/// read the clock.
+/// [`Manager::with_backend`](crate::Manager::with_backend), and keep another clone to act as the
+/// peers and to read the clock.
 ///
 /// ```
 /// use pool_manager::sim::Sim;
@@ -49,7 +49,7 @@ const POLL: Duration = Duration::from_micros(1);
 /// peer.read_exact(&mut reply)?;
 /// assert_eq!(&reply, b"hello");
 ///
-/// // The peer sends no more: after three virtual seconds the idle deadline passes.
+/// // The peer sends no more, so the idle deadline passes after three virtual seconds.
 /// while manager.stats().live > 0 {
 ///     manager.turn(None)?;
 /// }
@@ -119,7 +119,7 @@ impl Sim {
     }
 
     /// Returns a digest of the events, reads and writes so far. If two runs have equal digests,
-    /// these were almost certainly the same, in the same order.
+    /// their events, reads and writes were almost certainly the same and in the same order.
     #[must_use]
     pub fn digest(&self) -> u64 {
         lock(&self.net).digest
@@ -138,8 +138,8 @@ impl Sim {
         lock(&self.net).counters()
     }
 
-    /// Returns the violations since the last call: operations of the loop that are wrong, such as
-    /// closing a socket that is still registered. A correct loop causes none.
+    /// Returns the violations since the last call. A violation is a wrong operation of the loop,
+    /// such as closing a socket that is still registered. A correct loop causes none.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.net).violations)
@@ -366,8 +366,8 @@ impl Backend for Sim {
         lock(&self.net).is_connected(simulated(socket)?.end())
     }
 
-    /// As for TCP on Linux. A simulated stream has no urgent data and passes no descriptors.
-    /// Returns false with the faults that make reads short or split events.
+    /// Returns true, as for TCP sockets on Linux, because a simulated stream has no urgent data and
+    /// passes no descriptors. Returns false with the faults that make reads short or split events.
     fn short_read_is_drained(&self, _socket: &Socket) -> bool {
         let faults = lock(&self.net).faults;
         faults.short_reads == 0 && !faults.split_events

@@ -1,7 +1,7 @@
 //! Unix domain listeners in the file system.
 //!
 //! A listener's path has mode 0600 from the moment at which it exists. Binding replaces a stale
-//! socket, but never one that is in use. The path is removed when the listener closes.
+//! socket, but never a socket that is in use. The path is removed when the listener closes.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Number of possible names for a temporary directory.
 const NAMES: u32 = 36 * 36;
 
-/// A bound path. Dropping it removes the path, if the same socket is still there.
+/// A bound path. Dropping this value removes the path if the same socket is still there.
 #[derive(Debug)]
 pub(crate) struct Claim {
     path: PathBuf,
@@ -85,7 +85,8 @@ fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     })
 }
 
-/// Returns an error unless `path` is a socket on which no process listens. Links are not followed.
+/// Returns an error if `path` is not a socket, or if a process listens on it. Symbolic links are
+/// not followed.
 ///
 /// The check uses a datagram socket, which cannot connect to a stream listener. The error of the
 /// attempt shows whether a listener exists. A live listener therefore sees no connection, and a
@@ -138,8 +139,8 @@ impl PrivateDir {
     }
 
     /// Returns the path of a socket in this directory. If that path is too long for a socket
-    /// address, returns one that refers to the open directory by its descriptor. Linux supports
-    /// this.
+    /// address, returns a path that refers to the open directory by its descriptor. Linux supports
+    /// such paths.
     fn name(&self, name: &str) -> PathBuf {
         let direct = self.path.join(name);
         match SocketAddr::from_pathname(&direct) {

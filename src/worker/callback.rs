@@ -1,5 +1,5 @@
-//! Runs the callbacks of a connection. They are timed if this is configured, and their panics are
-//! caught.
+//! Runs the callbacks of a connection. Callbacks are timed if `slow_callback` is configured. Their
+//! panics are caught.
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! An outgoing connection before it is established. [`Handler::opened`] was not called yet.
 //!
-//! Until it is established, the connection counts as blocked: only a writable edge gives it
+//! Until it is established, the connection counts as blocked. Only a writable edge gives its worker
 //! something to do, and its deadline runs.
 
 use std::ops::ControlFlow;

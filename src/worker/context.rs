@@ -21,13 +21,14 @@ pub(crate) struct Context<H, B> {
     pub(crate) config: Config,
     /// The deadlines of `config`, in milliseconds.
     pub(crate) deadlines: Deadlines,
-    /// Replies of several requests share one write, up to this many bytes.
+    /// Output of at least this many bytes is sent before more is added. Smaller replies to several
+    /// requests share one write.
     pub(super) flush_at: usize,
     /// The size in bytes of the longest request, to which an input buffer may grow.
     pub(super) max_request: usize,
     pub(crate) now: Now,
-    /// When the last timed callback began. It is stored here so that a callback that is not timed
-    /// needs no local variable for it.
+    /// The time at which the last timed callback began. It is stored here so that a callback that
+    /// is not timed needs no local variable for it.
     pub(super) callback_began: Duration,
 }
 

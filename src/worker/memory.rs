@@ -16,7 +16,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Checks whether the worker may keep its input after this visit, and returns the verdict of
-    /// the visit. If `memory_limit` does not allow it, the held bytes are delivered, or the
+    /// the visit. If `memory_limit` does not allow this, the held bytes are delivered, or the
     /// connection closes.
     pub(super) fn enforce_memory_limit<B: Backend>(
         &mut self,

@@ -39,7 +39,8 @@ impl<H: Handler> Worker<H> {
                 Filled::Nothing
             }
             Ok(count) => {
-                // The backends of this crate never return a wrong count, but another backend may.
+                // The backends of this crate never return a count that is too large, but another
+                // backend might.
                 assert!(count <= room, "a backend read more than there was room for");
                 cx.buffers.input.commit(count);
                 cx.stats.bytes_in += count as u64;

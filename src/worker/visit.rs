@@ -31,7 +31,7 @@ impl<H: Handler> Worker<H> {
         let has_buffer = self.input.capacity() > 0 || self.output.capacity() > 0;
         debug_assert!(
             self.state.flags.intersects(Flags::HAS_BUFFER) || !has_buffer,
-            "it keeps a buffer without the flag"
+            "the worker keeps a buffer, but HAS_BUFFER is not set"
         );
         let ControlFlow::Break(verdict) = self.process(cx, budget);
         self.end_visit(cx, verdict)
@@ -125,7 +125,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Breaks if nothing more may be read or delivered: the connection is paused or closing.
+    /// Breaks if the connection is paused or closing, because nothing more may be read or delivered
+    /// then.
     #[inline(always)]
     pub(super) fn may_proceed(&self) -> Flow {
         if !self.state.flags.intersects(Flags::CLOSING | Flags::PAUSED) {
@@ -146,9 +147,9 @@ impl<H: Handler> Worker<H> {
         let verdict = self.flush_before_end(cx, verdict);
         let verdict = self.enforce_memory_limit(cx, verdict);
         if !cx.buffers.input.is_empty() && self.state.total_from == Tick::NEVER {
-            // The bytes arrived in this visit, or were held after a request that was delivered in
-            // it. The peer did not cause the time that they waited before, so both deadlines count
-            // from now.
+            // The bytes arrived in this visit, or they follow a request that was delivered in this
+            // visit. The peer did not cause the time for which they have waited, so both deadlines
+            // count from now.
             self.state.total_from = cx.now.ceil;
             self.state.last_activity = cx.now.ceil;
         }

@@ -1,4 +1,5 @@
-//! Sends replies, in order. Bytes that the socket does not take stay unsent until it is writable.
+//! Sends replies, in order. Bytes that the socket does not take stay unsent until the socket is
+//! writable.
 
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
@@ -25,8 +26,8 @@ enum Sent {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Sends the output that earlier turns left unsent. If the connection was blocked and all is
-    /// sent now, calls [`Handler::flushed`].
+    /// Sends the output that earlier turns left unsent. If the connection was blocked and all
+    /// output is sent now, calls [`Handler::flushed`].
     #[cold]
     pub(super) fn flush_unsent<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
         if self.state.stage() == Stage::Connecting {

@@ -381,8 +381,8 @@ fn random_bytes_break_nothing() {
 
 // The last reply, and lingering.
 
-/// Runs `clients` on another thread, and serves until it returns. Its argument is a function that
-/// connects.
+/// Runs `clients` on another thread, and serves connections until `clients` returns. The argument
+/// of `clients` is a function that opens a connection.
 fn serve_clients<F, T>(rig: &mut Rig<F>, clients: T)
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
@@ -397,7 +397,7 @@ where
             client.set_read_timeout(Some(TIMEOUT)).unwrap();
             client
         });
-        // The manager outlives this thread, so this does not fail.
+        // The manager outlives this thread, so the call does not fail.
         let _ = handle.stop();
     });
     let outcome = rig.manager.run();

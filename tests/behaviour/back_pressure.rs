@@ -167,7 +167,8 @@ fn the_flushed_hook_runs_once_when_a_blocked_reply_is_sent() {
 fn frames_held_while_the_socket_is_full_are_answered_later_in_order() {
     const FRAMES: usize = 200;
     const REPLY: usize = 8 << 10;
-    // The replies are 1.6 MB in all. `write_limit` is little more than the bytes of one flush.
+    // The replies are 1.6 MB in all. `write_limit` is only a little larger than the number of bytes
+    // of one flush.
     let config = lines().write_limit((64 << 10) + REPLY);
     for unix in [false, true] {
         let mut rig = rig(config.clone(), |conn: &mut Conn<'_>, body: &[u8]| {
@@ -225,7 +226,7 @@ fn a_peer_that_reads_nothing_is_closed_at_its_deadline() {
     assert!(end.bytes_unsent > 0);
     assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
     assert_eq!(rig.manager.stats().bytes_unsent, end.bytes_unsent);
-    assert_eq!(rig.record.requests().len(), 1, "no callback at the expiry with an unsent reply");
+    assert_eq!(rig.record.requests().len(), 1, "no request callback while the reply is unsent");
     assert_eq!(rig.manager.stats().lingering, 0, "the socket does not linger");
 }
 
@@ -387,7 +388,7 @@ fn peers_that_never_read_use_at_most_their_limit_and_delay_no_other() {
         assert_eq!(rig.read_exact(&mut reader, 2_500), b"hello".repeat(500));
     }
     rig.quiet();
-    assert_eq!(rig.record.ends(), [], "the pool stops between two frames, within the limit");
+    assert_eq!(rig.record.ends(), [], "requests wait, so that write_limit is not exceeded");
     let bytes_in = rig.manager.stats().bytes_in;
     let reads = rig.manager.stats().reads;
     reader.write_all(b"hello\n").unwrap();
@@ -765,8 +766,8 @@ fn a_send_to_a_connection_does_not_lose_its_input() {
     first.write_all(b"hello\n").unwrap();
     assert_eq!(rig.read_exact(&mut first, 5), b"hello");
     for _ in 0..20 {
-        // Both writes may arrive in one turn. The command finds the first connection on the ready
-        // list, or puts it there.
+        // Both writes may arrive in one turn. When the command is executed, the first connection
+        // may already be on the ready list. If it is not, the command adds it to the list.
         second.write_all(b"send 0 news \n").unwrap();
         first.write_all(b"ping\n").unwrap();
         let mut got = rig.read_exact(&mut first, 9);

@@ -28,8 +28,9 @@ impl Calls {
     }
 }
 
-/// Writes `greeting` to each established connection. If `connect_to` is set, connects to it once:
-/// in the first `request`, or already in a `closed` if `from_closed` is set.
+/// Writes `greeting` to each established connection. If `connect_to` is set, connects to that
+/// address once, in the first call of `request`. If `from_closed` is set and `closed` is called
+/// before `request`, the handler connects in `closed` instead.
 struct Connector {
     calls: Rc<RefCell<Calls>>,
     greeting: &'static [u8],
@@ -93,8 +94,8 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// Returns an address that refuses connections. The returned socket is bound to it but does not
-/// listen, so that no other process gets the port.
+/// Returns an address that refuses connections. The returned socket is bound to the address but
+/// does not listen. It keeps other processes from getting the port.
 fn refusing() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -102,8 +103,8 @@ fn refusing() -> (socket2::Socket, SocketAddr) {
     (socket, addr)
 }
 
-/// Returns a listener with a full accept queue and the streams that fill it. Further connections
-/// get no answer.
+/// Returns a listener with a full accept queue, its address, and the streams that fill the queue.
+/// Further connects get no answer.
 fn silent() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     let (listener, addr) = listener();
     socket2::SockRef::from(&listener).listen(1).unwrap();
@@ -114,8 +115,8 @@ fn silent() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     (listener, addr, queued)
 }
 
-/// Returns a function that accepts one stream of a silent listener per call. It discards the
-/// streams that filled the queue, and returns the first one after them.
+/// Returns a function that accepts one stream of a silent listener per call. The returned function
+/// discards the streams that filled the queue, and returns the first later stream.
 fn accept_after(
     listener: &TcpListener,
     queued: Vec<TcpStream>,
@@ -195,7 +196,7 @@ fn a_refused_connect_calls_closed_once() {
     assert_eq!(
         stats.closed(CloseReason::Unreachable(ErrorKind::Other)),
         1,
-        "one class for all kinds"
+        "one counter for all kinds of errors"
     );
     assert_eq!((stats.reads, stats.writes), (0, 0), "neither read nor written");
 }
@@ -241,7 +242,7 @@ fn a_connect_in_a_slow_turn_has_its_full_deadline_after_that_turn() {
     turn_until(&mut manager, |manager| manager.stats().requests(Cause::Drained) == 1);
     assert_eq!(manager.stats().connects, 1, "started in the slow turn");
     manager.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(manager.stats().live, 2, "its deadline has only begun");
+    assert_eq!(manager.stats().live, 2, "its deadline began when the slow turn ended");
     turn_until(&mut manager, |manager| manager.stats().live == 1);
 }
 
@@ -440,7 +441,8 @@ fn dropping_the_manager_while_connecting_calls_closed() {
     assert_eq!(calls.borrow().reasons(), [CloseReason::Stopped]);
 }
 
-/// This takes a second, because the kernel does not repeat the unanswered SYN before that.
+/// The test takes a second, because the kernel waits for this time before it repeats an unanswered
+/// SYN.
 #[test]
 fn bytes_sent_while_connecting_follow_the_output_of_opened() {
     let (mut manager, calls) = connector();
@@ -497,7 +499,8 @@ fn more_than_write_limit_closes_before_and_after_the_connect() {
     assert_eq!(calls.closed[1].bytes_unsent, 11);
 }
 
-/// `closed` is called once for each connection, whether it was established first or not.
+/// `closed` is called once for each connection. The connection may or may not have been established
+/// before the reset.
 #[test]
 fn a_connection_that_is_reset_at_once_calls_closed_once() {
     let (mut manager, calls) = connector();

@@ -1,5 +1,5 @@
-//! Controlling a running manager: the handler between turns, notifications, the hook `stopping`,
-//! and signals.
+//! Control of a running manager: access to the handler between turns, notifications, the hook
+//! `stopping`, and stops by a signal.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -11,14 +11,16 @@ use pool_manager::{Commands, Config, Conn, ConnId, Error, Framing, Handler, Mana
 
 use crate::support::{TIMEOUT, pair, turn_until};
 
-/// A handler that counts its hooks, and sends a last line to every open connection.
+/// A handler that counts the calls of its hooks. When a stop begins, it sends a last line to every
+/// connection that it has opened.
 #[derive(Default)]
 struct Counter {
     open: Vec<ConnId>,
     requests: usize,
     notified: usize,
     stopping: usize,
-    /// The time in each hook, as `Conn` and `Commands` report it.
+    /// For each call of `request`, the time that `Conn` reports and the time that `Commands`
+    /// reports.
     times: Vec<(Duration, Duration)>,
 }
 
@@ -83,7 +85,7 @@ fn many_notifications_call_the_hook_once() {
     turn(&mut manager);
     assert_eq!(manager.handler().notified, 1);
     turn(&mut manager);
-    assert_eq!(manager.handler().notified, 1, "once for all of them");
+    assert_eq!(manager.handler().notified, 1, "one call for all notifications");
     handle.notify().unwrap();
     turn(&mut manager);
     assert_eq!(manager.handler().notified, 2);
@@ -95,7 +97,8 @@ fn a_notification_wakes_a_loop_that_waits() {
     let handle = manager.handle();
     let waiting = manager.handle();
     let sender = thread::spawn(move || {
-        // The stats are published by a turn, so the next one waits.
+        // This call returns after a turn has published the stats. When the notification is sent,
+        // the loop therefore waits in its next turn or is about to wait.
         let _ = waiting.stats();
         handle.notify().unwrap();
     });
@@ -116,7 +119,7 @@ fn a_notification_takes_no_room_in_the_command_queue() {
     assert_eq!(manager.handler().notified, 1);
 }
 
-/// Returns the id of a connection that is closed.
+/// Returns the id of a connection whose client has closed.
 fn closed_id(manager: &mut Manager<Counter>) -> ConnId {
     let (client, ours) = pair();
     let id = manager.put(ours).unwrap();
@@ -135,7 +138,7 @@ fn a_notification_needs_a_manager_that_runs() {
     assert!(matches!(handle.notify(), Err(Error::NotRunning)));
     manager.start().unwrap();
     turn(&mut manager);
-    assert_eq!(manager.handler().notified, 0, "a notification does not survive a stop");
+    assert_eq!(manager.handler().notified, 0, "a stop discards notifications");
     drop(manager);
     assert!(matches!(handle.notify(), Err(Error::Dropped)));
 }
@@ -229,10 +232,28 @@ fn a_second_signal_in_a_later_turn_completes_the_stop_at_once() {
     turn_until(&mut manager, |manager| manager.stats().bytes_in == 14);
     write.write_all(&[15]).unwrap();
     turn_until(&mut manager, |manager| manager.handler().stopping == 1);
-    assert_eq!(manager.stats().live, 1, "a request is in progress");
+    assert_eq!(manager.stats().live, 1, "the stop waits for the unfinished request");
     write.write_all(&[15]).unwrap();
     let report = manager.run().unwrap();
     assert_eq!((report.aborted, report.dropped_bytes), (1, 14), "{report}");
+}
+
+#[test]
+fn a_signal_in_the_turn_in_which_a_command_begins_a_stop_is_the_same_stop() {
+    let mut manager = started(lines());
+    let (read, mut write) = UnixStream::pair().unwrap();
+    manager.stop_on(read).unwrap();
+    let (mut client, ours) = pair();
+    manager.put(ours).unwrap();
+    client.write_all(b"half a request").unwrap();
+    turn_until(&mut manager, |manager| manager.stats().bytes_in == 14);
+    write.write_all(&[15]).unwrap();
+    manager.handle().stop().unwrap();
+    turn_until(&mut manager, |manager| manager.handler().stopping == 1);
+    assert_eq!(manager.stats().live, 1, "the request in progress may finish");
+    client.write_all(b" and the rest\n").unwrap();
+    let report = manager.run().unwrap();
+    assert_eq!((report.finished, report.aborted), (1, 0), "{report}");
 }
 
 #[test]
@@ -245,7 +266,7 @@ fn the_end_of_file_of_a_signal_source_stops_nothing() {
     turn_until(&mut manager, |_| write.read(&mut [0]).is_ok_and(|count| count == 0));
     for _ in 0..3 {
         assert!(manager.turn(Some(Duration::ZERO)).unwrap().stopped.is_none());
-        assert_eq!(manager.next_timeout(), None, "nothing is planned");
+        assert_eq!(manager.next_timeout(), None, "no timer is armed");
     }
     assert_eq!(manager.handler().stopping, 0);
 }

@@ -149,8 +149,8 @@ fn sent_bytes_restart_the_idle_deadline_too() {
     assert!(rig.record.ends().iter().any(|end| end.id == sender_id));
 }
 
-/// Two workers share one connection. Both get the event. One of them reads all bytes, and the other
-/// finds none.
+/// Two workers have clones of the same socket. Both get the event. One of them reads all bytes, and
+/// the other finds none.
 #[test]
 fn a_readable_event_without_bytes_restarts_no_deadline() {
     let mut rig = rig(idle(millis(250)), |_: &mut Conn<'_>, _: &[u8]| Ok(()));
@@ -363,8 +363,8 @@ fn a_suspended_process_reads_data_that_one_wait_does_not_report() {
             peer
         })
         .collect();
-    // Wait until the wheel holds the earliest timers in slots of one millisecond. It moves timers
-    // to such slots at multiples of 64 ms.
+    // Wait until the wheel holds the earliest timers in slots of one millisecond. The wheel moves
+    // timers to such slots at multiples of 64 ms.
     rig.pass(millis(395).saturating_sub(began.elapsed()));
     // Write in reverse order, so that the connections that expire first are reported last.
     for peer in peers.iter_mut().rev() {
@@ -424,7 +424,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
     let (mut busy, busy_id) = rig.connect();
     rig.turn();
     assert_eq!(rig.record.ends(), []);
-    // Set the deadline only now, so that the time that the puts took does not count.
+    // Set the deadline only now, so that the time of the calls of `put` does not count.
     rig.manager.set_config(idle(deadline)).unwrap();
     suspend(deadline);
     busy.write_all(b"hello").unwrap();

@@ -119,8 +119,8 @@ fn resuming_a_connection_that_is_not_paused_extends_no_deadline() {
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
 
-/// Returns a rig whose callback pauses the connection if its cause is one that ends a connection.
-/// connections.
+/// Returns a rig whose callback pauses the connection if the cause of the call is one that ends a
+/// connection.
 fn pauses_at_the_end(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
     rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(b"wait; ")?;
@@ -486,7 +486,7 @@ fn a_stop_waits_for_lingering_sockets_but_not_past_its_deadline() {
         let began = Instant::now();
         rig.manager.handle().stop().unwrap();
         rig.turn();
-        assert_eq!(rig.manager.stats().lingering, 1, "the stop waits for it");
+        assert_eq!(rig.manager.stats().lingering, 1, "the stop waits for the lingering connection");
         if !peer_stays {
             drop(client);
         }

@@ -312,8 +312,9 @@ fn end_of_file_between_the_wait_and_the_read_is_seen() {
     let (mut first, _) = rig.connect();
     rig.manager.put(ours).unwrap();
     rig.quiet();
-    // Both connections are ready in one wait. The callback of the first one sends more bytes, and
-    // the end of file, to the second one before the pool reads the second one.
+    // One wait reports both connections as readable. The pool reads the first connection before the
+    // second one. In between, the callback of the first connection sends more bytes and the end of
+    // file to the second connection.
     first.write_all(b"first").unwrap();
     first.shutdown(Shutdown::Write).unwrap();
     second.write_all(b"early").unwrap();
@@ -526,7 +527,7 @@ fn held_bytes_are_framed_again_when_the_framing_changes() {
     assert_eq!(rig.record.requests(), []);
     rig.manager.set_config(config(lines(), 64)).unwrap();
     assert_eq!(rig.requests(1), framed(&[b"one"]));
-    // Bytes that were searched for one delimiter are searched again for another.
+    // After a change of the delimiter, bytes that were already searched are searched again.
     rig.manager.set_config(config(Framing::Delimited(b';'), 64)).unwrap();
     assert_eq!(rig.requests(2), framed(&[b"one", b"two"]));
     rig.manager.set_config(config(Framing::Drained, 64)).unwrap();

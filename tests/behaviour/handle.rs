@@ -138,7 +138,7 @@ fn threads_that_race_for_the_last_workers_get_max_workers_in_all() {
             let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || race(n))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(taken, 13, "before the first turn");
+        assert_eq!(taken, 13, "the permits are taken before the first turn");
         rig.turn();
         assert_eq!((rig.manager.stats().put, rig.manager.stats().peak), (13, 13));
         rig.until(|rig| rig.manager.stats().live == 0);
@@ -321,8 +321,9 @@ fn no_wake_is_lost() {
             scope.spawn(move || {
                 for number in 0..2_000_u32 {
                     handle.send(id, number.to_be_bytes()).unwrap();
-                    // After some sends, the thread sends again without waiting for the bytes. The
-                    // loop must not sleep between these two commands.
+                    // After every eighth send, the thread does not wait for the bytes to arrive
+                    // before it sends again. The loop must not sleep before it has executed both
+                    // commands.
                     if number % 8 == 0 {
                         continue;
                     }

@@ -188,7 +188,8 @@ fn panics_in_these_hooks_close_no_connection() {
 /// An action that the `blocked` hook takes.
 type Action = fn(&mut Conn<'_>) -> io::Result<()>;
 
-/// Length of a reply that exceeds the buffer of a Unix socket, but not twice that buffer.
+/// Length of a reply that is larger than the buffer of a Unix socket, but smaller than two such
+/// buffers.
 const MORE: usize = 256 << 10;
 
 /// Replies with more bytes than a socket buffer holds. Records the causes of `blocked` and

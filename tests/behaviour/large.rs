@@ -158,8 +158,8 @@ fn a_large_buffer_shrinks_to_the_bytes_left_in_it() {
     client.write_all(&[b"\n", &[b'y'; 32][..]].concat()).unwrap();
     assert_eq!(rig.requests(1).len(), 1);
     rig.quiet();
-    // On systems on which a short read may not be the last one, the buffer has space for one more
-    // read.
+    // On systems on which a short read does not show that the socket is drained, the buffer has
+    // space for one more read.
     let full = if cfg!(mio_unsupported_force_poll_poll) { 64 } else { 32 };
     assert_eq!(held(&rig), full, "a smaller buffer");
     client.write_all(b"\nz").unwrap();
@@ -223,7 +223,7 @@ fn at_memory_limit_only_whole_requests_are_served() {
     rig.quiet();
     assert_eq!(held(&rig), 32);
     third.write_all(b"whole\n").unwrap();
-    assert_eq!(rig.read_exact(&mut third, 3), b"200", "a whole request is not counted");
+    assert_eq!(rig.read_exact(&mut third, 3), b"200", "a complete request does not count");
     third.write_all(b"begun").unwrap();
     assert_eq!(rig.read_to_end(&mut third).unwrap(), b"503");
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
@@ -312,7 +312,7 @@ fn a_pause_at_memory_limit_keeps_the_connection_until_resumed() {
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
 }
 
-/// The limits can be changed while requests are held. No connection is closed because of this.
+/// The limits can be changed while requests are held. The change closes no connection.
 #[test]
 fn changed_limits_close_no_connection() {
     let mut rig = service(lines());

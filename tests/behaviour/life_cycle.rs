@@ -347,12 +347,12 @@ fn a_second_stop_does_not_prolong_the_first() {
     let handle = rig.manager.handle();
     let deadline = Instant::now() + TIMEOUT;
     let report = loop {
-        // If each of these calls restarted the stop, it would never end.
+        // If each of these calls restarted the stop, the stop would never end.
         handle.stop().unwrap();
         if let Some(report) = rig.turn().stopped {
             break report;
         }
-        assert!(Instant::now() < deadline, "the stop is prolonged");
+        assert!(Instant::now() < deadline, "the stop does not end");
     };
     assert_eq!(numbers(report), (0, 0, 1));
 }
@@ -961,7 +961,7 @@ fn turning_when_next_timeout_has_passed_is_enough() {
         }
         rig.turn();
         turns += 1;
-        assert!(turns < 100, "the loop is turned too often");
+        assert!(turns < 100, "the loop runs too many turns");
     }
     assert!(began.elapsed() >= deadline, "{:?}", began.elapsed());
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);

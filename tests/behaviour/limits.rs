@@ -355,7 +355,7 @@ fn a_write_beyond_the_limit_queues_nothing_and_closes() {
     });
     let (mut client, _) = rig.connect();
     client.write_all(b"all").unwrap();
-    assert_eq!(rig.read_exact(&mut client, 100), [b'r'; 100], "the limit itself is allowed");
+    assert_eq!(rig.read_exact(&mut client, 100), [b'r'; 100], "exactly write_limit is allowed");
     client.write_all(b"more").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteLimit);
     let end = rig.record.ends()[0];
@@ -403,7 +403,8 @@ fn bytes_sent_by_commands_count_against_the_write_limit() {
 
 #[test]
 fn every_byte_read_was_delivered_or_is_counted_as_dropped() {
-    // A body of this framing includes its delimiter, so bodies add up to all consumed bytes.
+    // A body of this framing includes its delimiter, so the lengths of all bodies add up to the
+    // number of consumed bytes.
     let whole = Framing::custom(|held| {
         let end = held.iter().position(|&byte| byte == b'\n');
         end.map_or(pool_manager::Frame::Partial, |end| pool_manager::Frame::Complete(end + 1))

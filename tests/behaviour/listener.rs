@@ -89,7 +89,7 @@ fn a_queue_longer_than_a_batch_is_accepted_without_another_edge() {
         assert_eq!((first.accepted, rig.manager.next_timeout()), (64, Some(Duration::ZERO)));
         assert_eq!(rig.turn().accepted, 36);
         assert_eq!(rig.turn().accepted, 0);
-        assert_eq!(rig.manager.stats().accepts, 101, "one more finds the queue empty");
+        assert_eq!(rig.manager.stats().accepts, 101, "the last accept finds the queue empty");
         assert_served(&mut rig, &mut clients[99]);
     }
 }

@@ -137,7 +137,7 @@ fn a_header_counts_against_both_deadlines() {
     client.write_all(HEADER).unwrap();
     rig.until(|rig| rig.record.open_lives() == 1);
     rig.pass(soon * 2);
-    assert_eq!(rig.record.closed(), [], "its deadline ended with the header");
+    assert_eq!(rig.record.closed(), [], "the deadline does not apply after the header");
     let mut client = connect(addr);
     for byte in HEADER.iter().cycle() {
         // The connection may be closed by now.

@@ -174,7 +174,7 @@ fn an_accept_error_of_one_connection_does_not_delay_the_next() {
     assert_eq!(turn(&mut manager).accepted, 1);
     let stats = manager.stats();
     assert_eq!((stats.accept_errors, stats.accepted, stats.fd_exhausted), (10, 1, 0));
-    assert_eq!(stats.accepts, 12, "one more finds the queue empty");
+    assert_eq!(stats.accepts, 12, "the last accept finds the queue empty");
     assert_eq!((stats.live, stats.busy), (1, 0), "failed accepts took no permit");
 }
 
@@ -328,7 +328,7 @@ fn a_stop_reads_a_connection_once_more_after_its_reply_is_sent() {
     assert_eq!(manager.stats().closed(CloseReason::Stopped), 1);
 }
 
-/// After the bytes that were read, the buffer may hold data of another connection.
+/// The buffer may hold data of another connection beyond the bytes that were read.
 #[test]
 #[should_panic(expected = "more than there was room for")]
 fn a_backend_that_reports_more_bytes_than_fit_causes_a_panic() {
@@ -461,8 +461,9 @@ fn a_clock_that_stands_still_ends_spinning() {
     assert_eq!((backend.0.borrow().polls, backend.0.borrow().timeout), (400, None));
 }
 
-/// One reading is for the turn itself. The second one comes just before a wait. In a turn with a
-/// timeout of zero, it comes at the end, because the caller may wait elsewhere after the turn.
+/// The clock is read once for the turn itself. It is read again just before a wait. In a turn with
+/// a timeout of zero, the second reading is at the end of the turn, because the caller may then
+/// wait elsewhere.
 #[test]
 fn a_turn_reads_the_clock_once_and_again_only_if_a_wait_may_follow() {
     let (mut manager, backend) = listening(Config::new());

@@ -258,8 +258,8 @@ fn a_live_server_gets_no_event_from_attempts_to_use_its_path() {
     assert_eq!(names(&dir.0), ["s"]);
 }
 
-/// A call needs several descriptors. Each round leaves one more descriptor free, until the call
-/// succeeds.
+/// A call of `listen_unix` needs several descriptors. Each round leaves one more descriptor free
+/// than the round before, until the call succeeds.
 #[test]
 fn listen_unix_without_descriptors_leaves_nothing_behind() {
     alone("unix_paths::listen_unix_without_descriptors_leaves_nothing_behind", 64, || {
@@ -279,7 +279,7 @@ fn listen_unix_without_descriptors_leaves_nothing_behind() {
             failures += 1;
             assert_eq!(names(&dir.0), [""; 0], "with {free} descriptors");
         }
-        assert!(failures >= 2, "without one for the directory, and without one for the socket");
+        assert!(failures >= 2, "no descriptor for the directory, then none for the socket");
     });
 }
 
