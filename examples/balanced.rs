@@ -9,22 +9,22 @@
 //!
 //! This file is complete: it uses nothing of `examples/common`.
 
-use std::cell::RefCell;
 use std::error::Error;
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Config, Conn, Framing, Handler, IpNet, ListenOptions, Manager, Socket, Stats};
+use pool_manager::{
+    Commands, Config, Conn, Framing, Handle, Handler, IpNet, ListenOptions, Manager, Socket, Stats,
+};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::pipe;
 
 const HELP: &str = "\
 Sends back the lines that it receives behind a load balancer, on one thread.
@@ -42,11 +42,9 @@ Usage: balanced [OPTIONS]
 
 The line \"who\" is answered with the client's address, any other line with itself.
 The report is \"ready up 73%\" if 73 of 100 workers are free, and \"drain\" during a stop.
-SIGINT or SIGTERM reports \"drain\" for --drain-ms, then stops gracefully; a second one ends the
-program at once.";
+SIGINT or SIGTERM reports \"drain\" for --drain-ms, then stops gracefully; a second one completes the
+stop at once.";
 
-/// The longest wait of one turn. The program checks between two turns whether a signal has come.
-const TURN: Duration = Duration::from_millis(200);
 /// The listen backlog; the standard library uses 128.
 const BACKLOG: i32 = 4096;
 /// Workers for the balancer's agent checks, in addition to those for clients.
@@ -115,15 +113,11 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     Ok(Some(options))
 }
 
-/// The state that the report is made of, as of the last turn.
-#[derive(Default)]
-struct Status {
-    stats: Stats,
-    draining: bool,
-}
-
 struct Balanced {
-    status: Rc<RefCell<Status>>,
+    /// The counters as of the last turn.
+    stats: Stats,
+    /// The program has received a signal.
+    draining: bool,
     /// The address of the report.
     agent: SocketAddr,
     max: usize,
@@ -132,11 +126,10 @@ struct Balanced {
 impl Balanced {
     /// Returns the report in the format of `HAProxy`'s agent check.
     fn report(&self) -> String {
-        let status = self.status.borrow();
-        let busy = usize::try_from(status.stats.live).unwrap_or(usize::MAX);
-        if status.draining {
+        if self.draining {
             return "drain\n".into();
         }
+        let busy = usize::try_from(self.stats.live).unwrap_or(usize::MAX);
         let free = self.max.saturating_sub(busy);
         format!("ready up {}%\n", (free * 100).div_ceil(self.max))
     }
@@ -162,6 +155,11 @@ impl Handler for Balanced {
         }
         conn.write_all(b"\n")
     }
+
+    /// The thread that receives the signals notifies the manager of the first one.
+    fn notified(&mut self, _: &mut Commands) {
+        self.draining = true;
+    }
 }
 
 fn serve(options: Options) -> Result<(), Box<dyn Error>> {
@@ -171,33 +169,61 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         // The handler tells agent checks from clients by the port.
         return Err(usage("--agent: must have another port than --listen").into());
     }
-    let (status, max) = (Rc::new(RefCell::new(Status::default())), options.max);
-    let handler = Balanced { status: status.clone(), agent, max };
+    let max = options.max;
+    let handler = Balanced { stats: Stats::default(), draining: false, agent, max };
     let config = options.config.max_workers(max + AGENT_WORKERS);
     let mut manager = Manager::with_handler(config, handler).map_err(usage)?;
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).init();
-    let stop = stop_flag()?;
+    let signals = signals()?;
+    let (read, stop) = UnixStream::pair()?;
+    manager.stop_on(read)?;
     manager.start()?;
     let trusting = ListenOptions::new().proxy_protocol(options.trusted);
     manager.listen_with(listener, trusting)?;
     manager.listen_on(agent_listener)?;
     say(format_args!("listening on {addr}; agent on {agent}; process {}", std::process::id()));
-    // New connections are served while draining: the balancer may not have read the report yet.
-    let mut draining: Option<Instant> = None;
-    while draining.is_none_or(|since| since.elapsed() < options.drain) {
-        manager.turn(Some(TURN))?;
-        if stop.load(Ordering::Relaxed) && draining.is_none() {
-            draining = Some(Instant::now());
+    let handle = manager.handle();
+    // The thread ends with the process.
+    thread::spawn(move || drain_and_stop(signals, stop, &handle, options.drain));
+    let report = loop {
+        if let Some(report) = manager.turn(None)?.stopped {
+            break report;
         }
-        *status.borrow_mut() = Status { stats: manager.stats(), draining: draining.is_some() };
-    }
-    let report = manager.stop()?;
+        manager.handler_mut().stats = manager.stats();
+    };
     say(format_args!(
         "stopped: {report}; {}; {} proxied",
         manager.stats(),
         manager.stats().proxied
     ));
+    Ok(())
+}
+
+/// Waits for a signal, then reports "drain" for the given time, then begins the stop. A second
+/// signal ends the wait and completes the stop at once.
+///
+/// New connections are served during the wait: the balancer may not have read the report yet.
+fn drain_and_stop(
+    mut signals: UnixStream,
+    mut stop: UnixStream,
+    handle: &Handle,
+    drain: Duration,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    signals.read_exact(&mut [0])?;
+    handle.notify()?;
+    // A socket cannot have a timeout of zero.
+    signals.set_read_timeout(Some(drain.max(Duration::from_millis(1))))?;
+    let second = signals.read_exact(&mut [0]);
+    handle.stop()?;
+    // Returns when the manager has executed the command. A byte that arrives later completes the
+    // stop.
+    let _ = handle.stats();
+    if second.is_err() {
+        signals.set_read_timeout(None)?;
+        signals.read_exact(&mut [0])?;
+    }
+    stop.write_all(&[0])?;
     Ok(())
 }
 
@@ -234,14 +260,12 @@ fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, lexopt:
     number(parser, option).map(Duration::from_millis)
 }
 
-/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
-fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
+/// Returns a socket that receives a byte for each SIGINT or SIGTERM.
+fn signals() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGINT, write.try_clone()?)?;
+    pipe::register(SIGTERM, write)?;
+    Ok(read)
 }
 
 /// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.

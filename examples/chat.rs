@@ -9,7 +9,7 @@
 //! them. A minimum time between batches lets members keep up with a fast sender. A member that
 //! reads too slowly exceeds `write_limit` and is closed; this does not affect the others.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind_with` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind_with` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
@@ -17,10 +17,9 @@ mod common;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{Result, TURN, bind_with, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind_with, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Closed, Commands, Config, Conn, ConnId, Framing, Handler, Manager};
 
@@ -36,7 +35,7 @@ Usage: chat [OPTIONS]
   --debug              log every connection
   --help               print this text
 
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// Maximum size of a line, including its newline.
 const LINE_MAX: usize = 1 << 10;
@@ -144,6 +143,14 @@ impl Room {
         let _ = writeln!(self.collected, "{line}");
     }
 
+    /// Returns the time until the next batch can begin, or `None` if no lines are collected.
+    fn time_to_batch(&self) -> Option<Duration> {
+        if self.collected.is_empty() {
+            return None;
+        }
+        self.batch_started.map(|started| BATCH_INTERVAL.saturating_sub(started.elapsed()))
+    }
+
     /// Takes as many whole lines as fit into a batch. The recipients are the current members.
     fn begin_batch(&mut self) {
         let max = self.collected.len().min(BATCH);
@@ -228,15 +235,17 @@ fn serve(options: Options) -> Result<()> {
     let listener = bind_with(&options.listen, |socket| socket.set_send_buffer_size(SEND_BUFFER))?;
     let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag()?;
+    manager.stop_on(signals()?)?;
     manager.start()?;
     manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
-    while !stop.load(Ordering::Relaxed) {
-        // A turn that waited longer would delay the next batch.
-        manager.turn(Some(TURN.min(BATCH_INTERVAL)))?;
-    }
-    let report = manager.stop()?;
+    let report = loop {
+        // A turn that waits longer delays the next batch.
+        let timeout = manager.handler().time_to_batch();
+        if let Some(report) = manager.turn(timeout)?.stopped {
+            break report;
+        }
+    };
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

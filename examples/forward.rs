@@ -12,7 +12,7 @@
 //! open in one direction only is not supported: a client that shuts down its sending side before
 //! the reply arrives gets no reply.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
@@ -22,10 +22,9 @@ use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{
     CloseReason, Closed, Commands, Config, Conn, ConnId, ConnectOptions, Framing, Handler, Manager,
@@ -46,7 +45,7 @@ Usage: forward --to ADDR [OPTIONS]
   --help             print this text
 
 When one side ends, the bytes that it has sent are forwarded, and the other side is closed.
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// The size of one read in bytes.
 const BUFFER: usize = 64 << 10;
@@ -190,18 +189,16 @@ fn resolve(to: &str) -> Result<SocketAddr> {
 fn serve(options: Options) -> Result<()> {
     let to = resolve(&options.to)?;
     log_from(if options.config.debug { "debug" } else { "warn" });
-    let stop = stop_flag()?;
+    let signals = signals()?;
     let forwarder = Forwarder { to, waiting: HashMap::new(), others: HashMap::new() };
     let mut manager = Manager::with_handler(options.config, forwarder).map_err(usage)?;
     let listener = bind(&options.listen)?;
     let bound = listener.local_addr()?;
+    manager.stop_on(signals)?;
     manager.start()?;
     manager.listen_on(listener)?;
     say(format_args!("listening on {bound}; forwarding to {to}"));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -3,7 +3,9 @@
 //! `cargo run --release --example metrics`, then `curl http://127.0.0.1:6264/metrics`.
 //!
 //! Two managers share one thread. The second one answers scrapes. It has its own workers, framing
-//! and deadlines, so that it answers even while the service is full.
+//! and deadlines, so that it answers even while the service is full. Only one of them can wait for
+//! events, so the thread wakes every 20 ms and turns the other. Signals are not polled: the
+//! service's manager receives them.
 //!
 //! This file is complete: it uses nothing of `examples/common`.
 
@@ -12,17 +14,16 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, Frame, Framing, Handler, Manager, Stats};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::pipe;
 
 const HELP: &str = "\
 Sends back what it receives, and serves its counters to Prometheus, on one thread.
@@ -35,7 +36,8 @@ Usage: metrics [OPTIONS]
   --deadline-ms MS      how long a connection of the service may be silent [3000]
   --help                print this text
 
-A scrape waits at most 20 ms until it is served. SIGINT or SIGTERM stops gracefully.";
+A scrape waits at most 20 ms until it is served.
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// The time between two turns of the scrapes' manager, each of which costs a system call. It is
 /// also the longest wait of one turn of the service.
@@ -102,7 +104,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let (echoes, metrics) = (echo_listener.local_addr()?, metrics_listener.local_addr()?);
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).init();
-    let stop = stop_flag()?;
+    service.stop_on(signals()?)?;
     service.start()?;
     scrapes.start()?;
     service.listen_on(echo_listener)?;
@@ -110,16 +112,17 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     say(format_args!("listening on {echoes}; try: nc {} {}", echoes.ip(), echoes.port()));
     say(format_args!("metrics on {metrics}; try: curl http://{metrics}/metrics"));
     let mut last_scrapes = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        service.turn(Some(PERIOD))?;
+    let report = loop {
+        if let Some(report) = service.turn(Some(PERIOD))?.stopped {
+            break report;
+        }
         if last_scrapes.elapsed() >= PERIOD {
             latest.set(service.stats());
             serve_scrapes(&mut scrapes)?;
             last_scrapes = Instant::now();
         }
-    }
+    };
     scrapes.stop()?;
-    let report = service.stop()?;
     say(format_args!("stopped: {report}; {}", service.stats()));
     Ok(())
 }
@@ -197,14 +200,12 @@ where
     parser.value()?.parse().map_err(|error| format!("{option}: {error}").into())
 }
 
-/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
-fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
+/// Returns a socket that receives a byte for each SIGINT or SIGTERM.
+fn signals() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGINT, write.try_clone()?)?;
+    pipe::register(SIGTERM, write)?;
+    Ok(read)
 }
 
 /// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.

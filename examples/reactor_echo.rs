@@ -8,17 +8,16 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, Framing, Manager};
+use pool_manager::{Cause, Config, Conn, Framing, Handler, Manager, StopReport};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::pipe;
 
 const HELP: &str = "\
 Sends back what it receives, on one thread.
@@ -42,10 +41,8 @@ Usage: reactor_echo [OPTIONS]
 
 The program logs to stderr. If stderr is a full pipe, the next log line blocks all connections.
 Without --debug it logs only its start, its stop and warnings.
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
-/// The longest wait of one turn. The program checks between two turns whether a signal has come.
-const TURN: Duration = Duration::from_millis(200);
 /// The listen backlog; the standard library uses 128.
 const BACKLOG: i32 = 4096;
 
@@ -153,7 +150,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let addr = listener.local_addr()?;
     let level = env_logger::Env::default().default_filter_or(if debug { "debug" } else { "info" });
     env_logger::Builder::from_env(level).init();
-    let stop = stop_flag()?;
+    manager.stop_on(signals()?)?;
     manager.start()?;
     manager.listen_on(listener)?;
     if let Some(path) = &options.unix {
@@ -170,17 +167,30 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     }
     let deadline = manager.config().clients_deadline;
     log::info!("a peer that is silent for {deadline:?} is closed; --deadline-ms changes that");
+    let report = match options.stats_every {
+        Some(every) => run_with_stats(&mut manager, every)?,
+        None => manager.run()?,
+    };
+    say(format_args!("stopped: {report}; {}", manager.stats()));
+    Ok(())
+}
+
+/// As [`Manager::run`]; prints the counters at the given interval.
+fn run_with_stats<H: Handler>(
+    manager: &mut Manager<H>,
+    every: Duration,
+) -> Result<StopReport, pool_manager::Error> {
     let mut last_stats = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-        if options.stats_every.is_some_and(|every| last_stats.elapsed() >= every) {
+    loop {
+        let left = every.saturating_sub(last_stats.elapsed());
+        if let Some(report) = manager.turn(Some(left))?.stopped {
+            return Ok(report);
+        }
+        if last_stats.elapsed() >= every {
             last_stats = Instant::now();
             say(manager.stats());
         }
     }
-    let report = manager.stop()?;
-    say(format_args!("stopped: {report}; {}", manager.stats()));
-    Ok(())
 }
 
 fn bind(addr: &str) -> Result<TcpListener, Box<dyn Error>> {
@@ -216,14 +226,12 @@ fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, lexopt:
     number(parser, option).map(Duration::from_millis)
 }
 
-/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
-fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
+/// Returns a socket that receives a byte for each SIGINT or SIGTERM.
+fn signals() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGINT, write.try_clone()?)?;
+    pipe::register(SIGTERM, write)?;
+    Ok(read)
 }
 
 /// Prints a line to stdout. Unlike `println!`, it does not panic if stdout is closed.

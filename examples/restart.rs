@@ -5,27 +5,28 @@
 //! process ID that the program prints. Or let systemd hold the socket:
 //! `systemd-socket-activate -l 6263 target/release/examples/restart`.
 //!
-//! Uses `main`, `say`, `log_from`, `millis`, `stop_flag` and `bind` of `examples/common`: start,
+//! Uses `main`, `say`, `log_from`, `millis`, `signals` and `bind` of `examples/common`: start,
 //! output, options, signals and the listener.
 
 mod common;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use common::{Result, TURN, bind, log_from, millis, say, stop_flag};
+use common::{Result, bind, log_from, millis, say, signals};
 use lexopt::{Arg, ValueExt};
 use listenfd::ListenFd;
-use pool_manager::{Config, Conn, Framing, Handler, ListenSocket, Manager};
+use pool_manager::{Config, Conn, Framing, Handle, Handler, ListenSocket, Manager, StopReport};
 use signal_hook::consts::SIGHUP;
+use signal_hook::low_level::pipe;
 
 const HELP: &str = "\
 Sends back each line. On SIGHUP, hands its listening socket over to a successor, so that no
@@ -42,10 +43,12 @@ Usage: restart [OPTIONS]
 On SIGHUP the process runs its program file again, with the same arguments. When the new process
 listens, the old one stops accepting, serves its connections until they end, and exits. If the new
 process fails, the old one continues. It notifies systemd when it is ready (Type=notify).
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// How long a successor may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// While a successor starts, a thread checks at this interval whether it has ended.
+const START_CHECK: Duration = Duration::from_millis(20);
 
 struct Options {
     listen: String,
@@ -84,9 +87,9 @@ fn serve(options: Options) -> Result<()> {
     };
     let mut manager = Manager::new(options.config, echo)?;
     log_from("info");
-    let stop = stop_flag()?;
-    let hangup = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGHUP, hangup.clone())?;
+    manager.stop_on(signals()?)?;
+    let (hangups, write) = UnixStream::pair()?;
+    pipe::register(SIGHUP, write)?;
     manager.start()?;
     let (listener, origin) = match inherited()? {
         Some(listener) => (listener, "inherited"),
@@ -96,17 +99,10 @@ fn serve(options: Options) -> Result<()> {
     manager.listen_on(listener)?;
     say(listening(addr, origin));
     notify()?;
-    let mut replaced = false;
-    while !stop.load(Ordering::Relaxed) && !replaced {
-        manager.turn(Some(TURN))?;
-        if hangup.swap(false, Ordering::Relaxed) {
-            replaced = hand_over(&mut manager)?;
-        }
-    }
-    if replaced {
-        finish(&mut manager, &stop)?;
-    }
-    let report = manager.stop()?;
+    let (sender, events) = mpsc::channel();
+    let notifier = Notifier { sender, handle: manager.handle() };
+    pass_on(hangups, notifier.clone())?;
+    let report = run(&mut manager, &events, &notifier)?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }
@@ -128,29 +124,102 @@ fn notify() -> io::Result<()> {
     UnixDatagram::unbound()?.send_to(b"READY=1", path).map(|_| ())
 }
 
-/// Hands the listening socket over to a new process. Returns false, and listens again, if the new
-/// process fails.
-fn hand_over<H: Handler>(manager: &mut Manager<H>) -> Result<bool> {
-    let listeners = manager.take_listeners();
-    let outcome = start_successor(manager, &listeners);
-    if let Err(error) = outcome {
-        log::error!("there is no successor, going on: {error}");
-        for listener in listeners {
-            manager.listen_on(listener)?;
-        }
-        return Ok(false);
-    }
-    Ok(true)
+/// What threads report to the loop.
+enum Event {
+    /// SIGHUP has arrived.
+    Hangup,
+    /// The successor listens, or it has failed.
+    Started(Result<u32, String>),
 }
 
-/// Starts a new process and waits until it listens. Meanwhile this process serves its connections;
-/// new ones wait in the accept queue of the socket.
-fn start_successor<H: Handler>(manager: &mut Manager<H>, listeners: &[ListenSocket]) -> Result<()> {
-    let ready = ReadySocket::new()?;
-    let mut successor = spawn(listeners, &ready)?;
+/// Sends events to the loop and wakes it.
+#[derive(Clone)]
+struct Notifier {
+    sender: Sender<Event>,
+    handle: Handle,
+}
+
+impl Notifier {
+    /// Returns whether the loop is still running.
+    fn send(&self, event: Event) -> bool {
+        self.sender.send(event).is_ok() && self.handle.notify().is_ok()
+    }
+}
+
+/// Starts a thread that sends an event for each SIGHUP. The thread ends with the process.
+fn pass_on(mut hangups: UnixStream, notifier: Notifier) -> io::Result<()> {
+    let run = move || while hangups.read_exact(&mut [0]).is_ok() && notifier.send(Event::Hangup) {};
+    thread::Builder::new().name("hangups".into()).spawn(run).map(drop)
+}
+
+/// Runs turns until a stop is complete. On SIGHUP, starts a successor. When the successor listens,
+/// stops accepting and serves the remaining connections until they have ended, at most for twice
+/// the idle deadline.
+fn run<H: Handler>(
+    manager: &mut Manager<H>,
+    events: &Receiver<Event>,
+    notifier: &Notifier,
+) -> Result<StopReport> {
+    let max = manager.config().clients_deadline.saturating_mul(2);
+    let (mut starting, mut replaced): (Option<JoinHandle<()>>, Option<Instant>) = (None, None);
+    loop {
+        let left = replaced.map(|since| max.saturating_sub(since.elapsed()));
+        if let Some(report) = manager.turn(left)?.stopped {
+            // The successor needs the socket to which it reports.
+            let _ = starting.map(JoinHandle::join);
+            return Ok(report);
+        }
+        for event in events.try_iter() {
+            match event {
+                Event::Hangup if starting.is_some() || replaced.is_some() => {}
+                Event::Hangup => starting = start_successor(manager, notifier)?,
+                Event::Started(Ok(process)) => {
+                    log::info!("handed over to process {process}");
+                    drop(manager.take_listeners());
+                    (starting, replaced) = (None, Some(Instant::now()));
+                }
+                Event::Started(Err(error)) => {
+                    log::error!("there is no successor, going on: {error}");
+                    starting = None;
+                }
+            }
+        }
+        if replaced.is_some_and(|since| manager.stats().live == 0 || since.elapsed() >= max) {
+            return Ok(manager.stop()?);
+        }
+    }
+}
+
+/// Starts a new process, and a thread that waits until the process listens. Meanwhile this process
+/// continues to accept connections. Returns `None` if the new process cannot be started.
+fn start_successor<H: Handler>(
+    manager: &mut Manager<H>,
+    notifier: &Notifier,
+) -> Result<Option<JoinHandle<()>>> {
+    let listeners = manager.take_listeners();
+    let spawned = spawn(&listeners);
+    for listener in listeners {
+        manager.listen_on(listener)?;
+    }
+    let (ready, successor) = match spawned {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            log::error!("there is no successor, going on: {error}");
+            return Ok(None);
+        }
+    };
+    let notifier = notifier.clone();
+    let wait = move || {
+        let started = wait_until_ready(&ready, successor).map_err(|error| error.to_string());
+        notifier.send(Event::Started(started));
+    };
+    Ok(Some(thread::Builder::new().name("successor".into()).spawn(wait)?))
+}
+
+/// Waits until the new process listens. Returns its ID.
+fn wait_until_ready(ready: &ReadySocket, mut successor: Child) -> Result<u32> {
     let began = Instant::now();
     while !ready.is_notified()? {
-        manager.turn(Some(Duration::from_millis(5)))?;
         if let Some(status) = successor.try_wait()? {
             return Err(format!("it has ended: {status}").into());
         }
@@ -160,12 +229,13 @@ fn start_successor<H: Handler>(manager: &mut Manager<H>, listeners: &[ListenSock
             return Err(format!("it does not listen after {START_TIMEOUT:?}").into());
         }
     }
-    log::info!("handed over to process {}", successor.id());
-    Ok(())
+    Ok(successor.id())
 }
 
-/// Runs this program again and passes it the socket as systemd does (`sd_listen_fds(3)`).
-fn spawn(listeners: &[ListenSocket], ready: &ReadySocket) -> Result<Child> {
+/// Runs this program again and passes it the listener as systemd does (`sd_listen_fds(3)`). Returns
+/// the socket to which it reports.
+fn spawn(listeners: &[ListenSocket]) -> Result<(ReadySocket, Child)> {
+    let ready = ReadySocket::new()?;
     let [listener] = listeners else { return Err("there is not one listener".into()) };
     let fd = listener.fd().ok_or("the listener has no descriptor")?;
     let socket = socket2::SockRef::from(&fd);
@@ -177,7 +247,7 @@ fn spawn(listeners: &[ListenSocket], ready: &ReadySocket) -> Result<Child> {
     command.env_remove("LISTEN_PID").env("NOTIFY_SOCKET", &ready.path);
     let successor = command.spawn();
     socket.set_cloexec(true)?;
-    Ok(successor?)
+    Ok((ready, successor?))
 }
 
 /// The socket to which the successor sends `READY=1` when it listens, as a service does to systemd.
@@ -191,10 +261,11 @@ impl ReadySocket {
         let path = env::temp_dir().join(format!("restart-{}", std::process::id()));
         let _ = fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path)?;
-        socket.set_nonblocking(true)?;
+        socket.set_read_timeout(Some(START_CHECK))?;
         Ok(Self { socket, path })
     }
 
+    /// Waits for the message, at most for [`START_CHECK`].
     fn is_notified(&self) -> io::Result<bool> {
         let mut message = [0; 64];
         match self.socket.recv(&mut message) {
@@ -209,14 +280,4 @@ impl Drop for ReadySocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Serves the remaining connections until they have ended, at most for twice the idle deadline.
-fn finish<H: Handler>(manager: &mut Manager<H>, stop: &AtomicBool) -> Result<()> {
-    let max = manager.config().clients_deadline * 2;
-    let began = Instant::now();
-    while manager.stats().live > 0 && began.elapsed() < max && !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    Ok(())
 }

@@ -5,19 +5,20 @@
 //! All listeners share the port (`SO_REUSEPORT`), and the kernel distributes new connections over
 //! them. A connection stays with its shard. The shards share no data.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind_with` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind_with` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Result, TURN, bind_with, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind_with, log_from, millis, number, say, signals, usage};
 use core_affinity::CoreId;
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Error, Framing, Handle, Manager, Overload, Stats, StopReport};
@@ -36,7 +37,7 @@ Usage: sharded [OPTIONS]
 
 Each shard is pinned to a core. To use only some cores, start the program with taskset.
 SIGINT or SIGTERM stops all shards gracefully: connections that wait to be accepted are served. A
-second one ends the program at once.";
+second one completes the stop at once.";
 
 struct Options {
     listen: String,
@@ -86,9 +87,28 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     Ok(Some(options))
 }
 
-/// A thread that runs a manager, and the manager's handle.
+/// What the main thread waits for.
+enum Event {
+    Signal,
+    /// The thread of a shard has ended.
+    Ended,
+}
+
+/// Sends an event when it is dropped, also during a panic.
+struct Ending(Sender<Event>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Fails only if the program is about to end.
+        let _ = self.0.send(Event::Ended);
+    }
+}
+
+/// A thread that runs a manager.
 struct Shard {
     handle: Handle,
+    /// A byte begins the stop, and a second one completes it.
+    stop: UnixStream,
     thread: JoinHandle<Result<(StopReport, Stats), Error>>,
 }
 
@@ -98,36 +118,70 @@ fn serve(options: &Options) -> Result<()> {
     let listeners = bind_all(&options.listen, shards)?;
     let addr = listeners[0].local_addr()?;
     log_from("info");
-    let stop = stop_flag()?;
+    let (sender, events) = mpsc::channel();
+    pass_on(signals()?, sender.clone())?;
     let mut running = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index % cores.len().max(1)).copied();
-        running.push(start(index, core, listener, options.config.clone())?);
+        running.push(start(index, core, listener, options.config.clone(), &sender)?);
     }
     say(format_args!(
         "listening on {addr}; {shards} shards; try: nc {} {}",
         addr.ip(),
         addr.port()
     ));
-    let mut last_stats = Instant::now();
-    // A shard that ends before the stop has failed. The program then stops all shards.
-    let failed = || running.iter().any(|shard| shard.thread.is_finished());
-    while !stop.load(Ordering::Relaxed) && !failed() {
-        thread::sleep(TURN);
-        if options.stats_every.is_some_and(|every| last_stats.elapsed() >= every) {
-            last_stats = Instant::now();
-            say(running.iter().map(|shard| shard.handle.stats()).sum::<Stats>());
-        }
-    }
+    supervise(&running, &events, options.stats_every);
     end(running)
 }
 
-/// Stops all shards, then waits for each.
-fn end(shards: Vec<Shard>) -> Result<()> {
-    for shard in &shards {
-        // Fails if the shard has ended already.
-        let _ = shard.handle.stop();
+/// Starts a thread that sends an event for each signal.
+fn pass_on(mut signals: UnixStream, events: Sender<Event>) -> Result<()> {
+    let run = move || {
+        while signals.read_exact(&mut [0]).is_ok() && events.send(Event::Signal).is_ok() {}
+    };
+    thread::Builder::new().name("signals".into()).spawn(run)?;
+    Ok(())
+}
+
+/// Passes each signal on to all shards, and prints the counters until the stop. Returns when all
+/// shards have ended.
+fn supervise(shards: &[Shard], events: &Receiver<Event>, stats_every: Option<Duration>) {
+    let stop = || {
+        for mut shard in shards.iter().map(|shard| &shard.stop) {
+            // Fails if the shard has ended already.
+            let _ = shard.write_all(&[0]);
+        }
+    };
+    let (mut ended, mut stopping, mut last_stats) = (0, false, Instant::now());
+    while ended < shards.len() {
+        let event = match stats_every.filter(|_| !stopping) {
+            Some(every) => events.recv_timeout(every.saturating_sub(last_stats.elapsed())),
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match event {
+            Ok(Event::Signal) => {
+                stopping = true;
+                stop();
+            }
+            Ok(Event::Ended) => {
+                ended += 1;
+                // A shard that ends before the stop has failed. The others are stopped.
+                if !stopping {
+                    stopping = true;
+                    stop();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                last_stats = Instant::now();
+                say(shards.iter().map(|shard| shard.handle.stats()).sum::<Stats>());
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
+}
+
+/// Waits for each shard, and prints the reports.
+fn end(shards: Vec<Shard>) -> Result<()> {
     let (mut reports, mut stats) = (Vec::new(), Vec::new());
     for (index, shard) in shards.into_iter().enumerate() {
         let ended = shard.thread.join().map_err(|_| format!("shard {index} panicked"))?;
@@ -148,14 +202,19 @@ fn start(
     core: Option<CoreId>,
     listener: TcpListener,
     config: Config,
+    events: &Sender<Event>,
 ) -> Result<Shard> {
-    let (sender, handles) = std::sync::mpsc::channel();
+    let (sender, handles) = mpsc::channel();
+    let (read, stop) = UnixStream::pair()?;
+    let ending = Ending(events.clone());
     let run = move || {
+        let _ending = ending;
         if core.is_some_and(|core| !core_affinity::set_for_current(core)) {
             log::warn!("shard {index} can't be pinned to a core");
         }
         let echo = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(body);
         let mut manager = Manager::new(config, echo)?;
+        manager.stop_on(read)?;
         manager.start()?;
         manager.listen_on(listener)?;
         // Fails only if the program is about to end.
@@ -165,7 +224,7 @@ fn start(
     };
     let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(run)?;
     match handles.recv() {
-        Ok(handle) => Ok(Shard { handle, thread }),
+        Ok(handle) => Ok(Shard { handle, stop, thread }),
         Err(_) => Err(match thread.join() {
             Ok(Err(error @ Error::Config(_))) => usage(error).into(),
             Ok(Err(error)) => error.into(),

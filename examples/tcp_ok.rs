@@ -9,16 +9,15 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, ERROR_SERVER_BUSY, Handle, Manager};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::pipe;
 
 const HELP: &str = "\
 Serves 10 connections at a time. Answers OK to a request, ERROR to a connection that has sent
@@ -32,10 +31,8 @@ Usage: tcp_ok [OPTIONS]
 
 A request is complete at 5120 bytes, at end of file or at the deadline. For an answer at once, close
 the sending side after the request: echo hello | nc -N 127.0.0.1 6263
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
-/// The longest wait of one turn. The program checks between two turns whether a signal has come.
-const TURN: Duration = Duration::from_millis(200);
 /// The wait after a failed accept: the process may have run out of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The listen backlog; the standard library uses 128.
@@ -91,21 +88,17 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let addr = listener.local_addr()?;
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).init();
-    // The first signal sets the flag; a second one ends the process at once.
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
+    // The manager receives a byte for each signal.
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGINT, write.try_clone()?)?;
+    pipe::register(SIGTERM, write)?;
+    manager.stop_on(read)?;
     manager.start()?;
     say(format_args!("listening on {addr}; try: echo hello | nc -N {} {}", addr.ip(), addr.port()));
     let handle = manager.handle();
     // The thread ends with the process: nothing interrupts a blocking accept.
     thread::spawn(move || accept(&listener, &handle));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! A warm loop allocates nothing for requests, for refused connections or for short connections.
 //!
 //! The counter counts the allocations of one thread, so the manager and the clients run on the
-//! thread of the test. Where the clients only read and write, they are measured too.
+//! thread of the test. If the clients of a test only read and write, their allocations are counted
+//! too.
 
 mod support;
 
@@ -16,7 +17,7 @@ use support::{TIMEOUT, pair};
 const REQUESTS: u64 = 10_000;
 const AT_A_TIME: usize = 8;
 
-/// Returns the number of allocations in `work`.
+/// Returns the number of allocations that `work` makes.
 fn allocations(work: impl FnOnce()) -> u64 {
     measure(work).count_total
 }
@@ -131,7 +132,8 @@ fn partial_requests_within_min_workers_allocate_nothing() {
     assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm buffers and the hot buffer");
 }
 
-/// Puts the same socket again and again. Each put fails, and its error returns the socket.
+/// Passes the same socket to `put` again and again. Each call fails, and its error returns the
+/// socket.
 fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
     let (_client, ours) = pair();
     let mut socket = Some(Socket::from(ours));
@@ -216,8 +218,8 @@ mod connections {
         (client, allocations(put))
     }
 
-    /// Measures from `put` to the first request. There is no reply, because the first reply
-    /// allocates the hot output buffer.
+    /// Counts the allocations from `put` to the first request. The handler does not reply, because
+    /// the first reply allocates the hot output buffer.
     #[test]
     fn the_first_connections_allocate_nothing_up_to_min_workers() {
         const WARM: usize = 64;

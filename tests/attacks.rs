@@ -1,5 +1,5 @@
-//! Attacks by untrusted peers at full size, over loopback. `docs/threat-model.md` lists the
-//! defences and the tests that prove them.
+//! Attacks by untrusted peers over loopback, with realistic numbers of connections and bytes.
+//! `docs/threat-model.md` lists the defences and the tests that prove them.
 //!
 //! Each test runs its server in a separate process, in which only the manager uses memory and
 //! descriptors. Most tests run the attacking clients in another process. The tests measure with
@@ -39,8 +39,8 @@ use support::{
     turn_until,
 };
 
-/// The maximum delay between a deadline and the close, not counting the time for which the thread
-/// waited for a core.
+/// The maximum time from a deadline to the close of the connection. The time for which the thread
+/// waited for a core is not counted.
 const SLACK: Duration = Duration::from_millis(500);
 
 /// Returns the total time for which this thread waited for a core (`schedstat` in proc(5)).
@@ -59,8 +59,8 @@ fn slack_since(delay_before: Duration) -> Duration {
 /// A deadline that does not expire during a test.
 const NEVER: Duration = Duration::from_secs(600);
 
-/// Environment variable of a process that runs the attacking clients: the addresses or paths to
-/// connect to.
+/// The environment variable with the addresses or paths to which the attacking clients connect. It
+/// is set only in the process that runs these clients.
 const TARGETS_VAR: &str = "POOL_MANAGER_TEST_TARGETS";
 
 /// If this is the process of the [`Attackers`], runs `clients` and returns true.
@@ -97,7 +97,7 @@ impl Attackers {
         Self(child.expect("a process"))
     }
 
-    /// Serves the clients until their process exits. Returns its standard error.
+    /// Serves the clients until their process exits. Returns the standard error of that process.
     fn finish<H: Handler>(mut self, manager: &mut Manager<H>) -> String {
         turn_until(manager, |_| self.0.try_wait().expect("a child").is_some());
         let mut output = String::new();
@@ -148,7 +148,7 @@ impl Bystander {
         Self { stop, thread }
     }
 
-    /// Ends the bystander and serves it until it has closed.
+    /// Requests the end of the bystander, and serves it until its thread has ended.
     fn finish<H: Handler>(self, manager: &mut Manager<H>) -> Delays {
         self.stop.store(true, Ordering::Relaxed);
         turn_until(manager, |_| self.thread.is_finished());
@@ -195,7 +195,7 @@ struct History {
     last_length: usize,
 }
 
-/// A handler that stores the history of every connection and lets a function reply.
+/// A handler that stores the history of every connection and calls a function to reply.
 struct Recorder<F> {
     histories: Rc<RefCell<Vec<History>>>,
     reply: F,
@@ -377,7 +377,7 @@ impl SlowSenders {
         let mut peers: Vec<_> = addrs.iter().cycle().take(self.peers).map(connect_sender).collect();
         let mut longest = Duration::ZERO;
         for sweep in 1.. {
-            // The attack is the slow rate, so the clients have to sleep.
+            // The clients sleep, because the attack is to send at a low rate.
             thread::sleep((began + self.every * sweep).saturating_duration_since(Instant::now()));
             peers.retain_mut(|(peer, last_sent)| {
                 let no_end = peer.read(&mut [0]).is_err_and(|error| would_block(&error));
@@ -406,7 +406,7 @@ impl SlowSenders {
         panic!("the bytes were late three times: this machine is too busy");
     }
 
-    /// Returns false if the bytes were late, so that the run proves nothing.
+    /// Returns false if the bytes were late. Such a run proves nothing.
     fn run_once(self) -> bool {
         let config = lines().clients_deadline(self.idle).request_deadline(self.total);
         let (mut manager, histories) = recording_manager(config, echo_line);
@@ -488,7 +488,8 @@ fn a_thousand_senders_of_a_byte_per_2_9_s_are_closed_after_30_s() {
 
 /// The reply to one request of a peer that does not read.
 const REPLY: [u8; 16 << 10] = [b'x'; 16 << 10];
-/// The number of replies to `all`. Together they are larger than any limit of the test.
+/// The maximum number of replies to the request `all`. Together they are larger than any limit of
+/// the test.
 const REPLIES_MAX: usize = 256;
 
 /// Binds a listener whose connections have small buffers in the kernel, so that unsent replies stay
@@ -522,7 +523,7 @@ fn request_without_reading(addrs: &[SocketAddr], peers: usize) {
         peers.retain_mut(|(peer, request)| {
             peer.write(request).map_or_else(|error| would_block(&error), |_| true)
         });
-        // The peers keep sending, but leave the core to the server.
+        // Sleep, so that the server can use the core.
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -604,8 +605,9 @@ fn a_thousand_peers_that_never_read_are_closed_within_their_limit() {
 /// The maximum number of connections accepted from one listener per turn.
 const ACCEPTS_MAX: u64 = 64;
 
-/// Runs two threads that call `each` until it returns false. The arguments are the number of
-/// previous calls on the thread and an address. Returns the number of calls that returned true.
+/// Runs two threads that call `each` until it returns false. The arguments of `each` are the number
+/// of previous calls on the same thread and an address. Returns the number of calls of `each` that
+/// returned true.
 fn storm(addrs: &[SocketAddr], each: impl Fn(u64, SocketAddr) -> bool + Sync) -> u64 {
     let run = |thread: u64| {
         let mut count = 0;
@@ -684,7 +686,7 @@ fn test_reset_storm(name: &str, count: u64) {
         assert!(batch.max <= ACCEPTS_MAX * addrs.len() as u64, "{} in one turn", batch.max);
         assert_eq!((stats.accepted, stats.put, stats.busy), (count + 1, count + 1, 0));
         assert_eq!((stats.closed(CloseReason::Reset), stats.accept_errors), (count, 0));
-        // Half a request before a reset is dropped and not delivered.
+        // If a reset follows half a request, these bytes are dropped and not delivered.
         let dropped: u64 = histories.iter().map(|history| history.closed.bytes_dropped).sum();
         assert_eq!(stats.bytes_dropped, dropped);
         assert_eq!(stats.requests_total(), stats.requests(Cause::Framed));
@@ -700,9 +702,9 @@ fn a_storm_of_twenty_thousand_resets_is_counted_exactly() {
     test_reset_storm(NAME, 20_000);
 }
 
-/// Opens connections for `time`. Most clients close at once. Every sixteenth client stays open
-/// until `STAYING` later clients of this kind are open. Another thread checks the message to
-/// refused connections.
+/// Opens connections until `time` has passed. Most clients close at once. Every sixteenth client
+/// stays open. If more than `STAYING` of these clients are open, the oldest one closes. Another
+/// thread checks the message to refused connections.
 fn connect_and_close(addrs: &[SocketAddr], time: Duration) {
     const STAYING: usize = 1_500;
     let began = Instant::now();
@@ -761,7 +763,7 @@ fn test_full_pool(name: &str, time: Duration) {
             Instant::now() > until
         });
         let count: u64 = attackers.finish(&mut manager).trim().parse().expect("a count");
-        // Refuse the connections that are still in the backlog before workers become free.
+        // The connections that are still in the backlog must be refused before workers become free.
         while manager.turn(Some(Duration::ZERO)).expect("turn").accepted > 0 {}
         let delays = bystander.finish(&mut manager);
         drop(held);
@@ -931,7 +933,6 @@ fn test_passing(name: &str, time: Duration) {
         let bystander = Bystander::start(addrs[0]);
         let mut attackers = Attackers::spawn(&[path.display()]);
         // The bystander adds two descriptors, one for each end. The attackers add four connections.
-        // attackers.
         let max = descriptors() + 2 + 4;
         let mut seen = 0;
         turn_until(&mut manager, |_| {
@@ -1003,7 +1004,7 @@ fn echo_all(conn: &mut Conn<'_>, body: &[u8]) -> io::Result<()> {
     if conn.cause() == Cause::Framed { conn.write_all(b"\n") } else { Ok(()) }
 }
 
-/// For some bodies, returns an error or panics, with the body in the message.
+/// Returns an error or panics for some bodies. The message contains the body.
 fn fail_with_body(conn: &mut Conn<'_>, body: &[u8]) -> io::Result<()> {
     let text = String::from_utf8_lossy(body);
     match body.iter().map(|&byte| usize::from(byte)).sum::<usize>() % 16 {

@@ -124,7 +124,8 @@ fn a_thousand_members_receive_all_lines_in_the_same_order() {
     for member in &mut members {
         send(member.get_mut(), "/who\n");
     }
-    // The first member repeats `/who` until all members have joined, and then says so.
+    // The first member repeats `/who` until all members have joined. Then it sends a line to all
+    // members.
     let all = loop {
         line.clear();
         send(members[0].get_mut(), "/who\n");

@@ -374,15 +374,18 @@ fn a_request_in_progress_is_finished_before_the_stop() {
 }
 
 #[test]
-fn a_second_signal_ends_the_program_at_once() {
+fn a_second_signal_completes_the_stop_at_once() {
     for kind in ["-TERM", "-INT"] {
-        let (program, _client) = draining();
+        let (program, mut client) = draining();
         let began = Instant::now();
         program.signal(kind);
-        let (status, stdout, _) = program.end();
-        assert!(status.code().is_some_and(|code| code != 0), "{status}");
-        assert_eq!(stdout, [""; 0], "no output after the second signal");
+        let (status, stdout, stderr) = program.end();
+        // With one signal, the stop waits 60 s for the request in progress.
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(status.code(), Some(0), "{stderr:#?}");
+        let [line] = &stdout[..] else { panic!("one line: {stdout:#?}") };
+        assert!(line.starts_with("stopped: 0 idle, 0 finished, 1 aborted"), "{line}");
+        assert_eq!(receive_all(&mut client), "");
     }
 }
 
@@ -542,6 +545,20 @@ fn balanced_reports_its_free_share_and_drains_before_it_stops() {
 }
 
 #[test]
+fn a_second_signal_ends_the_drain_of_balanced_and_completes_its_stop() {
+    let args = ["--agent", "127.0.0.1:0", "--drain-ms", "600000", "--deadline-ms", "600000"];
+    let (program, addr) = listening("balanced", &args);
+    let mut client = connect(addr);
+    send(&mut client, "a line\nhalf a ");
+    assert_eq!(receive(&mut client, 7), "a line\n");
+    program.signal("-TERM");
+    program.signal("-TERM");
+    let (status, stdout, _) = program.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(stdout[0].starts_with("stopped: 0 idle, 0 finished, 1 aborted"), "{stdout:#?}");
+}
+
+#[test]
 fn restart_continues_to_serve_if_the_successor_fails() {
     let temp = Directory::new("restart");
     let path = temp.path("restart");
@@ -562,4 +579,102 @@ fn restart_continues_to_serve_if_the_successor_fails() {
     }
     program.signal("-TERM");
     assert_eq!(program.end().0.code(), Some(0));
+}
+
+/// Programs that make no system call while they are idle, and the options that they need.
+const SILENT: [(&str, &[&str]); 6] = [
+    ("reactor_echo", &[]),
+    ("tcp_ok", &[]),
+    ("chat", &[]),
+    ("sharded", &[]),
+    ("restart", &[]),
+    ("balanced", &["--agent", "127.0.0.1:0"]),
+];
+
+/// A program with strace attached to all of its threads.
+struct Traced {
+    name: &'static str,
+    program: Program,
+    strace: Program,
+    log: String,
+}
+
+impl Traced {
+    /// Returns an error if strace may not trace the program.
+    fn start(name: &'static str, args: &[&str], directory: &Directory) -> Result<Self, String> {
+        let (program, _) = listening(name, args);
+        let log = directory.path(name);
+        let pid = program.child.id().to_string();
+        let strace = Program::spawn(Command::new("strace").args(["-f", "-o", &log, "-p"]).arg(pid));
+        let line = strace.stderr.next();
+        if line.contains(" attached") { Ok(Self { name, program, strace, log }) } else { Err(line) }
+    }
+
+    /// Returns the system calls since strace was attached.
+    fn calls(&self) -> String {
+        fs::read_to_string(&self.log).expect("the log of strace")
+    }
+
+    /// Returns the system calls until the program has nothing to do after its start.
+    fn start_calls(&self) -> String {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut before = String::new();
+        loop {
+            // A program that wakes regularly may pass this check; the caller then sees its calls.
+            thread::sleep(Duration::from_millis(100));
+            let calls = self.calls();
+            if !calls.is_empty() && calls == before {
+                return calls;
+            }
+            assert!(Instant::now() < deadline, "{} is not idle: {calls}", self.name);
+            before = calls;
+        }
+    }
+
+    /// Stops the program. Its exit must be in the log, or else strace has not traced it.
+    fn end(mut self) {
+        self.program.signal("-TERM");
+        assert_eq!(self.program.end().0.code(), Some(0), "{}", self.name);
+        assert!(self.strace.wait().success());
+        let log = fs::read_to_string(&self.log).expect("the log of strace");
+        assert!(log.contains("--- SIGTERM ") && log.contains("+++ exited with 0"), "{log}");
+    }
+}
+
+/// Checks that idle programs make no system call for `time`. Prints a message and checks nothing if
+/// strace cannot be used.
+fn assert_silent_for(time: Duration) {
+    let probe = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        eprintln!("skipped: strace is missing or may not trace here");
+        return;
+    }
+    let directory = Directory::new(&format!("silent-{}", time.as_secs()));
+    let traced: Result<Vec<_>, _> =
+        SILENT.iter().map(|(name, args)| Traced::start(name, args, &directory)).collect();
+    let traced = match traced {
+        Ok(traced) => traced,
+        Err(error) => {
+            eprintln!("skipped: strace may not be attached here: {error}");
+            return;
+        }
+    };
+    let before: Vec<_> = traced.iter().map(Traced::start_calls).collect();
+    // The test has to wait for time to pass.
+    thread::sleep(time);
+    for (traced, before) in traced.into_iter().zip(before) {
+        assert_eq!(traced.calls(), before, "{} makes a system call", traced.name);
+        traced.end();
+    }
+}
+
+#[test]
+fn idle_programs_make_no_system_call() {
+    assert_silent_for(Duration::from_secs(5));
+}
+
+#[test]
+#[ignore = "takes one minute"]
+fn idle_programs_make_no_system_call_for_a_minute() {
+    assert_silent_for(Duration::from_secs(60));
 }

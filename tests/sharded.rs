@@ -1,4 +1,5 @@
-//! The `sharded` example, one manager per core: a shared port, a common stop, summed counters.
+//! Tests of the `sharded` example, which runs one manager per core. The managers share a port, stop
+//! together, and their counters are summed.
 
 #[path = "support/examples.rs"]
 mod examples;

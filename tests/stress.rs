@@ -115,7 +115,7 @@ fn a_thousand_connections_receive_every_byte_of_fifty_requests() {
     assert_eq!((stats.bytes_dropped, stats.bytes_unsent, stats.stale_events), (0, 0, 0));
 }
 
-/// Counts what clients see at a pool with too few workers.
+/// Numbers of clients that were served and refused by a pool with too few workers.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcomes {
     served: u64,
@@ -341,8 +341,8 @@ fn connect_four<H: Handler>(
     clients
 }
 
-/// Closes two connections, one of them with a reset. Puts another connection, which no further turn
-/// serves. Returns the three open connections.
+/// Closes two connections, one of them with a reset. Then puts another connection by a handle. No
+/// turn runs after that, so the connection stays queued. Returns the three open connections.
 fn replace_two<H: Handler>(manager: &mut Manager<H>, clients: [TcpStream; 4]) -> [TcpStream; 3] {
     let [closed, unix, reset_by_peer, stays] = clients;
     drop(closed);

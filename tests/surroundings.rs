@@ -59,7 +59,7 @@ fn requests_sent_during_a_suspension_are_answered_after_it() {
     }
     let mut accepted_later = connect(addr);
     send(&mut accepted_later, "new here");
-    // The test has to wait for time to pass: twice the deadline.
+    // Let twice the deadline pass while the program is suspended.
     thread::sleep(2 * DEADLINE);
     program.signal("-CONT");
     for client in speakers {
@@ -296,8 +296,9 @@ fn a_full_stderr_blocks_only_the_log_line_of_the_stop() {
     assert!(stdout[0].starts_with("stopped: "), "{stdout:#?}");
 }
 
-/// `env_logger` blocks if its output is not read. So a reader is needed for the lines at the start,
-/// and with `--debug` for the lines about each connection.
+/// `env_logger` blocks while stderr is full. A program therefore needs a reader for the lines that
+/// it logs at the start. With `--debug`, it also needs a reader for the lines about each
+/// connection.
 #[test]
 fn a_stderr_that_is_full_from_the_start_blocks_the_program() {
     let mut pipe = Pipe::new();

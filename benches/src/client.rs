@@ -32,18 +32,18 @@ pub enum Target {
 pub enum Pace {
     /// Closed loop: each connection sends its next batch when its previous batch is answered.
     Closed,
-    /// Open loop: all connections together send this many requests per second. They keep to this
-    /// schedule even if the server falls behind. Latency is measured from the time at which a
-    /// request was due, so it includes the time for which the request waited to be sent.
+    /// Open loop: all connections together send this many requests per second. They keep this rate
+    /// even if the server is too slow for it. Latency is measured from the time at which a request
+    /// was due, so it includes the time for which the request waited to be sent.
     Open(f64),
 }
 
 /// The length of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
-    /// Measured time.
+    /// The measured time.
     Time(Duration),
-    /// Measured requests of all connections together.
+    /// The number of measured requests of all connections together.
     Requests(u64),
 }
 
@@ -108,7 +108,7 @@ pub struct Outcome {
     /// Requests without a reply on failed connections.
     pub missing: u64,
     /// Open loop: requests that were due but not sent when the run ended. `latency` includes the
-    /// time for which each of them had waited when the run ended.
+    /// time for which each of these requests waited until the end of the run.
     pub unsent: u64,
     /// Open loop: the maximum delay of the client behind its own schedule. `latency` includes this
     /// delay.

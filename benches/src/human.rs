@@ -1,4 +1,4 @@
-//! Formats numbers with three digits and a unit. Pure.
+//! Formats numbers with three digits and a unit.
 
 /// Formats nanoseconds, for example as `18.8 µs`.
 #[must_use]
@@ -12,7 +12,7 @@ pub fn time(nanos: f64) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// Formats any other number, for example as `52.1 k`. The caller may append a unit.
+/// Formats a number that is not a time, for example as `52.1 k`. The caller may append a unit.
 #[must_use]
 pub fn amount(value: f64) -> String {
     let (value, prefix) = match value {

@@ -1,5 +1,5 @@
-//! Plots as SVG text: small, without scripts or embedded fonts, readable on light and on dark
-//! pages. Pure.
+//! Plots as SVG text. The text is small and contains no scripts or fonts. The plots are readable on
+//! light and on dark pages. This module does no I/O.
 
 mod bars;
 mod latency;

@@ -8,20 +8,16 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use env_logger::Env;
 use lexopt::ValueExt;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::pipe;
 use socket2::{Domain, Protocol, Type};
-
-/// The longest wait of one turn. The programs check between two turns whether a signal has come.
-pub(crate) const TURN: Duration = Duration::from_millis(200);
 
 /// The listen backlog. With the 128 of the standard library, some clients of a large burst have to
 /// retry.
@@ -84,14 +80,12 @@ pub(crate) fn millis(parser: &mut lexopt::Parser, option: &str) -> Result<Durati
     number(parser, option).map(Duration::from_millis)
 }
 
-/// Returns a flag that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
-pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
+/// Returns a socket that receives a byte for each SIGINT or SIGTERM. `Manager::stop_on` takes it.
+pub(crate) fn signals() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGINT, write.try_clone()?)?;
+    pipe::register(SIGTERM, write)?;
+    Ok(read)
 }
 
 /// Binds a listener with a long backlog. If `addr` resolves to several addresses, the first that

@@ -139,8 +139,8 @@ pub(crate) fn a_turn_takes_a_batch() {
 }
 
 /// Two handles put sockets while there is one permit, and one of the handles requests a stop. Each
-/// socket has exactly one outcome: it is returned to the handle, served, or given up by the loop.
-/// At the end, all permits are free.
+/// socket has exactly one outcome: it is returned to the handle, served, or dropped by the loop. At
+/// the end, all permits are free.
 pub(crate) fn sockets_meet_a_stop() {
     let mut this = started();
     this.mailbox.permits.set_max(1);

@@ -35,8 +35,8 @@ pub(crate) mod sync {
     }
 }
 
-/// The wait of the backend and its waker. It behaves like an edge-triggered eventfd: a wake while
-/// no thread waits ends the next wait, and several wakes count as one.
+/// Replaces the wait of the backend and the waker. It behaves like an edge-triggered eventfd: a
+/// wake while no thread waits ends the next wait, and several wakes count as one.
 #[derive(Debug, Default)]
 pub(crate) struct Waker {
     woken: Mutex<bool>,

@@ -115,8 +115,8 @@ impl Peer {
 }
 
 /// Returns two numbers. The first is the number of connections that were served completely. The
-/// second is the number of connections without a complete header if the run reached the memory
-/// limit, and otherwise 0.
+/// second is 0 if the run did not reach the memory limit. If it did, the second is the number of
+/// connections without a complete header.
 fn run(seed: u64) -> (u64, u64) {
     let mut faults = Faults::swarm(seed);
     (faults.failed_starts, faults.failed_waits) = (0, 0);

@@ -11,7 +11,8 @@ use pool_manager::{Config, Conn, Framing, Manager, RateLimit};
 
 /// Number of requests that wait at any time. One turn does not deliver them all.
 const WAITING: usize = 1_000;
-/// Maximum time by which a request may be early or late: the resolution of the clock and a turn.
+/// Maximum time by which a request may be early or late, because of the resolution of the clock and
+/// the duration of a turn.
 const TOLERANCE: Duration = Duration::from_millis(3);
 
 fn limit(rng: &mut Rng) -> Option<RateLimit> {

@@ -1,6 +1,6 @@
-//! Strings of operations. Every short string runs in the simulated network. Random strings run
-//! there and on real sockets, and the results must be equal. Each symbol stands for one operation
-//! of a peer, of a handle, of the manager or of the clock.
+//! Strings of operations. Every short string runs in the simulated network. Random strings run both
+//! in the simulated network and on real sockets, and the results must be equal. Each symbol stands
+//! for one operation of a peer, of a handle, of the manager or of the clock.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +62,7 @@ pub(crate) trait Net {
     fn finish(peer: &Self::Peer);
     fn reset(peer: Self::Peer);
     fn pass_time(&self, time: Duration);
-    /// Returns how long a turn waits for data that may be on its way.
+    /// Returns the maximum time for which a turn waits for data that may be on its way.
     fn turn_timeout(&self) -> Duration;
     /// Returns the errors of the loop, such as unread input that no event will report.
     fn failures(&self, _served: &[ConnId]) -> Vec<String> {
@@ -104,21 +104,21 @@ impl Net for Sim {
         for &id in served {
             let Some(snapshot) = self.snapshot(id) else { continue };
             if (snapshot.unread > 0 || snapshot.ended) && !snapshot.pending {
-                failures.push(format!("{id}: asleep over unread input"));
+                failures.push(format!("{id}: the loop sleeps although there is unread input"));
             }
         }
         failures
     }
 }
 
-/// Loopback sockets and the readiness of the operating system.
+/// The network of the operating system, with sockets over loopback.
 pub(crate) struct Loopback {
     listener: TcpListener,
     turn_timeout: Duration,
 }
 
 impl Loopback {
-    /// `turn_timeout` is the time that a turn waits for data that may be on its way.
+    /// `turn_timeout` is the maximum time for which a turn waits for data that may be on its way.
     pub(crate) fn new(turn_timeout: Duration) -> Self {
         Self { listener: TcpListener::bind("127.0.0.1:0").expect("a listener"), turn_timeout }
     }
@@ -214,7 +214,7 @@ struct StringRun<'a, N: Net> {
     manager: Manager<Recorder, N::Backend>,
     log: Log,
     clients: [Option<Client<N::Peer>>; 2],
-    /// All connections, in the order of their puts.
+    /// All connections, in the order in which they were put.
     ids: Vec<ConnId>,
     paused: BTreeSet<ConnId>,
     running: bool,
@@ -229,8 +229,9 @@ pub(crate) fn run<N: Net>(net: &N, framing: Framing, string: &[u8]) {
     run.settle();
 }
 
-/// Runs a string. Returns the observations of each connection, in the order of their puts. Observes
-/// once after each operation and once after the end.
+/// Runs a string. After each operation and after the end, the peers read, and a list is added to
+/// the result. The list has the observations of each connection, in the order in which the
+/// connections were put.
 pub(crate) fn observe<N: Net>(net: &N, framing: Framing, string: &[u8]) -> Vec<Vec<Seen>> {
     let mut run = StringRun::new(net, framing);
     let mut observed = Vec::new();
@@ -335,8 +336,8 @@ impl<N: Net> StringRun<'_, N> {
 
     fn put(&mut self, index: usize) {
         let (stream, socket) = self.net.pair();
-        // A permit is free, unless the pool has not noticed yet that an earlier connection of this
-        // client has ended.
+        // `put` fails if the pool has not noticed yet that an earlier connection of this client has
+        // ended.
         let Ok(id) = self.manager.put(socket) else { return };
         self.log.borrow_mut().entry(id).or_default();
         self.ids.push(id);
@@ -351,7 +352,8 @@ impl<N: Net> StringRun<'_, N> {
         }
     }
 
-    /// Runs turns until the loop has no work left, and checks that it has forgotten nothing.
+    /// Runs turns until the loop has no work left, and checks that the network finds no error of
+    /// the loop.
     fn turn_until_idle(&mut self) {
         let mut idle_turns = 0;
         while self.running && idle_turns < 2 {
@@ -365,7 +367,8 @@ impl<N: Net> StringRun<'_, N> {
         assert_eq!(self.net.failures(&served), [""; 0]);
     }
 
-    /// Reads the bytes that a peer has received, and how its connection ended.
+    /// Reads on the side of a peer. Records the bytes that it has received and the end of its
+    /// connection.
     fn read_peer(&mut self, index: usize) {
         let Some(client) = &mut self.clients[index] else { return };
         let Some(stream) = &mut client.stream else { return };
@@ -391,9 +394,9 @@ impl<N: Net> StringRun<'_, N> {
 
     fn stop(&mut self) {
         self.turn_until_idle();
-        // A stop would wait for paused connections.
+        // Resume paused connections, because a stop would wait for them.
         self.resume_all();
-        // A stop would wait for lingering connections, too.
+        // End lingering connections, because a stop would wait for them too.
         (0..2).for_each(|index| self.read_peer(index));
         for client in self.clients.iter_mut().flatten() {
             if self.log.borrow()[&client.id].closed.is_some() {

@@ -1,5 +1,5 @@
-//! Helpers for tests that run the example programs: build, start, read the output, signal and kill.
-//! Also a minimal client.
+//! Helpers for tests that run the example programs. They build and start a program, read its
+//! output, and send it signals. There is also a minimal client.
 
 // Each test binary uses only a part of this module.
 #![allow(dead_code)]

@@ -92,7 +92,7 @@ impl Record {
     }
 }
 
-/// A handler that records every callback and lets a closure reply.
+/// A handler that records every callback and calls a closure to reply.
 pub(crate) struct Recorder<F> {
     record: Record,
     reply: F,

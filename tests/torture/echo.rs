@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::examples::directory;
@@ -47,8 +47,7 @@ pub(crate) fn play(fault: Option<&Fault>) -> Run {
         let shared = Shared::new(Scenario::Tcp, temp.path("socket"), timeout, deadline);
         shared.with_state(|state| state.addr = Some(addr));
         lines.extend(visit(&shared).into_iter().map(|failure| format!("{PEER_FAILED}{failure}")));
-        // The program may already have exited.
-        let _ = Command::new("kill").arg(program.id().to_string()).stderr(Stdio::null()).status();
+        stop(&mut program);
     }
     lines.extend(stdout.map_while(Result::ok));
     let output = program.wait_with_output().expect("the program exits");
@@ -56,6 +55,26 @@ pub(crate) fn play(fault: Option<&Fault>) -> Run {
     await_end(&log);
     let (before, calls) = split_at(&log, |line| name(line) == "socket", |_| false);
     Run { code: output.status.code(), lines, left: left(&temp), before, calls }
+}
+
+/// Sends signals until the program exits. A fault in the call that writes or reads the byte of a
+/// signal delays the stop until the next signal.
+fn stop(program: &mut Child) {
+    let deadline = Instant::now() + TIMEOUT;
+    while Instant::now() < deadline {
+        // The program may already have exited.
+        let id = program.id().to_string();
+        let _ = Command::new("kill").arg(id).stderr(Stdio::null()).status();
+        let next = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < next {
+            if !matches!(program.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // The output then lacks the line about the stop.
+    let _ = program.kill();
 }
 
 fn visit(shared: &Shared) -> Vec<String> {

@@ -11,7 +11,7 @@ const fn call(name: &'static str, errors: &'static str) -> Call {
     Call { name, errors }
 }
 
-pub(crate) const CALLS: [Call; 29] = [
+pub(crate) const CALLS: [Call; 30] = [
     call("epoll_create1", "EINVAL EMFILE ENFILE ENOMEM"),
     call("epoll_ctl", "EBADF EEXIST EINVAL ELOOP ENOENT ENOMEM ENOSPC EPERM"),
     call("epoll_wait", "EBADF EFAULT EINTR EINVAL"),
@@ -32,6 +32,7 @@ pub(crate) const CALLS: [Call; 29] = [
     call("fcntl", "EACCES EAGAIN EBADF EBUSY EDEADLK EINTR EINVAL EMFILE ENOLCK EPERM"),
     call("close", "EBADF EDQUOT EINTR EIO ENOSPC"),
     call("socket", "EACCES EAFNOSUPPORT EINVAL EMFILE ENFILE ENOBUFS ENOMEM EPROTONOSUPPORT"),
+    call("socketpair", "EAFNOSUPPORT EFAULT EMFILE ENFILE EOPNOTSUPP EPROTONOSUPPORT"),
     call(
         "bind",
         "EACCES EADDRINUSE EADDRNOTAVAIL EBADF EFAULT EINVAL ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR ENOTSOCK EROFS",

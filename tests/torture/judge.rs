@@ -104,7 +104,7 @@ pub(crate) fn expect(holds: bool, what: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what.to_owned()) }
 }
 
-/// Returns whether no path is left, or whether the fault may have prevented its removal.
+/// Returns true if no path is left, or if the fault may have prevented the removal of a path.
 pub(crate) fn is_tidy(fault: &Fault, run: &Run) -> bool {
     run.left.is_empty() || ["unlink", "rmdir", "statx"].contains(&fault.call)
 }

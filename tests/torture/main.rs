@@ -45,8 +45,9 @@ enum Repeat {
     InARow(usize),
 }
 
-/// Faults that occur repeatedly in one run. In a scenario, none of them may make a peer or a call
-/// of the manager fail.
+/// Faults that occur repeatedly in one run. If the program under test is a scenario, none of these
+/// faults may make a peer or a call of the manager fail. [`echo::judge`] checks the runs of
+/// `reactor_echo` instead.
 const REPEATED: [(&str, &str, Repeat); 8] = [
     ("epoll_wait", "EINTR", Repeat::Alternating),
     ("epoll_wait", "EINTR", Repeat::InARow(50)),
@@ -179,10 +180,11 @@ fn faults_of(call: &Call, clean: &Run) -> Vec<Fault> {
     faults
 }
 
-/// Returns whether a fault may be injected into this call. There are three exceptions: the marks,
-/// the lines that `reactor_echo` prints to standard output for the test, and the `F_GETFD` check
-/// before a close. If that check fails, a standard library with debug assertions treats this as a
-/// bug.
+/// Returns whether a fault may be injected into this call. There are three exceptions. The first is
+/// a lookup of [`program::BEGIN`], which only marks a place in the log of strace. The second is a
+/// line that `reactor_echo` prints to standard output for the test. The third is the `F_GETFD`
+/// check before a close. If this check fails, a standard library with debug assertions treats the
+/// failure as a bug.
 fn is_injectable(line: &str) -> bool {
     !["F_GETFD", "write(1,", program::BEGIN].iter().any(|excluded| line.contains(excluded))
 }

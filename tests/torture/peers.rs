@@ -36,7 +36,8 @@ pub(crate) struct Peers<'a> {
     pub(crate) opened: Receiver<ConnId>,
 }
 
-/// One peer. Its first failure is stored and closes its stream.
+/// One peer. When an operation of the peer fails, the peer stores this failure and closes its
+/// stream.
 pub(crate) struct Peer<'a> {
     shared: &'a Shared,
     name: &'static str,
@@ -145,8 +146,8 @@ impl Peers<'_> {
         failures
     }
 
-    /// Puts one more connection, and applies each command of a handle to it. `opened` reports its
-    /// id.
+    /// Puts one more connection by the handle. Then sends to it, pauses it, resumes it and closes
+    /// it by commands. The channel `opened` reports the id of the connection.
     fn command(&self, mut other: Peer<'_>) -> Option<String> {
         self.opened.try_iter().for_each(drop);
         let (client, ours) = pair();

@@ -23,8 +23,8 @@ use crate::peers::Peers;
 use crate::shared::{PutRequest, Scenario, Shared};
 use crate::support::{descriptors, logged, remember_log};
 
-/// Marks in the log of strace. The program looks up these files, which do not exist, before and
-/// after the part that is examined.
+/// The paths of two files that do not exist. The program looks them up, one before and one after
+/// the part of the run that is examined. The lookups mark these places in the log of strace.
 pub(crate) const BEGIN: &str = "/torture/begin";
 pub(crate) const END: &str = "/torture/end";
 

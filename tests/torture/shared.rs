@@ -51,7 +51,7 @@ impl Scenario {
 pub(crate) enum PutRequest {
     /// Calls [`pool_manager::Manager::put`].
     Put(Socket),
-    /// Puts by a handle. The handle then wakes a loop that is not waiting.
+    /// Puts the socket by a handle. The loop is not waiting when the handle wakes it.
     PutByHandle(Socket),
 }
 

@@ -48,9 +48,9 @@ pub(crate) struct Run {
     pub(crate) lines: Vec<String>,
     /// The files that the program left in its directory.
     pub(crate) left: Vec<String>,
-    /// For each call, how often it was made before the first mark.
+    /// For each call, the number of times it was made before the lookup of [`program::BEGIN`].
     pub(crate) before: HashMap<String, usize>,
-    /// The calls between the marks.
+    /// The calls between the lookups of [`program::BEGIN`] and [`program::END`].
     pub(crate) calls: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
-//! One connection of the client: a stream of requests and of their replies. It stores no bytes, but
-//! two positions in the bytes of all its requests. It computes the bytes to send and the expected
-//! bytes from these positions.
+//! One connection of the client: a stream of requests and of their replies. It stores no bytes. It
+//! stores two positions in the bytes of all its requests. It computes the bytes to send and the
+//! expected bytes from these positions.
 
 use std::io;
 

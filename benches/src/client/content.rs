@@ -1,8 +1,8 @@
-//! Content of the requests. Pure: uses no sockets.
+//! Content of the requests. This module uses no sockets.
 //!
 //! A request consists of a stamp, characters of a pseudo-random table, and a newline. The stamp is
-//! unique in the run. The offset in the table depends on the stamp. The newline at the end is the
-//! only one. A reply to another request, a repeated reply, a shifted reply and a reply with a wrong
+//! unique in the run. The offset in the table depends on the stamp. A request contains no other
+//! newline. A reply to another request, a repeated reply, a shifted reply and a reply with a wrong
 //! byte therefore differ from the expected bytes. If requests are shorter than the stamp, such
 //! replies differ only with high probability.
 

@@ -142,7 +142,8 @@ impl<'a> Engine<'a> {
         let arrived = schedule.arrivals(now);
         self.late = self.late.max(now.saturating_sub(self.wake));
         self.wake = Nanos::MAX;
-        // Visits each connection at most once: `send_due` takes all requests that are due for it.
+        // Visits each connection at most once, because `send_due` takes all requests that are due
+        // for it.
         for k in arrived.take(self.connections.len()) {
             self.change((k % self.connections.len() as u64) as usize, Self::send_due)?;
         }
@@ -317,8 +318,8 @@ impl<'a> Engine<'a> {
     /// Closes a failed connection and counts the failure.
     ///
     /// # Errors
-    /// Returns an error if the run cannot continue: the fault came before any reply, or the process
-    /// has run out of file descriptors.
+    /// Returns an error if the run cannot continue. This is the case if the fault came before any
+    /// reply, or if the process has run out of file descriptors.
     fn fail(&mut self, i: usize, fault: Fault) -> io::Result<()> {
         let connection = &mut self.connections[i];
         // After the run, servers may close in any way.
@@ -394,7 +395,8 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Returns true for errors that no longer occur once ports have left `TIME_WAIT`.
+/// Returns true for errors that can mean that all ports are in `TIME_WAIT`. The errors no longer
+/// occur after some ports have left this state.
 fn is_out_of_ports(error: &io::Error) -> bool {
     [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable].contains(&error.kind())
 }

@@ -1,4 +1,4 @@
-//! Schedule: computes when requests are due. Pure: uses no sockets and reads no clock.
+//! Schedule: computes when requests are due. This module uses no sockets and reads no clock.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -63,7 +63,8 @@ impl Schedule {
         Self { kind: Kind::Open(open), depth, measured_from, until }
     }
 
-    /// Returns how many more requests a connection with `in_flight` requests may take.
+    /// Returns the number of requests that a connection may take while `in_flight` requests are in
+    /// flight.
     pub(super) fn free_slots(&self, in_flight: usize) -> usize {
         match &self.kind {
             Kind::Closed(_) if in_flight > 0 => 0,
@@ -90,9 +91,9 @@ impl Schedule {
         }
     }
 
-    /// Returns the numbers of the open-loop requests that became due since the last call. If all
-    /// requests were returned by earlier calls and the run has ended, it stops the sending:
-    /// [`Schedule::take`] then returns `None`.
+    /// Returns the numbers of the open-loop requests that became due since the last call. If
+    /// earlier calls have returned all requests and the run has ended, this call also stops the
+    /// sending: [`Schedule::take`] returns `None` from then on.
     pub(super) fn arrivals(&mut self, now: Nanos) -> Range<u64> {
         let Kind::Open(open) = &mut self.kind else { return 0..0 };
         open.stopped |= open.next == open.total && now >= self.until;
@@ -179,7 +180,7 @@ mod tests {
         let load = load(Pace::Open(1_000.0), Length::Requests(10));
         let mut schedule = Schedule::new(&load, 5 * MILLI);
         assert_eq!(schedule.take(1, 0, 6 * MILLI - 1), None);
-        // Request 1 is the first of connection 1, request 4 the second, 7 the third.
+        // Requests 1, 4 and 7 are the first three requests of connection 1.
         let late = 60 * MILLI;
         assert_eq!(schedule.take(1, 0, late), Some(6 * MILLI));
         assert_eq!(schedule.take(1, 1, late), Some(9 * MILLI));

@@ -1,4 +1,4 @@
-//! Sources: source addresses for connections over loopback. Pure: uses no sockets.
+//! Sources: source addresses for connections over loopback. This module uses no sockets.
 //!
 //! The side that closes first keeps its pair of addresses for a minute (`TIME_WAIT`). If the system
 //! chooses the source, a client that opens and closes connections runs out of ports within seconds.

@@ -23,7 +23,7 @@ impl Stream {
     ///
     /// # Errors
     /// Returns `WouldBlock` if the backlog of a Unix listener is full, and `AddrInUse` if all ports
-    /// that it tried are in `TIME_WAIT`. In both cases the caller may retry later.
+    /// that were tried are in `TIME_WAIT`. In both cases the caller may retry later.
     pub(super) fn connect(target: &Target, sources: &mut Sources) -> io::Result<Self> {
         match target {
             Target::Tcp(addr) => tcp(*addr, sources).map(Self::Tcp),

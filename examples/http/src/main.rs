@@ -10,7 +10,7 @@
 //! incomplete. A client that sends it waits a moment and then sends the body (RFC 9110, section
 //! 10.1.1), or gets 413 at once if the body is too long.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind_with` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind_with` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 #[path = "../../common/mod.rs"]
@@ -19,10 +19,9 @@ mod message;
 mod service;
 
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Result, TURN, bind_with, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind_with, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Framing, Manager, Overload};
 
@@ -41,7 +40,7 @@ Usage: http [OPTIONS]
   --debug                    log every connection
   --help                     print this text
 
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// Kernel send buffer of a connection. By default it grows to 4 MiB for a peer that does not read,
 /// and 1,000 such peers could use up the kernel's memory for sockets.
@@ -101,7 +100,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
 }
 
 fn serve(options: Options) -> Result<()> {
-    let stop = stop_flag()?;
+    let signals = signals()?;
     let debug = options.config.debug;
     let max = options.config.max_request;
     let config = options
@@ -109,20 +108,18 @@ fn serve(options: Options) -> Result<()> {
         .framing(Framing::custom(move |held| message::frame(held, max)))
         // The reply to `/echo` or `/size/N` is written in one callback, so it must fit.
         .write_limit(max.max(service::SIZE_MAX) + HEAD_MAX);
-    let service = service::Service::new(max, stop.clone());
+    let service = service::Service::new(max);
     // An invalid configuration comes from the arguments.
     let mut manager = Manager::with_handler(config, service).map_err(usage)?;
     // Accepted connections inherit the size of the send buffer.
     let listener = bind_with(&options.listen, |socket| socket.set_send_buffer_size(SEND_BUFFER))?;
     let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
+    manager.stop_on(signals)?;
     manager.start()?;
     manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: curl -i http://{addr}/"));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

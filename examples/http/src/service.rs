@@ -1,11 +1,9 @@
 //! The handler: routes requests and writes replies. The module `message` finds the requests.
 
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pool_manager::{Cause, Conn, Handler};
+use pool_manager::{Cause, Commands, Conn, Handler};
 
 use crate::message::{
     self, BAD_REQUEST, Body, CONTENT_TOO_LARGE, FIELDS_TOO_LARGE, METHOD_NOT_ALLOWED, NOT_FOUND,
@@ -30,8 +28,8 @@ pub(crate) struct Service {
     filler: Vec<u8>,
     /// Maximum size of a request in bytes.
     max: usize,
-    /// Set when the program stops. Replies then close the connection.
-    stop: Arc<AtomicBool>,
+    /// The manager stops. Replies then close the connection.
+    stopping: bool,
 }
 
 /// The current time as an HTTP date, formatted once per second.
@@ -83,12 +81,16 @@ impl Handler for Service {
         };
         self.refuse(conn, status)
     }
+
+    fn stopping(&mut self, _: &mut Commands) {
+        self.stopping = true;
+    }
 }
 
 impl Service {
-    pub(crate) fn new(max: usize, stop: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         let date = Date { second: 0, text: String::new() };
-        Self { date, filler: vec![b'x'; SIZE_MAX], max, stop }
+        Self { date, filler: vec![b'x'; SIZE_MAX], max, stopping: false }
     }
 
     fn answer(&mut self, conn: &mut Conn<'_>, request: &Request<'_>) -> io::Result<()> {
@@ -171,7 +173,7 @@ impl Service {
         kind: &'a str,
         length: usize,
     ) -> Head<'a> {
-        let keep_alive = request.keep_alive && !self.stop.load(Ordering::Relaxed);
+        let keep_alive = request.keep_alive && !self.stopping;
         Head { status, length, kind, minor: request.minor, keep_alive, allow: None }
     }
 

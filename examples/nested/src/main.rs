@@ -5,7 +5,7 @@
 //! Uses `main`, `say`, `log_from`, `millis`, `bind` and `usage` of `examples/common`: start,
 //! output, options and the listener.
 
-// tokio and calloop have their own signal handling, so `stop_flag` is not used.
+// tokio and calloop have their own signal handling, so `signals` is not used.
 #[allow(dead_code)]
 #[path = "../../common/mod.rs"]
 mod common;

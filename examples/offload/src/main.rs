@@ -10,7 +10,7 @@
 //! answered. This limits the lines in progress for each connection, keeps the connection open for
 //! the answers after the peer has shut down its sending side, and suspends the idle deadline.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 #[path = "../../common/mod.rs"]
@@ -21,10 +21,9 @@ mod threads;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{
     Cause, Closed, Commands, Config, Conn, ConnId, Frame, Framing, Handler, Manager,
@@ -44,7 +43,7 @@ Usage: offload [OPTIONS]
   --debug            log every connection
   --help             print this text
 
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// Maximum number of lines of one connection in progress.
 const LINES_MAX: usize = 64;
@@ -164,15 +163,12 @@ fn serve(options: Options) -> Result<()> {
     let listener = bind(&options.listen)?;
     let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag()?;
+    manager.stop_on(signals()?)?;
     manager.start()?;
     manager.listen_on(listener)?;
     let threads = Threads::start(options.threads, work, &manager.handle());
     say(format_args!("listening on {addr}; try: seq 1 20 | nc -N {} {}", addr.ip(), addr.port()));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     let stats = manager.stats();
     // This drops the handler and the sending half of the job queue, which ends the threads.
     drop(manager);

@@ -6,7 +6,7 @@
 //! Modules: `protocol` parses requests and writes replies, `commands` executes them, `store` holds
 //! the keys, this module parses the options and runs the manager.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 mod commands;
@@ -18,11 +18,10 @@ mod store;
 use std::io;
 use std::ops::Range;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use commands::{Args, Client, Context};
-use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Cause, Config, Conn, Framing, Handler, Manager, Overload};
 use protocol::{ProtocolError, Reply};
@@ -44,7 +43,7 @@ Usage: resp [OPTIONS]
 
 Commands: PING ECHO GET SET [EX|PX|NX|XX] MGET MSET INCR DEL EXISTS EXPIRE TTL PTTL DBSIZE FLUSHALL
 SELECT CLIENT COMMAND CONFIG QUIT. A request may have 16384 arguments.
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 struct Options {
     listen: String,
@@ -154,14 +153,11 @@ fn serve(options: Options) -> Result<()> {
     // Accepted connections inherit TCP_NODELAY, so that the kernel sends small replies at once.
     socket2::SockRef::from(&listener).set_tcp_nodelay(true)?;
     log_from("info");
-    let stop = stop_flag()?;
+    manager.stop_on(signals()?)?;
     manager.start()?;
     manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: redis-cli -h {} -p {}", addr.ip(), addr.port()));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -6,7 +6,7 @@
 //!
 //! Modules: `transport` is the TLS session over a socket, `config` builds the rustls configuration.
 //!
-//! Uses `main`, `say`, `log_from`, `number`, `millis`, `stop_flag`, `bind` and `usage` of
+//! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
 
 #[path = "../../common/mod.rs"]
@@ -17,10 +17,9 @@ mod transport;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Result, TURN, bind, log_from, millis, number, say, stop_flag, usage};
+use common::{Result, bind, log_from, millis, number, say, signals, usage};
 use lexopt::{Arg, ValueExt};
 use pool_manager::{Config, Conn, Framing, Handler, Manager, Overload, Socket};
 use rustls::ServerConfig;
@@ -46,7 +45,7 @@ Usage: tls_echo --cert FILE --key FILE [OPTIONS]
 
 A peer that ends its stream with close_notify gets a close_notify back. A stream that ends without
 it is truncated; --debug logs it as `unexpected end of file`.
-SIGINT or SIGTERM stops gracefully; a second one ends the program at once.";
+SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 struct Options {
     listen: String,
@@ -151,14 +150,11 @@ fn serve(options: Options) -> Result<()> {
     let listener = bind(&listen)?;
     let addr = listener.local_addr()?;
     log_from(if debug { "debug" } else { "info" });
-    let stop = stop_flag()?;
+    manager.stop_on(signals()?)?;
     manager.start()?;
     manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: openssl s_client -quiet -connect {addr}"));
-    while !stop.load(Ordering::Relaxed) {
-        manager.turn(Some(TURN))?;
-    }
-    let report = manager.stop()?;
+    let report = manager.run()?;
     say(format_args!("stopped: {report}; {}", manager.stats()));
     Ok(())
 }

@@ -127,8 +127,8 @@ impl World {
         self.check_no_spin(asleep, turn);
     }
 
-    /// Checks that each socket that was accepted or put is accounted for. It is a connection, is
-    /// queued, failed, or was refused.
+    /// Checks that each socket that was accepted or put is accounted for. Each of these sockets is
+    /// a connection, is queued, has failed, or was refused.
     pub(super) fn check_refusals(&mut self, stats: &Stats) {
         let model = self.harness.model.borrow();
         let refused = stats.busy - model.busy;

@@ -91,8 +91,9 @@ impl Handler for RandomHandler {
         let actions_enabled = self.harness.model.borrow().actions_enabled;
         let more =
             vec![b'b'; if actions_enabled && rng.permille(200) { 1 + rng.below(200) } else { 0 }];
-        // Without more bytes, most calls do nothing else. With more bytes, every call performs an
-        // action, so that more of these calls panic. A panic must discard the bytes.
+        // If the call writes no bytes here, it rarely performs an action. If it writes bytes, it
+        // always performs an action, so that more of these calls panic. A panic must discard the
+        // bytes.
         let one_in = if more.is_empty() { 60 } else { 12 };
         or_panic(self.act(conn, &more, "a panic in blocked", one_in))
     }

@@ -38,7 +38,7 @@ const IDLE_TURNS: u32 = 64;
 pub(crate) struct Harness {
     sim: Sim,
     model: RefCell<Model>,
-    /// Peer ends of the sockets that callbacks put.
+    /// The peers' ends of the connections whose sockets callbacks have put.
     new_streams: RefCell<Vec<Stream>>,
     /// Hosts that have not accepted a connection yet, each with the key of the connect request.
     pending_hosts: RefCell<Vec<(u64, Host)>>,
@@ -213,7 +213,8 @@ struct World {
     refused: u64,
     /// Number of connections that `max_per_peer` refused.
     refused_per_peer: u64,
-    /// Number of connections that stops have reset in the queues of listeners.
+    /// Number of connections that were reset by a stop while they waited in the queue of a
+    /// listener.
     turned_away: u64,
     /// When the wait of the last turn ended.
     last_wait_ended: Duration,

@@ -61,15 +61,15 @@ pub(crate) struct ConnRecord {
     /// The model does not know the order of two commands, so the connection may or may not be
     /// paused.
     pause_uncertain: bool,
-    /// Number of turns in which an opposite command sets `pause_uncertain`.
+    /// Number of turns in which a command opposite to the last one sets `pause_uncertain`.
     uncertain_turns: u8,
     /// The idle deadline of this connection, or zero.
     pub(crate) own_deadline: Duration,
-    /// Earliest and latest time that the pool may take for the time of the last activity.
+    /// Earliest and latest time that the pool may have recorded as the time of the last activity.
     moved: (Duration, Duration),
     /// Time of the last activity in the simulated network, as of the last turn.
     seen_moved: Duration,
-    /// Time of the last callback, and the earliest time that the pool may take for it.
+    /// Time of the last callback, and the earliest time that the pool may have recorded for it.
     last_callback: (Duration, Duration),
     called_in_turn: bool,
     /// Latest time from which `request_deadline` may count. It is set while the connection holds
@@ -86,9 +86,11 @@ pub(crate) struct ConnRecord {
     allowed_reasons: Vec<CloseReason>,
     /// A callback of this connection paused it, and no resume has been requested since.
     paused_by_callback: bool,
-    /// Earliest and latest time that the pool may take for the time of its opening.
+    /// Earliest and latest time that the pool may have recorded as the time at which the connection
+    /// was opened.
     opened: (Duration, Duration),
-    /// End of the last turn after which it held no part of a request and had nothing unsent.
+    /// End of the last turn after which the connection held no part of a request and had no unsent
+    /// bytes.
     quiet: Duration,
     /// Number of callbacks in this turn.
     callbacks: u32,
@@ -99,7 +101,7 @@ pub(crate) struct ConnRecord {
     was_full: bool,
     /// Bytes were read or written in the last turn.
     progressed: bool,
-    /// It came through a listener.
+    /// The connection came through a listener.
     from_listener: bool,
     /// Times at which the last requests were delivered.
     requests: VecDeque<Duration>,
@@ -108,18 +110,18 @@ pub(crate) struct ConnRecord {
     /// The address of the client, and whether the connection counts towards `max_per_peer`.
     peer_addr: Option<IpAddr>,
     counts_for_peer: bool,
-    /// `Handler::wrap` was called for it.
+    /// `Handler::wrap` was called for the connection.
     wrapped: bool,
-    /// The pool has begun to connect it, and this has not succeeded yet.
+    /// The pool has begun the connect, and the connection is not established yet.
     connecting: bool,
-    /// Whether it was opened after a stop was requested, and whether it was certainly opened inside
-    /// `Manager::stop`.
+    /// Whether the connection was opened after a stop was requested, and whether it was certainly
+    /// opened inside `Manager::stop`.
     opened_in_stop: (bool, bool),
-    /// Number of turns in a row in which it had work and was not served.
+    /// Number of turns in a row in which the connection was ready and was not served.
     unserved_turns: u32,
     seen: (u64, u64),
     pub(crate) end: Option<(Closed, Duration)>,
-    /// It got its last body.
+    /// The last body of the connection was delivered.
     got_last_body: bool,
     /// The peer has shut down its write side.
     pub(crate) write_closed: bool,
@@ -134,7 +136,7 @@ pub(crate) struct TurnRecord {
     pub(crate) began: Duration,
     pub(crate) ended: Duration,
     /// When the wait of the previous turn ended, and when the wait of this turn began. The pool may
-    /// count activity of the previous turn from a time as late as the second one.
+    /// record the second time as the time of activity in the previous turn.
     pub(crate) before: (Duration, Duration),
     /// The loop has no work left.
     pub(crate) asleep: bool,
@@ -156,8 +158,9 @@ pub(crate) struct Model {
     sizes: BTreeSet<usize>,
     /// The longest request that any configuration so far allows.
     longest: usize,
-    /// Maximum number of bytes that may be held after this turn. It is the number before the turn,
-    /// or the largest limit that may have been in effect if that is larger.
+    /// Maximum number of bytes that may be held after this turn. It is the larger of two numbers:
+    /// the number of bytes held before the turn, and the largest limit that may have been in
+    /// effect.
     memory: u64,
     /// The largest `write_limit` so far.
     max_unsent: usize,
@@ -178,7 +181,7 @@ pub(crate) struct Model {
     /// Total duration of slow callbacks.
     pub(crate) slept: Duration,
     pub(crate) stopping: bool,
-    /// Until this time a stop waits for replies to be sent.
+    /// Time until which a stop waits for replies to be sent.
     pub(crate) drain_until: Duration,
     pub(crate) actions_enabled: bool,
     pub(crate) trace: bool,
@@ -266,8 +269,8 @@ impl Model {
         self.records.get_mut(self.numbers.get(&id)?)
     }
 
-    /// Records a requested configuration and returns it, with the framing and the rate limit that
-    /// are in effect.
+    /// Replaces the framing and the rate limit of a requested configuration by those in effect.
+    /// Records the configuration and returns it.
     pub(crate) fn config_requested(&mut self, config: Config) -> Config {
         let (framing, rate) = (self.configs[0].framing.clone(), self.configs[0].rate_limit);
         let config = config.framing(framing).rate_limit(rate);
@@ -361,8 +364,8 @@ impl Model {
         self.configs.iter().map(max).max().unwrap_or(u64::MAX)
     }
 
-    /// Records that a connection is resumed in every turn. The order of these commands and others
-    /// is not known.
+    /// Records that queued commands may resume the connection. The order of these commands and
+    /// others is not known.
     pub(crate) fn mark_resumed(&mut self, id: ConnId) {
         if let Some(record) = self.record(id) {
             record.pause_uncertain = true;

@@ -61,7 +61,7 @@ pub(crate) fn complete(framing: &Framing, held: &[u8]) -> bool {
     frame(framing, held).is_some()
 }
 
-/// Returns how many of the `held` bytes this body used, or why the body is wrong.
+/// Returns the number of `held` bytes that this body used. The error says why the body is wrong.
 pub(crate) fn taken(
     framing: &Framing,
     cause: Cause,

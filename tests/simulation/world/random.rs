@@ -65,8 +65,8 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
 }
 
 /// Returns by how much `max_request` exceeds the buffer size, and by how much `memory_limit`
-/// exceeds the longest request. 0 means that there is no such limit. The caller passes a separate
-/// generator for this, too.
+/// exceeds the longest request. 0 means that there is no such limit. `rng` is a separate generator,
+/// so that recorded failing seeds still take the same steps.
 fn request_limits(rng: &mut Rng) -> (usize, usize) {
     (rng.below(2) * (1 + rng.below(2_000)), rng.below(2) * (1 + rng.below(1_000)))
 }

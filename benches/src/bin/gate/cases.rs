@@ -68,8 +68,8 @@ const ECHO_64: Case = Case {
 pub(crate) static CASES: [Case; 8] = [
     ECHO,
     ECHO_64,
-    // As echo-64, but with 10,000 open connections. In the first case, 64 of them send in each
-    // round; in the second case, all of them.
+    // As echo-64, but with 10,000 open connections. In the first case, 64 connections send in each
+    // round. In the second case, all connections send in each round.
     Case { name: "echo-64-of-10000", live: 10_000, ..ECHO_64 },
     Case { name: "echo-10000", live: 10_000, active: 10_000, rounds: 3, ..ECHO_64 },
     Case { name: "line-1", kind: Kind::Lines, bars: Bars { calls: Some(3.0), ..WARM }, ..ECHO },

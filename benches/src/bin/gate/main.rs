@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The exit code is 1 if the instructions of a case are more than 3 % above the committed figure,
-//! or if its allocations or system calls are above the committed figure at all. It is also 1 if a
-//! figure exceeds the `bar` of its case, which is a fixed limit. Needs valgrind and strace.
+//! or if its allocations or system calls exceed the committed figure by any amount. It is also 1 if
+//! a figure exceeds the `bar` of its case, which is a fixed limit. Needs valgrind and strace.
 //!
 //! The figures depend on the versions of the compiler, libc and valgrind, which the file records.
 //! With other versions, the gate prints a note and compares with the same figures. If it then fails

@@ -131,8 +131,8 @@ fn turn_until(
     Ok(())
 }
 
-/// As [`turn_until`], under a separate name: callgrind counts instructions while this function
-/// runs.
+/// As [`turn_until`], but under a separate name, because callgrind counts instructions only while
+/// this function runs.
 #[inline(never)]
 fn measured_turns(
     server: &mut Server,

@@ -1,4 +1,4 @@
-//! The report of a run as text. Pure.
+//! Formats the report of a run as text.
 
 use std::fmt::Write;
 use std::io;

@@ -9,13 +9,13 @@ use crate::table::whole;
 /// Bytes per request, including its newline.
 pub(crate) const SIZE: usize = 64;
 
-/// The read deadline of all servers that have one: the default of pool-manager.
+/// The read deadline of all servers that have one. It is the default of pool-manager.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
 
 /// The load on each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Requests on connections that stay open, `depth` at a time on each.
+    /// Requests on connections that stay open. Each connection sends `depth` requests at a time.
     Requests { mode: Mode, depth: usize },
     /// Connect, one echo, close, in a loop.
     Churn,
@@ -39,8 +39,8 @@ const fn lines(name: &'static str, connections: usize) -> Case {
     Case { name, connections, work: Work::Requests { mode: Mode::Lines, depth: 16 } }
 }
 
-/// The long cases come last. If they take longer than expected, they have fewer rounds, but all
-/// rounds of the other cases were measured before.
+/// The long cases come last. If they take longer than expected, only they have fewer rounds. By
+/// then, all rounds of the other cases have been measured.
 pub(crate) const CASES: [Case; 10] = [
     echo("echo-1", 1),
     echo("echo-64", 64),
@@ -131,8 +131,8 @@ impl Case {
 /// Descriptors that a process needs besides its connections.
 const SPARE: usize = 100;
 
-/// Removes cases that need more than `max` descriptors per process, and reduces the number of idle
-/// connections instead of removing that case. Returns a note for each change.
+/// Removes cases that need more than `max` descriptors per process, but keeps the idle case and
+/// reduces its number of connections. Returns a note for each change.
 pub(crate) fn fit(cases: &mut Vec<Case>, max: usize) -> Vec<String> {
     let max_connections = max.saturating_sub(SPARE);
     let mut notes = Vec::new();

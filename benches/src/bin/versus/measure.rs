@@ -82,7 +82,7 @@ impl Measurement {
             if round > 0 && Instant::now() > until {
                 break;
             }
-            // Each round begins with another server.
+            // Each round begins with a different server.
             for place in 0..rows.len() {
                 let row = &mut rows[(place + round) % Kind::ALL.len()];
                 if unable.contains(&row.kind) {
@@ -118,16 +118,18 @@ impl Drop for Measurement {
     }
 }
 
-/// Returns true if the failure of `kind` is acceptable: the system limits the number of threads.
+/// Returns true if `kind` is allowed to fail in this case. Only the threads server is, with 10,000
+/// connections or more, because the system limits the number of threads.
 fn may_be_unable(kind: Kind, case: &Case) -> bool {
     kind == Kind::Threads && case.connections >= 10_000
 }
 
 /// The reason why there is no sample.
 enum SampleError {
-    /// Failed before the measurement: the server may not support this number of connections.
+    /// The round failed before the measurement. The server possibly does not support this number of
+    /// connections.
     Unable(io::Error),
-    /// Failed during the measurement, or a reply was wrong.
+    /// The round failed during the measurement, or a reply was wrong.
     Wrong(io::Error),
 }
 

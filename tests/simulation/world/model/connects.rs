@@ -14,17 +14,19 @@ use super::{ConnRecord, Model, TurnRecord};
 pub(crate) struct ConnectRecord {
     pub(crate) host: Host,
     answer: Answer,
-    /// Its own deadline or zero, and the smallest and the largest deadline that it may have.
+    /// The deadline in the options of the connect, or zero if the configured deadline applies.
+    /// `deadline` has the smallest and the largest deadline that may be in effect.
     own_deadline: Duration,
     deadline: (Duration, Duration),
-    /// When it was requested, and the latest time at which it may have begun.
+    /// The time of the request. `begun` is the latest time at which the connect may have begun, or
+    /// None if it has not begun.
     requested_at: Duration,
     begun: Option<Duration>,
     /// Earliest time from which the age of the connection counts.
     since: Duration,
-    /// Latest time from which its deadline counts.
+    /// Latest time from which the deadline of the connect counts.
     latest: Duration,
-    /// Its id, if the manager itself began the connect.
+    /// The id of the connection. None if a handle or a callback requested the connect.
     id: Option<ConnId>,
     opened: bool,
     ended: bool,
@@ -44,7 +46,7 @@ impl ConnectRecord {
         }
     }
 
-    /// Returns the delay after which the host answers, if it does.
+    /// Returns the delay after which the host answers. None if it does not answer.
     fn after(&self) -> Option<Duration> {
         match self.answer {
             Answer::Accept(after) | Answer::Refuse(after) | Answer::Fail(after) => Some(after),
@@ -149,8 +151,9 @@ impl Model {
         }
     }
 
-    /// Records the connects that have begun since the last call. They count as put. A connect that
-    /// failed to begin is left out, because `connect_closed` counts it.
+    /// Records the connects that have begun since the last call. The model counts each of them as a
+    /// connection that was put. A connect that failed to begin is left out, because
+    /// `connect_closed` counts it.
     pub(super) fn note_connects(&mut self, sim: &Sim, failed_at_once: Option<u64>) {
         let (now, waited) = (sim.now(), sim.counters().waited);
         let mut begun = 0;
@@ -214,8 +217,8 @@ impl Model {
         }
     }
 
-    /// Records the end of a connection with a key. Returns false if it had been opened, since it is
-    /// then checked like any other connection.
+    /// Records the end of a connection with a key. Returns false if the connection had been opened.
+    /// The caller then checks its end like that of any other connection.
     pub(super) fn connect_closed(&mut self, end: &Closed, key: u64, sim: &Sim) -> bool {
         let Some(connect) = self.connects.get_mut(&key) else {
             self.fail(format!("{end:?}: it was never requested"));

@@ -25,8 +25,8 @@ pub(super) fn is_early(
     now: Duration,
     began: Duration,
 ) -> bool {
-    // The pool may count activity in a turn from the beginning of the turn. It may count activity
-    // in a slow call outside a turn from just before the end of the call.
+    // For activity in a turn, the pool may record the time at which the turn began. For activity in
+    // a slow call outside a turn, it may record a time just before the end of the call.
     let tick = Duration::from_millis(1);
     let moved_since = snapshot.moved > record.seen_moved;
     let moved =
@@ -112,7 +112,7 @@ impl ConnRecord {
         self.paused = pause;
     }
 
-    /// Ends a turn in which the connection was still connecting.
+    /// Updates the record at the end of a turn in which the connection was still connecting.
     pub(super) fn end_turn_connecting(&mut self) {
         self.uncertain_turns = self.uncertain_turns.saturating_sub(1);
         self.resume_turns = self.resume_turns.saturating_sub(1);
@@ -172,11 +172,11 @@ impl ConnRecord {
         )?;
         if turn.asleep && !blocked && !suspended {
             if (snapshot.unread > 0 || snapshot.ended) && !snapshot.pending {
-                return Err("asleep over unread input that no event will report".into());
+                return Err("the loop sleeps, but no event will report the unread input".into());
             }
             let sending = self.sends_total > 0 && snapshot.pending;
             if !sending && oracle::complete(&config.framing, &self.sent.make_contiguous()[..held]) {
-                return Err("asleep over a complete frame".into());
+                return Err("the loop sleeps although a complete frame is held".into());
             }
         }
         let quiet = held == 0 && snapshot.sent == self.replied && self.sends_total == 0;
@@ -192,7 +192,7 @@ impl ConnRecord {
             return Err("idle, but still open during a stop".into());
         }
         if turn.asleep && blocked && snapshot.room > 0 && !snapshot.pending {
-            return Err("asleep over a reply although the peer has room".into());
+            return Err("the loop sleeps although the peer has space for the unsent reply".into());
         }
         let ready = snapshot.unread > 0 && !snapshot.pending && !blocked && !suspended;
         self.unserved_turns = if ready && !progress { self.unserved_turns + 1 } else { 0 };
@@ -226,18 +226,20 @@ impl ConnRecord {
         }
         let in_turn = |time: Duration| time >= turn.began;
         // The pool counts in milliseconds, rounded up. If activity falls into the millisecond in
-        // which a slow turn begins, it may count from the end of the turn.
+        // which a slow turn begins, the pool may record the end of the turn as the time of this
+        // activity.
         let latest =
             |time: Duration| if ticks(time) >= ticks(turn.began) { turn.ended } else { time };
-        // Activity in a turn counts from just before the end of the turn at the earliest.
+        // For activity in a turn, the earliest time that the pool may record is just before the end
+        // of the turn.
         let tick = Duration::from_millis(1);
         let almost_ended = turn.ended.saturating_sub(tick).max(turn.began);
         let earliest = |time: Duration| if in_turn(time) { almost_ended } else { time };
         if std::mem::take(&mut self.called_in_turn) {
             self.last_callback.1 = earliest(self.last_callback.0);
             if held > 0 {
-                // The remaining bytes arrived with the request. They wait because of the pool, so
-                // the deadline counts from the callback.
+                // The remaining bytes arrived with the request. They wait for the pool, not for the
+                // peer, so the deadline counts from the callback.
                 self.moved.0 = self.moved.0.max(self.last_callback.1);
             }
         }

@@ -162,8 +162,8 @@ impl Model {
         }
     }
 
-    /// Records that a callback slept. Activity just before the sleep may count from the end of the
-    /// sleep.
+    /// Records that a callback slept. For activity just before the sleep, the pool may record the
+    /// end of the sleep as the time of this activity.
     pub(crate) fn slept(&mut self, from: Duration, time: Duration) {
         self.slept += time;
         let extend =
@@ -234,8 +234,8 @@ impl Model {
         self.note(&|| format!("{id}: resume requested"), 0, 5);
         if let Some(record) = self.record(id) {
             record.paused_by_callback = false;
-            // Deadlines that were certainly suspended start again, and not before now. If commands
-            // have sent bytes, the model does not know whether these bytes still wait.
+            // Deadlines that were certainly suspended start again now or later. If commands have
+            // sent bytes, the model does not know whether these bytes still wait.
             let has_unsent = record.had_unsent || record.sends_total > 0;
             if record.paused_turns > 1 && !has_unsent && !record.pause_uncertain {
                 record.moved.0 = record.moved.0.max(now);
@@ -287,8 +287,8 @@ impl Model {
         let whole = |&(value, count, got): &(u8, usize, usize)| {
             got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
         };
-        // The pool returns only bytes that were sent after the bytes that it wrote. If two sends
-        // are equal, the later one was therefore returned.
+        // The pool returns only sends that come after those that it has written to the socket. If
+        // two sends are equal, it therefore returned the later one.
         match sends.iter().rposition(whole) {
             Some(index) => drop(sends.remove(index)),
             None => self.fail(format!("{id}: returned, but not sent: {bytes:?}")),
@@ -348,8 +348,8 @@ impl Model {
         }
     }
 
-    /// Checks that a peer that saw an end of file or a reset received all bytes that the pool
-    /// guarantees.
+    /// Checks a peer that saw an end of file or a reset. It must have received all bytes that the
+    /// pool guarantees to deliver.
     pub(crate) fn peer_saw_end(
         &mut self,
         number: usize,

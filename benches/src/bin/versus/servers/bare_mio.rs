@@ -67,7 +67,8 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 /// Echoes the available bytes. Returns false if the caller must close the connection. A short read
-/// means that the socket is empty, so it ends the loop, unless the peer has closed its side.
+/// means that the socket is empty, so it ends the loop. If the peer has closed its side, a short
+/// read does not end the loop.
 fn echo(socket: &mut TcpStream, buffer: &mut [u8], event: &Event) -> bool {
     loop {
         match socket.read(buffer) {

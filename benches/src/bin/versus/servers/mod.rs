@@ -22,7 +22,7 @@ use crate::named::Named;
 /// refused.
 const BACKLOG: i32 = 4096;
 
-/// Maximum bytes per read and per line: the default of pool-manager, used for all servers.
+/// Maximum bytes per read and per line. It is the default of pool-manager, and all servers use it.
 const BUFFER: usize = 5120;
 
 /// The implementation of a server.

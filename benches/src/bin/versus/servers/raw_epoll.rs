@@ -71,7 +71,8 @@ fn accept_all(
 }
 
 /// Echoes the available bytes. Returns false if the caller must close the connection. A short read
-/// means that the socket is empty, so it ends the loop, unless the peer has closed its side.
+/// means that the socket is empty, so it ends the loop. If the peer has closed its side, a short
+/// read does not end the loop.
 fn echo(socket: &OwnedFd, buffer: &mut [u8], hung_up: bool) -> bool {
     loop {
         match read(socket, &mut *buffer) {

@@ -1,4 +1,4 @@
-//! tokio on one thread: one task per connection, a timeout around each wait for the peer.
+//! tokio on one thread: one task per connection, and a timeout around each wait for the peer.
 
 use std::future::poll_fn;
 use std::io;
