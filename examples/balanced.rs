@@ -1,6 +1,6 @@
 //! One of several server processes behind a load balancer. The process takes the clients' addresses
-//! from the balancer (PROXY protocol), reports to the balancer how many of its workers are free,
-//! and has the balancer send clients elsewhere before it stops.
+//! from the balancer (PROXY protocol). It reports to the balancer how many of its workers are free.
+//! Before the process stops, it tells the balancer to send new clients to other processes.
 //!
 //! `examples/haproxy/haproxy.cfg` is the balancer's configuration for two such processes.
 //!
@@ -114,7 +114,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
 }
 
 struct Balanced {
-    /// The counters as of the last turn.
+    /// The counters at the end of the last turn.
     stats: Stats,
     /// The program has received a signal.
     draining: bool,
@@ -156,7 +156,7 @@ impl Handler for Balanced {
         conn.write_all(b"\n")
     }
 
-    /// The thread that receives the signals notifies the manager of the first one.
+    /// The thread that receives the signals notifies the manager when the first signal arrives.
     fn notified(&mut self, _: &mut Commands) {
         self.draining = true;
     }
@@ -203,7 +203,8 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
 /// Waits for a signal, then reports "drain" for the given time, then begins the stop. A second
 /// signal ends the wait and completes the stop at once.
 ///
-/// New connections are served during the wait: the balancer may not have read the report yet.
+/// New connections are served during the wait, because the balancer may not have read the report
+/// yet.
 fn drain_and_stop(
     mut signals: UnixStream,
     mut stop: UnixStream,
@@ -216,8 +217,8 @@ fn drain_and_stop(
     signals.set_read_timeout(Some(drain.max(Duration::from_millis(1))))?;
     let second = signals.read_exact(&mut [0]);
     handle.stop()?;
-    // Returns when the manager has executed the command. A byte that arrives later completes the
-    // stop.
+    // This call returns after the manager has executed the command. A byte that arrives later
+    // completes the stop.
     let _ = handle.stats();
     if second.is_err() {
         signals.set_read_timeout(None)?;

@@ -3,11 +3,12 @@
 //! `cargo run --release --example chat`, then `nc 127.0.0.1 6264` in a few terminals.
 //!
 //! A line for 1,000 members needs 1,000 send commands, and the command queue is limited. The room
-//! therefore collects lines and sends them to each member in one batch at the end of a turn. Until
-//! all send commands of a batch have been queued, it collects lines for the next batch. If too many
-//! bytes are collected, a member that sends another line is paused until the next batch has taken
-//! them. A minimum time between batches lets members keep up with a fast sender. A member that
-//! reads too slowly exceeds `write_limit` and is closed; this does not affect the others.
+//! therefore collects lines and sends them to each member in one batch at the end of a turn. While
+//! send commands of a batch still have to be queued, the room collects lines for the next batch. If
+//! too many bytes are collected, a member that sends another line is paused. It is resumed when a
+//! later batch has taken enough of the collected lines. A minimum time between batches lets members
+//! keep up with a fast sender. The connection of a member that reads too slowly exceeds
+//! `write_limit` and is closed. This does not affect the other members.
 //!
 //! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind_with` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
@@ -44,9 +45,10 @@ const NAME_MAX: usize = 32;
 const BATCH: usize = 64 << 10;
 /// Minimum time between two batches. A member must be able to read 640 KiB per second.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// With this many bytes collected, members that send a line are paused.
+/// If this many bytes are collected, a member that sends a line is paused.
 const COLLECTED_MAX: usize = 64 << 10;
-/// Maximum number of queued send commands, each with a copy of its batch. A turn executes 1,024.
+/// Maximum number of queued send commands. Each command holds a copy of the batch. A turn executes
+/// at most 1,024 commands.
 const SENDS_MAX: usize = 2048;
 /// Kernel send buffer of a member. By default it grows to 4 MiB for a member that does not read.
 const SEND_BUFFER: usize = 64 << 10;
@@ -61,7 +63,7 @@ struct Room {
     members: HashMap<String, ConnId>,
     /// Lines for the next batch.
     collected: Vec<u8>,
-    /// Members that sent a line while too much was collected.
+    /// Members that are paused because they sent a line while too many bytes were collected.
     paused: Vec<ConnId>,
     /// The current batch.
     batch: Vec<u8>,
@@ -120,7 +122,8 @@ impl Handler for Room {
         }
         while commands.queued() < SENDS_MAX {
             let Some(&id) = self.recipients.last() else { break };
-            // If the command queue is full, this continues at the end of the next turn.
+            // If the command queue is full, the room continues to queue commands at the end of the
+            // next turn.
             if commands.send(id, self.batch.as_slice()).is_err() {
                 return;
             }
@@ -240,7 +243,7 @@ fn serve(options: Options) -> Result<()> {
     manager.listen_on(listener)?;
     say(format_args!("listening on {addr}; try: nc {} {}", addr.ip(), addr.port()));
     let report = loop {
-        // A turn that waits longer delays the next batch.
+        // A turn must not wait longer, because that would delay the next batch.
         let timeout = manager.handler().time_to_batch();
         if let Some(report) = manager.turn(timeout)?.stopped {
             break report;

@@ -6,7 +6,7 @@
 //! A client is paused until its upstream connection is established, so nothing that it sends is
 //! lost or queued. If the connection fails, the client is closed. If one side takes bytes more
 //! slowly than they arrive, the other side is paused until all queued bytes have been sent. At most
-//! a few reads are queued for each side.
+//! the bytes of a few reads are queued for each side.
 //!
 //! When one side ends, the queued bytes are sent and the other side is closed. A connection that is
 //! open in one direction only is not supported: a client that shuts down its sending side before

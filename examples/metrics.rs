@@ -3,9 +3,10 @@
 //! `cargo run --release --example metrics`, then `curl http://127.0.0.1:6264/metrics`.
 //!
 //! Two managers share one thread. The second one answers scrapes. It has its own workers, framing
-//! and deadlines, so that it answers even while the service is full. Only one of them can wait for
-//! events, so the thread wakes every 20 ms and turns the other. Signals are not polled: the
-//! service's manager receives them.
+//! and deadlines, so that it answers even while the service is full. The thread can wait for the
+//! events of only one manager, which is the service's manager. It therefore wakes every 20 ms and
+//! runs turns of the other manager. A signal takes effect at once, because the service's manager
+//! receives it.
 //!
 //! This file is complete: it uses nothing of `examples/common`.
 
@@ -39,8 +40,8 @@ Usage: metrics [OPTIONS]
 A scrape waits at most 20 ms until it is served.
 SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
-/// The time between two turns of the scrapes' manager, each of which costs a system call. It is
-/// also the longest wait of one turn of the service.
+/// The time between two visits to the manager that answers scrapes. Each visit costs at least one
+/// system call. This time is also the longest wait of one turn of the service.
 const PERIOD: Duration = Duration::from_millis(20);
 /// The listen backlog; the standard library uses 128.
 const BACKLOG: i32 = 4096;
@@ -136,8 +137,8 @@ fn scrapes_config() -> Config {
     Config::new().framing(Framing::custom(head)).max_workers(16)
 }
 
-/// Turns the scrapes' manager until it has nothing to do, at most 8 times. A scrape takes one turn
-/// to be accepted and another to be answered.
+/// Runs turns of the manager that answers scrapes until it has nothing to do, but at most 8 turns.
+/// A scrape takes one turn to be accepted and another to be answered.
 fn serve_scrapes<H: Handler>(scrapes: &mut Manager<H>) -> Result<(), pool_manager::Error> {
     for _ in 0..8 {
         let turn = scrapes.turn(Some(Duration::ZERO))?;

@@ -156,7 +156,8 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     if let Some(path) = &options.unix {
         manager.listen_unix(path)?;
     }
-    // With `filled`, a body that is shorter than the buffer is complete at end of file.
+    // With `filled`, a body that is shorter than the buffer is complete if the peer has sent the
+    // end of file.
     let client = match manager.config().framing {
         Framing::Filled => "echo hello | nc -N",
         _ => "nc",
@@ -175,7 +176,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// As [`Manager::run`]; prints the counters at the given interval.
+/// Runs the manager as [`Manager::run`] does, and prints the counters at the given interval.
 fn run_with_stats<H: Handler>(
     manager: &mut Manager<H>,
     every: Duration,

@@ -1,5 +1,5 @@
-//! Echo service that can be replaced while it runs, without a refused connection: the process hands
-//! its listening socket over to a successor, which may be another version of the program.
+//! Echo service that can be replaced while it runs, without a refused connection. The process
+//! passes its listening socket to a successor, which may be another version of the program.
 //!
 //! `cargo run --release --example restart`, then `nc 127.0.0.1 6263`, and `kill -HUP PID` with the
 //! process ID that the program prints. Or let systemd hold the socket:
@@ -45,7 +45,7 @@ listens, the old one stops accepting, serves its connections until they end, and
 process fails, the old one continues. It notifies systemd when it is ready (Type=notify).
 SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
-/// How long a successor may take to start.
+/// Maximum time that a successor may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// While a successor starts, a thread checks at this interval whether it has ended.
 const START_CHECK: Duration = Duration::from_millis(20);
@@ -124,7 +124,7 @@ fn notify() -> io::Result<()> {
     UnixDatagram::unbound()?.send_to(b"READY=1", path).map(|_| ())
 }
 
-/// What threads report to the loop.
+/// An event that a thread reports to the loop.
 enum Event {
     /// SIGHUP has arrived.
     Hangup,
@@ -153,8 +153,8 @@ fn pass_on(mut hangups: UnixStream, notifier: Notifier) -> io::Result<()> {
 }
 
 /// Runs turns until a stop is complete. On SIGHUP, starts a successor. When the successor listens,
-/// stops accepting and serves the remaining connections until they have ended, at most for twice
-/// the idle deadline.
+/// this process stops accepting connections. It serves the remaining connections until they have
+/// ended, but at most for twice the idle deadline.
 fn run<H: Handler>(
     manager: &mut Manager<H>,
     events: &Receiver<Event>,
@@ -165,7 +165,8 @@ fn run<H: Handler>(
     loop {
         let left = replaced.map(|since| max.saturating_sub(since.elapsed()));
         if let Some(report) = manager.turn(left)?.stopped {
-            // The successor needs the socket to which it reports.
+            // Wait for the thread: the successor needs the socket to which it reports, and the
+            // thread holds this socket.
             let _ = starting.map(JoinHandle::join);
             return Ok(report);
         }
@@ -233,7 +234,7 @@ fn wait_until_ready(ready: &ReadySocket, mut successor: Child) -> Result<u32> {
 }
 
 /// Runs this program again and passes it the listener as systemd does (`sd_listen_fds(3)`). Returns
-/// the socket to which it reports.
+/// the socket to which the new process reports.
 fn spawn(listeners: &[ListenSocket]) -> Result<(ReadySocket, Child)> {
     let ready = ReadySocket::new()?;
     let [listener] = listeners else { return Err("there is not one listener".into()) };

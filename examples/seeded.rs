@@ -2,8 +2,9 @@
 //! handler.
 //!
 //! The service keeps a counter for each connection: `add N` adds to it and replies with the sum.
-//! The test plays the peers: they cut their requests anywhere, and some leave before they are
-//! answered. The seed determines the faults, and time is virtual, so a failed seed can be replayed.
+//! The test plays the peers. They split their requests at any byte. Some peers leave before they
+//! are answered. The seed determines the faults, and time is virtual, so a failed seed can be
+//! replayed.
 //!
 //! ```text
 //! cargo run --features sim --example seeded          # seeds 0 to 999

@@ -87,7 +87,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     Ok(Some(options))
 }
 
-/// What the main thread waits for.
+/// An event for which the main thread waits.
 enum Event {
     Signal,
     /// The thread of a shard has ended.
@@ -233,7 +233,7 @@ fn start(
     }
 }
 
-/// Binds a listener for each shard to one address. All listeners are bound before the first
+/// Binds a listener for each shard to one address. All listeners are bound before the first one
 /// accepts, so that the kernel distributes connections over all of them from the start.
 fn bind_all(addr: &str, shards: usize) -> Result<Vec<TcpListener>> {
     let mut addr = addr.to_owned();

@@ -33,7 +33,8 @@ A request is complete at 5120 bytes, at end of file or at the deadline. For an a
 the sending side after the request: echo hello | nc -N 127.0.0.1 6263
 SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
-/// The wait after a failed accept: the process may have run out of file descriptors.
+/// The wait after a failed accept. The program waits because the process may have run out of file
+/// descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The listen backlog; the standard library uses 128.
 const BACKLOG: i32 = 4096;

@@ -53,8 +53,8 @@ impl Buffers {
         self.low_water = self.warm.len();
     }
 
-    /// Returns the hot input buffer with its bytes, so that a worker can keep it. A warm or new
-    /// buffer becomes the hot one.
+    /// Returns the hot input buffer and the bytes in it, for a worker that will keep this buffer. A
+    /// warm or new buffer becomes the hot input buffer.
     pub(crate) fn take_input(&mut self) -> Buffer {
         let spare = self.take(self.buffer_size);
         let input = mem::replace(&mut self.input, spare);
@@ -77,9 +77,10 @@ impl Buffers {
     /// counts as kept by the worker.
     ///
     /// `own` is the input field of the worker. If the worker kept a buffer from an earlier visit,
-    /// that buffer is the hot one during this visit, and `own` holds the buffer that was hot
-    /// before. If not, `own` has no storage. Returns false, and changes nothing, if `memory_limit`
-    /// does not allow the growth.
+    /// the two buffers were swapped at the beginning of this visit: the kept buffer is now the hot
+    /// one, and `own` holds the buffer that was hot before. If the worker kept no buffer, `own` has
+    /// no storage until the first growth. If `memory_limit` does not allow the growth, returns
+    /// false and changes nothing.
     pub(crate) fn grow_input(&mut self, own: &mut Buffer, max: usize) -> bool {
         let capacity = self.input.capacity().saturating_mul(2).min(max);
         let before = if own.capacity() > 0 { self.input.capacity() } else { 0 };
@@ -156,8 +157,8 @@ impl Buffers {
         }
     }
 
-    /// Takes an empty output buffer from a worker. The buffer becomes the hot one if the hot one is
-    /// empty and smaller. If not, the buffer is freed.
+    /// Takes an empty output buffer from a worker. If the hot output buffer is empty and smaller,
+    /// the worker's buffer replaces it. If not, the worker's buffer is freed.
     pub(crate) fn recycle_output(&mut self, output: Output) {
         if self.output.is_empty() && output.capacity() > self.output.capacity() {
             self.output = output;

@@ -23,8 +23,8 @@ use crate::time::Tick;
 /// It has the methods of a [`Handle`](crate::Handle) except `stats`, `reject` and `notify`. The
 /// methods take no lock. Commands are executed in order, beginning with the next turn. A command
 /// for a connection that no longer exists is ignored and counted
-/// ([`Stats::stale_commands`](crate::Stats::stale_commands)). If it is a `send`, its bytes are
-/// passed to [`Handler::undelivered`](crate::Handler::undelivered).
+/// ([`Stats::stale_commands`](crate::Stats::stale_commands)). If the command is a `send`, the bytes
+/// to send are passed to [`Handler::undelivered`](crate::Handler::undelivered).
 ///
 /// ```
 /// use pool_manager::{Config, ConnId, Framing, Manager};
@@ -131,7 +131,7 @@ impl Commands {
     }
 
     /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
-    /// is still sent. Its deadlines are suspended, except while output is unsent.
+    /// is still sent. The deadlines of the connection are suspended, except while output is unsent.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -139,8 +139,8 @@ impl Commands {
         self.push(Command::Pause(id))
     }
 
-    /// Resumes a paused connection. Suspended deadlines are counted from the time at which it
-    /// resumes.
+    /// Resumes a paused connection. Suspended deadlines are counted from the time at which the
+    /// connection resumes.
     ///
     /// # Errors
     /// [`Error::QueueFull`].
@@ -203,8 +203,8 @@ impl Commands {
     }
 
     /// Moves commands of handles from the mailbox to the back of this queue, until this queue holds
-    /// `batch` commands. The rest stays in the mailbox, whose own queue has a maximum length.
-    /// Returns whether a handle has called `notify` since the last collection.
+    /// `batch` commands. The other commands stay in the mailbox. The queue of the mailbox has its
+    /// own maximum length. Returns whether a handle has called `notify` since the last collection.
     pub(crate) fn collect(&mut self, batch: usize) -> bool {
         let room = batch.saturating_sub(self.waiting.0.len());
         self.mailbox.is_pending() && self.mailbox.take(&mut self.waiting.0, room)

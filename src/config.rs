@@ -59,10 +59,10 @@ pub struct Config {
     /// Maximum size of a request in bytes, including its delimiter or length prefix. Default: 0,
     /// which means `buffer_size`. Any other value must be at least `buffer_size`. Maximum: 1 GiB.
     ///
-    /// If a request does not fit in `buffer_size`, its buffer doubles each time it is full. A
-    /// prefix that announces a long body does not allocate memory. The buffer is freed after the
-    /// request is delivered. The whole request has to arrive within `request_deadline`. If a
-    /// request is longer than `max_request`, the bytes held so far are delivered with
+    /// If a request does not fit in `buffer_size`, its buffer doubles in size each time the buffer
+    /// is full. A prefix that announces a long body does not allocate memory. The buffer is freed
+    /// after the request is delivered. The whole request has to arrive within `request_deadline`.
+    /// If a request is longer than `max_request`, the bytes held so far are delivered with
     /// [`Cause::Overlong`](crate::Cause::Overlong).
     ///
     /// This field has no effect under [`Framing::Filled`] and [`Framing::Drained`], where a body is
@@ -112,22 +112,23 @@ pub struct Config {
     /// same limit. A connection that would exceed the limit is closed. Default: 1 MiB. 0 means the
     /// default. Maximum: 4 GiB - 1.
     ///
-    /// While the replies to several requests are gathered for one write, their sum may exceed the
-    /// limit, by at most half of the limit and at most 64 KiB.
+    /// Replies to several requests may be gathered for one write. All gathered replies together may
+    /// exceed the limit, but by no more than half of the limit and no more than 64 KiB.
     pub write_limit: usize,
     /// Interval at which unused buffers are freed. A warm buffer is freed if it was not used during
     /// the interval. The number of warm buffers is not reduced below `min_workers`. Default: 2 s.
     /// Zero means the default.
     pub reap_interval: Duration,
     /// Maximum duration of a graceful stop. Default: `None`, which means the value of
-    /// `clients_deadline`. If it is zero, a stop aborts all connections in progress at once.
+    /// `clients_deadline`. If the value is zero, a stop aborts all connections in progress at once.
     pub stop_deadline: Option<Duration>,
     /// Maximum number of accepted connections from one peer at a time. A peer is one IPv4 address
     /// or one IPv6 /64 network. Default: 0, which means no limit.
     ///
     /// A connection beyond the limit is accepted, sent a reply and closed, even with
-    /// [`Overload::Pause`] and [`Overload::EvictIdle`]. The reply is that of [`Overload::Reject`],
-    /// or [`ERROR_SERVER_BUSY`] if [`overload`](Self::overload) is another variant.
+    /// [`Overload::Pause`] and [`Overload::EvictIdle`]. With these two variants of
+    /// [`overload`](Self::overload), the reply is [`ERROR_SERVER_BUSY`]. With [`Overload::Reject`],
+    /// the reply is the one that this variant contains.
     /// [`Stats::refused_per_peer`](crate::Stats::refused_per_peer) counts these connections.
     ///
     /// The limit does not count connections of Unix sockets, connections that were
@@ -251,7 +252,8 @@ impl Config {
 /// value that is too large would abort the process instead of returning an error.
 const WARM_BYTES_MAX: usize = 64 << 30;
 
-/// Bytes that the maximum of `min_workers` assumes for a worker, in addition to its warm buffer.
+/// Number of bytes assumed for a worker, not counting its warm buffer, when the maximum of
+/// `min_workers` is calculated.
 const WORKER_BYTES: usize = 512;
 
 fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {

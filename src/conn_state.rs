@@ -21,7 +21,7 @@ pub(crate) use flags::Flags;
 pub(crate) use gcra::Gcra;
 pub(crate) use stage::Stage;
 
-/// The configured deadlines in milliseconds, rounded up.
+/// The configured deadlines in milliseconds, rounded up, and the configured rate limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deadlines {
     idle: u64,
@@ -41,8 +41,8 @@ impl From<&Config> for Deadlines {
     }
 }
 
-/// State that few connections need. It is boxed, so that the other connections need only a pointer
-/// for it.
+/// State that few connections need. It is boxed, so that it adds only the size of a pointer to all
+/// other connections.
 #[derive(Debug, Default)]
 struct ConnExtra {
     /// The client's address, if a PROXY header named one.
@@ -62,9 +62,10 @@ pub(crate) struct ConnState {
     pub(crate) opened: Tick,
     /// The time at which a byte was last received or sent.
     pub(crate) last_activity: Tick,
-    /// The time from which the total deadline counts. At first this is the time at which the first
-    /// byte of the held request arrived, or at which the connection became blocked. `NEVER` if no
-    /// request is held and no output is unsent.
+    /// The time from which the total deadline counts. It is set when a visit ends and bytes of a
+    /// new request are held, and when the connection becomes blocked. A later time replaces it when
+    /// a pause, a delay by the rate limit or a blocked state ends, and after a slow turn. `NEVER`
+    /// if no request is held and no output is unsent.
     pub(crate) total_from: Tick,
     /// The tick for which the timer of the connection is armed. `NEVER` if it is not armed.
     pub(crate) armed_at: Tick,
@@ -137,8 +138,9 @@ impl ConnState {
         Tick(idle.min(self.total_from.0.saturating_add(deadlines.total)))
     }
 
-    /// Returns the tick at which the connection needs a visit even if no event arrives. This is its
-    /// deadline, or the tick at which the rate limit allows its held request.
+    /// Returns the tick at which the connection needs a visit even if no event arrives. For a
+    /// connection that is throttled, and neither paused nor blocked, this is the tick at which the
+    /// rate limit allows the held request. For every other connection it is the deadline.
     pub(crate) fn due(&self, deadlines: Deadlines) -> Tick {
         if self.is_suspended() {
             self.suspended_due(deadlines)
@@ -223,8 +225,8 @@ impl ConnState {
         due
     }
 
-    /// Applies a new rate limit. Requests that were delivered under the old limit still count, but
-    /// at most as one burst of the new limit.
+    /// Applies a new rate limit. Requests that were delivered under the old limit count against the
+    /// new limit. However many there were, they use up at most one full burst of the new limit.
     pub(crate) fn change_rate(&mut self, rate: Gcra, now: Now) {
         if let Some(extra) = &mut self.extra {
             extra.tat = rate.clamp(extra.tat, now.floor);
@@ -232,7 +234,7 @@ impl ConnState {
     }
 
     /// Returns whether the held request may be delivered now. If so, the connection is no longer
-    /// throttled, and both deadlines count from now, because the peer did not cause the delay.
+    /// throttled. Both deadlines then count from now, because the peer did not cause the delay.
     #[cold]
     pub(crate) fn try_unthrottle(&mut self, deadlines: Deadlines, now: Now) -> bool {
         let due = self.is_due(deadlines, now);
@@ -264,9 +266,9 @@ impl ConnState {
         self.close_reason
     }
 
-    /// Changes each timestamp that equals the beginning of a long turn. The new value is the tick
-    /// just before the end of that turn. The connection may have been served late in the turn, so
-    /// the time before that must not count against its deadlines.
+    /// Replaces `last_activity` and `total_from` if they equal the beginning of a long turn. The
+    /// new value is the tick just before the end of that turn. The connection may have been served
+    /// late in the turn. The time until it was served must not count against its deadlines.
     pub(crate) fn credit(&mut self, turn: Span) {
         for clock in [&mut self.last_activity, &mut self.total_from] {
             if *clock == turn.began {
@@ -285,7 +287,7 @@ impl ConnState {
     }
 
     /// Sets the idle deadline of this connection, rounded up to a millisecond. Zero restores the
-    /// configured one.
+    /// configured idle deadline.
     pub(crate) fn set_idle_deadline(&mut self, deadline: Duration) {
         let millis = deadline.as_nanos().div_ceil(1_000_000);
         self.idle_ms = u32::try_from(millis).unwrap_or(u32::MAX);

@@ -66,7 +66,7 @@ impl ConnectRequest {
         self.options.key
     }
 
-    /// Returns the request's own deadline, or `otherwise` if it has none.
+    /// Returns the request's own deadline, or `otherwise` if the request has no deadline.
     pub(crate) fn deadline(&self, otherwise: Duration) -> Duration {
         let own = self.options.deadline;
         if own.is_zero() { otherwise } else { own }

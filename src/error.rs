@@ -216,8 +216,8 @@ mod tests {
         ErrorKind::PermissionDenied.into()
     }
 
-    /// Returns the text of an error, whether it has a source, and its kind as an `io::Error`.
-    /// Checks that the `io::Error` has the same text.
+    /// Returns the text of an error, whether the error has a source, and its kind after conversion
+    /// to `io::Error`. Checks that the `io::Error` has the same text.
     fn told(error: Error) -> (String, bool, ErrorKind) {
         let (said, has_source) = (error.to_string(), error.source().is_some());
         let error = io::Error::from(error);

@@ -29,8 +29,9 @@ pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Framing {
-    /// Delivers a body when `buffer_size` bytes are held. If a peer sends less and waits, its bytes
-    /// are delivered at its deadline. Suited to uploads, batches and one request per connection.
+    /// Delivers a body when `buffer_size` bytes are held. If a peer sends less and waits, the held
+    /// bytes are delivered when the deadline passes. Suited to uploads, batches and one request per
+    /// connection.
     #[default]
     Filled,
     /// Delivers a body as `Filled` does, and also as soon as the socket has no more to read. Suited
@@ -51,7 +52,7 @@ pub enum Framing {
     },
     /// Delivers the frames that this function finds. Build it with [`Framing::custom`].
     ///
-    /// The function is called each time new bytes arrive. Its argument is all held bytes, and is
+    /// The function is called each time new bytes arrive. The argument is all held bytes. It is
     /// never empty. For large requests, a function that reads a length is cheaper than a function
     /// that searches all bytes. The body is the whole frame. If the function panics, the connection
     /// is closed with [`CloseReason::Panicked`](crate::CloseReason::Panicked).
@@ -164,7 +165,8 @@ pub(crate) enum Found {
 
 impl Framing {
     /// Searches for a frame at the front of `held`. `capacity` is the maximum size of the buffer in
-    /// bytes. `scanned` is the number of bytes that earlier searches have covered, and is updated.
+    /// bytes. `scanned` is the number of bytes that earlier searches have covered. The call updates
+    /// `scanned`.
     #[inline(always)]
     pub(crate) fn find(&self, held: &[u8], scanned: &mut usize, capacity: usize) -> Found {
         if held.is_empty() {
@@ -181,13 +183,13 @@ impl Framing {
     /// Returns whether a full buffer is delivered as a body ([`Cause::Full`](crate::Cause::Full)).
     /// Under the other framings, a full buffer without a complete frame means that the frame is too
     /// long.
-    #[inline]
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Filled | Self::Drained)
     }
 
-    /// Returns the bounds of all held bytes as one incomplete frame. The body does not include the
-    /// length prefix, or the part of the prefix that has arrived.
+    /// Returns the bounds of all held bytes as one incomplete frame. If the frame begins with a
+    /// length prefix, the body does not include the prefix, even if only a part of the prefix has
+    /// arrived.
     #[inline]
     pub(crate) fn remainder(&self, held: usize) -> Bounds {
         let skip = match self {
@@ -208,9 +210,9 @@ fn find_delimiter(held: &[u8], scanned: &mut usize, delimiter: u8) -> Found {
     Found::Frame(Bounds { skip: 0, body, total: body + 1 })
 }
 
-/// Returns the position of the first occurrence of `byte` in `bytes`. Tests 16 bytes at a time,
-/// which is one comparison on most machines. Computes the position only in the block that contains
-/// `byte`.
+/// Returns the position of the first occurrence of `byte` in `bytes`. Tests 16 bytes at a time. On
+/// most machines, this takes one comparison. The position is computed only in the first block that
+/// contains `byte`.
 #[inline(never)]
 fn position(bytes: &[u8], byte: u8) -> Option<usize> {
     let mut rest = bytes;

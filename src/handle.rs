@@ -16,13 +16,13 @@ use crate::shared::mailbox::Mailbox;
 use crate::socket::{Socket, uninterrupted};
 use crate::stats::Stats;
 
-/// Controls a [`Manager`](crate::Manager) from other threads. It is returned by
-/// [`Manager::handle`](crate::Manager::handle), is cheap to clone, and stays valid across a stop
-/// and a restart.
+/// Controls a [`Manager`](crate::Manager) from other threads.
+/// [`Manager::handle`](crate::Manager::handle) returns a handle. A handle is cheap to clone. It
+/// stays valid when the manager is stopped and started again.
 ///
 /// The loop executes commands at turn boundaries, in the order in which they were queued. At most
 /// 65,536 commands can be queued. A command for a connection that no longer exists is ignored and
-/// counted ([`Stats::stale_commands`]). If it is a `send`, its bytes are passed to
+/// counted ([`Stats::stale_commands`]). If the command is a `send`, the bytes to send are passed to
 /// [`Handler::undelivered`](crate::Handler::undelivered). The methods take a lock, and most of them
 /// allocate memory. They must therefore not be called from a signal handler.
 ///
@@ -81,8 +81,8 @@ impl Handle {
     ///
     /// TCP resets a connection that is closed with unread input, and the reset can destroy a reply
     /// that the peer has not read yet. A running manager therefore reads and discards input for up
-    /// to 5 s before it closes the socket. If the manager is not running, only input that has
-    /// already arrived is discarded, at most 256 KiB, and the socket is closed at once.
+    /// to 5 s before it closes the socket. If the manager is not running, the socket is closed at
+    /// once. Before that, at most 256 KiB of input that has already arrived is discarded.
     ///
     /// # Errors
     /// `WriteZero` if the socket did not take all of `bytes` at once, or the error of the system
@@ -143,7 +143,7 @@ impl Handle {
     }
 
     /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
-    /// is still sent. Its deadlines are suspended, except while output is unsent.
+    /// is still sent. The deadlines of the connection are suspended, except while output is unsent.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -151,8 +151,8 @@ impl Handle {
         self.post(Command::Pause(id))
     }
 
-    /// Resumes a paused connection. Suspended deadlines are counted from the time at which it
-    /// resumes.
+    /// Resumes a paused connection. Suspended deadlines are counted from the time at which the
+    /// connection resumes.
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -229,8 +229,8 @@ impl Handle {
     /// turn. Returns the previous snapshot if no turn comes in time, if the manager is not running,
     /// or if the command queue is full.
     ///
-    /// Do not call it on the loop's thread: no turn can run there while the call waits. Use
-    /// [`Manager::stats`](crate::Manager::stats) there.
+    /// Do not call it on the loop's thread, because no turn can run while the call waits. On the
+    /// loop's thread, use [`Manager::stats`](crate::Manager::stats).
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats(Self::STATS_TIMEOUT)

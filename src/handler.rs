@@ -21,7 +21,7 @@ use crate::time::Tick;
 /// Any `FnMut(&mut Conn, &[u8]) -> io::Result<()>` is a handler. Implement the trait to keep state
 /// per connection or to use the other hooks.
 ///
-/// All hooks run on the loop's thread, and no other connection is served meanwhile. If a hook
+/// All hooks run on the loop's thread. While a hook runs, no other connection is served. If a hook
 /// returns an error, its connection is closed after the output is sent ([`CloseReason::Failed`]).
 /// If a hook with a [`Conn`] panics, only this connection is closed ([`CloseReason::Panicked`]),
 /// and the output of this call is dropped. A panic in [`wrap`](Handler::wrap) closes the
@@ -100,7 +100,7 @@ pub trait Handler {
     ///
     /// Use this hook to stop the source of the output, for example by [pausing](Commands::pause)
     /// the connection from which the data comes. Output that is written while the connection waits
-    /// is queued, up to [`write_limit`](crate::Config::write_limit). When all of it is sent,
+    /// is queued, up to [`write_limit`](crate::Config::write_limit). When all output is sent,
     /// [`flushed`](Handler::flushed) is called. `blocked` is not called again before that. If the
     /// connection ends first, `closed` is called instead of `flushed`.
     ///
@@ -124,8 +124,8 @@ pub trait Handler {
     /// Called at the interval [`tick`](crate::Config::tick), for work that belongs to no
     /// connection.
     ///
-    /// The interval is a minimum: the call is late if a turn is slow, and never early. Missed calls
-    /// are skipped. Within a turn, this hook is called after the expired deadlines are handled.
+    /// A call is never early. A call is late if a turn is slow. Missed calls are skipped. Within a
+    /// turn, this hook is called after the expired deadlines are handled.
     fn tick(&mut self, commands: &mut Commands) {
         let _ = commands;
     }
@@ -165,9 +165,9 @@ pub trait Handler {
         let _ = commands;
     }
 
-    /// Called once when a graceful stop begins. All commands that are in `commands` when this hook
-    /// returns are executed before idle connections are closed, even if there are more of them than
-    /// a turn usually executes. The hook can therefore send a last message to the clients.
+    /// Called once when a graceful stop begins. After this hook, all commands in `commands` are
+    /// executed, even if there are more commands than a turn usually executes. Idle connections are
+    /// closed after that. The hook can therefore send a last message to the clients.
     ///
     /// This hook is not called when the manager is dropped, or when waiting for readiness fails.
     fn stopping(&mut self, commands: &mut Commands) {
@@ -227,8 +227,8 @@ pub struct Closed {
 ///
 /// Writing to it ([`io::Write`]) queues the bytes and never blocks. The bytes are sent after the
 /// callback. If several requests arrive together, their replies are sent with one system call, up
-/// to about 64 KiB. A write that would leave more than [`write_limit`](crate::Config::write_limit)
-/// bytes unsent fails, queues nothing and closes the connection.
+/// to about 64 KiB. If a write would leave more than [`write_limit`](crate::Config::write_limit)
+/// bytes unsent, it fails and queues nothing. The connection is then closed.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -331,9 +331,9 @@ impl Conn<'_> {
     }
 
     /// Pauses this connection after this callback, until a [`Handle`](crate::Handle) or
-    /// [`Commands`] resumes it. While it is paused, nothing is read from it, and none of its
-    /// requests are delivered. Output is still sent. The deadlines are suspended, except while
-    /// output is unsent.
+    /// [`Commands`] resumes it. While the connection is paused, nothing is read from it, and none
+    /// of its requests are delivered. Output is still sent. The deadlines are suspended, except
+    /// while output is unsent.
     ///
     /// The last body of a connection has the cause [`Cause::Eof`], [`Cause::Expired`],
     /// [`Cause::Overlong`] or [`Cause::MemoryLimit`]. If the callback for this body pauses the
@@ -343,7 +343,7 @@ impl Conn<'_> {
         self.state.flags.insert(Flags::PAUSED);
     }
 
-    /// Sets the idle deadline of this connection, which replaces
+    /// Sets the idle deadline of this connection. The deadline replaces
     /// [`clients_deadline`](crate::Config::clients_deadline). It is counted from the last byte that
     /// was read or written. It is rounded up to a millisecond, and limited to 49 days. Zero
     /// restores the configured deadline.

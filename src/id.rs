@@ -9,7 +9,7 @@ use std::fmt;
 /// The identity of a connection: the index of its worker, and the generation of that index.
 ///
 /// It is shown as the index and the generation: `7.3` is the third connection at index 7. A manager
-/// never reuses an id, so the id of a closed connection never refers to another one.
+/// never reuses an id. The id of a closed connection therefore never refers to another connection.
 ///
 /// ```
 /// use pool_manager::{Config, Manager};
@@ -26,8 +26,8 @@ use std::fmt;
 pub struct ConnId(u64);
 
 impl ConnId {
-    /// The last generation of an index. After it, the index is not used again. Higher generations
-    /// mark tokens of other kinds.
+    /// The last generation of an index. After this generation, the index is not used again. Higher
+    /// generations mark tokens of other kinds.
     pub(crate) const LAST_GENERATION: u32 = u32::MAX - 3;
 
     pub(crate) fn new(index: u32, generation: u32) -> Self {
@@ -47,7 +47,8 @@ impl ConnId {
         self.0
     }
 
-    /// Returns the id as one number, for maps and logs. It is unique for the life of the manager.
+    /// Returns the id as one number, for maps and logs. The number is unique for the life of the
+    /// manager.
     #[must_use]
     pub fn as_u64(self) -> u64 {
         self.0

@@ -2,13 +2,14 @@
 //! epoll or kqueue loop, for services that run on one core.
 //!
 //! [`Manager::put`], or a listener, gives a socket to a *worker*, a slot in a slab. The worker
-//! reads when the socket becomes readable. When a request is complete, as [`Framing`] defines it,
-//! your callback runs inline and may write a reply.
+//! reads when the socket becomes readable. [`Framing`] defines when a request is complete. Your
+//! callback then runs inline. It can write a reply.
 //!
 //! `min_workers` is the number of input buffers that stay allocated. Deadlines close connections
 //! that stall. Every queue, buffer and batch has a limit, so that no single connection can exhaust
-//! the resources of the process. Three limits are off by default: `max_workers` and `memory_limit`,
-//! which apply to all connections together, and `max_per_peer`. Set them if peers may be hostile.
+//! the resources of the process. Three limits are off by default: `max_workers`, `memory_limit` and
+//! `max_per_peer`. Set these three limits if peers may be hostile. The first two apply to all
+//! connections together.
 //!
 //! ```no_run
 //! use pool_manager::{Config, Framing, Manager};
@@ -30,16 +31,16 @@
 //! boundaries: [`Framing::Delimited`], [`Framing::LengthPrefixed`] or [`Framing::custom`].
 //!
 //! # Guarantees
-//! - The loop runs on one thread and takes no lock on the fast path. Callbacks are not re-entrant:
-//!   a callback has access to its own connection ([`Conn`]), and queues [`Commands`] for everything
-//!   else.
+//! - The loop runs on one thread and takes no lock on the fast path. Callbacks are not re-entrant.
+//!   A callback has access to its own connection ([`Conn`]). For everything else, the callback
+//!   queues [`Commands`].
 //! - [`Handler::closed`] is called exactly once for each connection that gets a worker, unless the
 //!   connection ends before its PROXY header is complete. After this call, only
 //!   [`Handler::undelivered`] may be called with the id of the connection. A [`ConnId`] is never
 //!   reused.
-//! - A socket that [`Handle::put`] or [`Commands::put`] has queued gets no worker if it cannot be
-//!   registered, or if a stop begins before the command is executed. In both cases the socket is
-//!   closed without a callback.
+//! - [`Handle::put`] and [`Commands::put`] queue a command for a socket. The socket gets no worker
+//!   if it cannot be registered, or if a stop begins before the command is executed. In both cases
+//!   the socket is closed without a callback.
 //! - Reply bytes are sent in order. Each byte is either sent once or counted as unsent. The output
 //!   of a callback that panics is dropped and not counted.
 //! - Unread input does not destroy the last reply. A connection that closes after a reply lingers:
@@ -47,9 +48,9 @@
 //!   time.
 //! - A deadline never fires early. Before a connection expires, it is read once more, so a peer
 //!   that sent in time is served.
-//! - In steady state, a request costs one read, one write and no allocation. All requests of a turn
-//!   share one wait. Unix sockets, boxed transports and systems other than Linux need a second
-//!   read, which returns `WouldBlock`.
+//! - In steady state, a request costs one read, one write and no allocation. One wait for readiness
+//!   serves all requests of a turn. Unix sockets, boxed transports and systems other than Linux
+//!   need a second read, which returns `WouldBlock`.
 //! - An error or a panic of a callback ends only its connection.
 //!
 //! `docs/threat-model.md` names each limit against hostile peers and the test that shows it.

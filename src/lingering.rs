@@ -4,8 +4,9 @@
 //! TCP sends a reset if a socket is closed with unread input, or if input arrives after the close.
 //! The reset may destroy data that the peer has not read yet. A socket therefore lingers before it
 //! is closed: its sending side is shut down, and its input is read and discarded. nginx does the
-//! same (RFC 9112, section 9.6). The discarded bytes per socket, the time and the number of
-//! lingering sockets are limited. A lingering socket has no worker any more.
+//! same (RFC 9112, section 9.6). There are three limits: the number of bytes discarded per socket,
+//! the time that a socket lingers, and the number of lingering sockets. A lingering socket has no
+//! worker any more.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -24,8 +25,8 @@ use crate::time::{Now, Tick};
 pub(crate) const TIME: Duration = Duration::from_secs(5);
 /// Maximum number of bytes that are discarded per socket. It equals the maximum of `buffer_size`.
 const BYTES: usize = 16 << 20;
-/// Maximum number of lingering sockets. It is limited because each uses a descriptor. If one more
-/// is added, the socket that has lingered longest is closed.
+/// Maximum number of lingering sockets. The number is limited because each lingering socket uses a
+/// descriptor. If one more socket is added, the socket that has lingered longest is closed.
 const MAX_LINGERING: usize = 256;
 /// Maximum number of reads per socket and turn.
 const READS: u32 = 16;
@@ -85,8 +86,8 @@ impl Lingering {
         self.oldest.front().map_or(Tick::NEVER, |key| self.sockets[key].until)
     }
 
-    /// Shuts down the sending side of an unregistered socket, and keeps the socket until the peer
-    /// closes or a limit is reached.
+    /// Shuts down the sending side of an unregistered socket. The socket then lingers until the
+    /// peer closes the connection or a limit is reached.
     pub(crate) fn add<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -126,8 +127,8 @@ impl Lingering {
         true
     }
 
-    /// Reads and discards input. Closes the sockets whose peer has closed, and those that have
-    /// reached the byte limit or the time limit.
+    /// Reads and discards input. Closes each socket whose peer has closed the connection. Also
+    /// closes each socket that has reached the byte limit or the time limit.
     #[inline(never)]
     pub(crate) fn serve<B: Backend>(&mut self, backend: &mut B, stats: &mut Stats, now: Now) {
         for _ in 0..self.ready.len() {

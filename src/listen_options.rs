@@ -17,7 +17,8 @@ use crate::ip_net::IpNet;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// The networks whose connections begin with a PROXY header. `None` if no connection does.
+    /// The networks whose connections begin with a PROXY header. `None` means that no connection
+    /// begins with a header.
     trusted: Option<Vec<IpNet>>,
 }
 

@@ -29,8 +29,8 @@ pub(crate) const ACCEPTS: u32 = 64;
 /// default of `net.core.somaxconn`, which limits the backlog on Linux.
 const LAST_ACCEPTS: u32 = 4096;
 
-/// Pause after descriptors have run out. With this value there are at most 20 attempts per second,
-/// and accepting continues less than 100 ms after a descriptor is freed.
+/// Duration of the pause after descriptors have run out. With this value there are at most 20
+/// attempts per second, and accepting continues less than 100 ms after a descriptor is freed.
 const STARVED_PAUSE: Duration = Duration::from_millis(60);
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -181,8 +181,8 @@ impl<L> Listeners<L> {
         self.all.iter().any(|listener| listener.socket.is_some())
     }
 
-    /// Returns whether a signal is ready, or a listener has connections to accept now or after a
-    /// pause.
+    /// Returns whether any signal or listener is ready. A listener that pauses is still ready if it
+    /// has connections to accept.
     pub(crate) fn any_ready(&self) -> bool {
         self.ready > 0
     }
@@ -203,8 +203,8 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Accepts one connection. A permit is taken first. If none is free and the configuration is
-    /// [`Overload::Pause`], the connection stays in the backlog.
+    /// Accepts one connection. A permit is taken first. If no permit is free and the configuration
+    /// is [`Overload::Pause`], the connection stays in the backlog.
     #[inline(never)]
     pub(crate) fn accept<B: Backend<Listener = L>>(
         &mut self,
@@ -235,8 +235,8 @@ impl<L> Listeners<L> {
                 self.all[index].errors = 0;
                 stats.accepted += 1;
                 let options = &self.all[index].options;
-                // Use the address that `accept` returned. The socket itself has no address any more
-                // if it was reset since then.
+                // Use the address that `accept` returned. If the connection was reset since then,
+                // the socket has no address any more.
                 let proxied = options.has_proxies() && options.trusts(addr);
                 let addr = addr.filter(|_| !proxied);
                 Accepted::Connection { socket, addr, has_permit, proxied }

@@ -51,8 +51,8 @@ use warnings::Warnings;
 ///    is readable or [`next_timeout`](Manager::next_timeout) has passed.
 /// 4. **Control** it: call [`set_config`](Manager::set_config) and [`stats`](Manager::stats)
 ///    between turns, or use a [`handle`](Manager::handle) from other threads.
-/// 5. **Stop** it: [`stop`](Manager::stop), after which it can be started again. Dropping it
-///    closes everything at once.
+/// 5. **Stop** it: [`stop`](Manager::stop). Afterwards the manager can be started again. Dropping
+///    the manager closes everything at once.
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Manager};
@@ -178,9 +178,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Returns the time after which [`Manager::turn`] has something to do even if the descriptor
-    /// does not become readable. It is zero if there is work now, and `None` if nothing is planned.
-    /// It is rounded up to a millisecond. Use this method in a loop of your own. It reads the
-    /// clock.
+    /// does not become readable. The time is rounded up to a millisecond. It is zero if there is
+    /// work now. Returns `None` if nothing is planned. Use this method in a loop of your own. This
+    /// method reads the clock.
     #[must_use]
     pub fn next_timeout(&mut self) -> Option<Duration> {
         if self.is_stopped() {
@@ -230,17 +230,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         stats
     }
 
-    #[inline]
     fn is_stopped(&self) -> bool {
         matches!(self.mailbox.life_cycle(), LifeCycle::Stopped | LifeCycle::Dropped)
     }
 
-    #[inline]
     fn is_running(&self) -> bool {
         self.mailbox.life_cycle() == LifeCycle::Running
     }
 
-    #[inline]
     fn is_stopping(&self) -> bool {
         self.drain.is_some()
     }

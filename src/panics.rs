@@ -4,9 +4,9 @@ use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs user code and returns its result, or `None` if it panicked. A panic may leave the session
-/// or the handler half changed. Both belong to the user. The session is dropped with its
-/// connection.
+/// Runs user code. Returns the result of the code, or `None` if the code panicked. A panic may
+/// leave the session or the handler half changed. Both belong to the user. The session is dropped
+/// with its connection.
 #[inline(always)]
 pub(crate) fn catch<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard).ok()

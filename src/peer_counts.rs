@@ -24,14 +24,15 @@ impl PeerKey {
     }
 }
 
-/// Invariant: the count of each peer is the number of its entries in `slots`, and is not 0.
+/// Invariant: the count of a peer is the number of entries in `slots` that name this peer. No count
+/// is 0.
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounts {
-    /// A tree, because peers cannot make it slow by their choice of addresses, and because it frees
-    /// memory when entries are removed.
+    /// The number of connections of each peer. Unlike a hash table, a tree cannot be made slow by
+    /// the peers' choice of addresses. A tree also frees memory when entries are removed.
     counts: BTreeMap<PeerKey, usize>,
-    /// The peer of each worker, by the index of the worker. It is long enough for the highest index
-    /// of all connections counted so far.
+    /// The peer of each worker, by the index of the worker. The vector is long enough for the
+    /// highest index of all connections counted so far.
     slots: Vec<PeerKey>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The pool does no I/O. It finds workers by `ConnId` and rejects stale ids. It finds the workers
 //! that have work left, and the workers whose deadlines have passed. The manager decides what to do
-//! with them.
+//! with these workers.
 
 use std::mem;
 
@@ -16,8 +16,9 @@ use crate::sys::Event;
 use crate::time::{Now, Tick};
 use crate::worker::Worker;
 
-/// Invariant: a worker is on the ready list iff its `queued` is set. Its timer is armed iff its
-/// `armed_at` is not `NEVER`. The ready list may contain ids of workers that no longer exist.
+/// Invariant: a worker is on the ready list iff its `queued` is set. The timer of a worker is armed
+/// iff `armed_at` of this worker is not `NEVER`. The ready list may contain ids of workers that no
+/// longer exist.
 pub(crate) struct Pool<H: Handler> {
     /// The workers by index. `None` marks an index that is retired because its generations are used
     /// up.
@@ -111,7 +112,7 @@ impl<H: Handler> Pool<H> {
         self.arm_timer(id, deadlines);
     }
 
-    /// Removes a worker and its timer. Its id is stale from now on.
+    /// Removes a worker and its timer. The id of the worker is stale from now on.
     pub(crate) fn remove(&mut self, id: ConnId) -> Option<Worker<H>> {
         let slot = self.workers.get_mut(id.index())?;
         let worker = slot.take_if(|worker| worker.state.id == id)?;
@@ -135,7 +136,7 @@ impl<H: Handler> Pool<H> {
 
     /// Returns the longest-idle worker among the next 256 slots, in round-robin order. Only workers
     /// whose last activity is before `ceil` are considered. The cost of a search does not depend on
-    /// the number of workers, and there is no extra cost per request.
+    /// the number of workers. Requests have no extra cost for the search.
     pub(crate) fn longest_idle(&mut self, ceil: Tick) -> Option<ConnId> {
         let slots = self.generations.len();
         let (mut longest, mut since) = (None, ceil);
@@ -155,7 +156,7 @@ impl<H: Handler> Pool<H> {
         self.workers.iter().map(|(_, worker)| kept(worker)).sum()
     }
 
-    /// Notes a readiness edge, and appends the worker to the ready list if the edge gives it work.
+    /// Notes a readiness edge. Appends the worker to the ready list if the worker now has work.
     /// Returns false if the worker no longer exists.
     #[inline(always)]
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
@@ -179,8 +180,8 @@ impl<H: Handler> Pool<H> {
         !self.ready.is_empty()
     }
 
-    /// Moves the ready list to the end of `into`. Its workers stay marked as queued until they are
-    /// dequeued. The ids may be stale.
+    /// Moves the ready list to the end of `into`. The listed workers stay marked as queued until
+    /// they are dequeued. The ids may be stale.
     pub(crate) fn take_ready(&mut self, into: &mut Vec<ConnId>) {
         if into.is_empty() {
             mem::swap(into, &mut self.ready);
@@ -196,8 +197,9 @@ impl<H: Handler> Pool<H> {
         Some(worker)
     }
 
-    /// Ensures that the timer of a worker fires at its due time or earlier. A timer that is armed
-    /// for an earlier tick is not changed: it fires early, and is armed again then.
+    /// Ensures that the timer of a worker fires no later than the worker is due. A timer that is
+    /// already armed for an earlier tick is not changed. Such a timer fires early and is then armed
+    /// again.
     pub(crate) fn arm_timer(&mut self, id: ConnId, deadlines: Deadlines) {
         let Some(worker) = self.get_mut(id) else { return };
         worker.state.flags.remove(Flags::TIMER_STALE);
@@ -213,9 +215,9 @@ impl<H: Handler> Pool<H> {
         self.wheel.next().unwrap_or(Tick::NEVER)
     }
 
-    /// Disarms one timer that has fired, and returns its meaning. Returns `None` if no timer has
-    /// fired. `deadlines` is passed by reference, because most calls return `None` and do not need
-    /// a copy.
+    /// Disarms one timer that has fired. Returns the meaning of this timer. Returns `None` if no
+    /// timer has fired. `deadlines` is passed by reference, because most calls return `None` and do
+    /// not need a copy.
     pub(crate) fn pop_due(&mut self, now: Now, deadlines: &Deadlines) -> Option<Due> {
         let (index, at) = self.wheel.pop(now.floor)?;
         let worker = self.workers.get_mut(index)?.as_mut()?;

@@ -41,8 +41,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// Returns whether `bytes` begins with `start`, or is shorter and agrees with the beginning of
-/// `start`.
+/// Returns whether `bytes` begins with `start`. If `bytes` is shorter than `start`, returns whether
+/// `start` begins with `bytes`.
 fn agree(bytes: &[u8], start: &[u8]) -> bool {
     let both = bytes.len().min(start.len());
     bytes[..both] == start[..both]
@@ -119,8 +119,8 @@ fn binary(bytes: &[u8]) -> Parsed {
     Parsed::Complete { length, peer }
 }
 
-/// Returns the source address. Its IP address is the first `N` bytes. Its port is at offset `PORT`,
-/// after both IP addresses.
+/// Returns the source address. The IP address of the source is the first `N` bytes. The port of the
+/// source is at offset `PORT`, after both IP addresses.
 fn address<const N: usize, const PORT: usize>(
     bytes: &[u8],
     ip: impl FnOnce([u8; N]) -> IpAddr,
@@ -216,9 +216,9 @@ mod tests {
         });
     }
 
-    /// Corrupts a header. If it still parses, the crate `ppp` must return the same result. The
-    /// reverse does not hold: `ppp` is less strict in version 1, and has no maximum length in
-    /// version 2.
+    /// Corrupts a header. If it still parses, the crate `ppp` must return the same result. A header
+    /// that `ppp` parses may be invalid for `parse`, because `ppp` is less strict in version 1 and
+    /// has no maximum length in version 2.
     #[test]
     fn corrupted_headers_that_parse_also_parse_in_the_ppp_crate() {
         arbtest::arbtest(|choice| {

@@ -47,7 +47,7 @@ pub struct StopReport {
     /// Connections that were idle or still connecting, and were closed at once.
     pub idle: usize,
     /// Connections that ended by themselves: they finished their requests, were closed by the peer,
-    /// or reached a deadline. They include connections that were accepted during the stop.
+    /// or reached a deadline. Connections that were accepted during the stop are included.
     pub finished: usize,
     /// Connections that were aborted at the stop deadline.
     pub aborted: usize,

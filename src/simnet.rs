@@ -2,8 +2,8 @@
 //!
 //! A connection has two ends. Each end has a bounded inbox for bytes that it has not read yet.
 //! Readiness is stored as edges. An end gets an edge when bytes, an end of file or a reset arrive.
-//! It also gets one when the full inbox of its peer has space again, and when it is registered. A
-//! wait that reports the edge clears it. All random decisions come from one seed.
+//! An end also gets an edge when it is registered, and when the full inbox of its peer has space
+//! again. A wait clears each edge that it reports. All random decisions come from one seed.
 
 mod calls;
 mod counters;
@@ -50,8 +50,8 @@ struct End {
     peer: usize,
     /// The number of the connection, counted from 0.
     connection: usize,
-    /// True if this is the pool's end and it uses a descriptor of the pool. False while the
-    /// connection waits at a listener.
+    /// True if this is the pool's end, and the end uses a descriptor of the pool. An end that waits
+    /// at a listener uses no descriptor.
     ours: bool,
     inbox: VecDeque<u8>,
     capacity: usize,
@@ -206,8 +206,8 @@ impl Network {
         Ok(())
     }
 
-    /// Returns a random number from 1 to `count`. A random power of two up to 2048 also limits the
-    /// number, so that its order of magnitude varies.
+    /// Returns a random number from 1 to `count`. The number is also at most a random power of two
+    /// from 1 to 2048. The order of magnitude of the number therefore varies.
     fn short(&mut self, count: usize) -> usize {
         let max = 1 << self.rng.below(12);
         1 + self.rng.below(count.min(max))
@@ -246,7 +246,7 @@ impl Network {
         let me = &mut self.ends[end];
         if std::mem::take(&mut me.reset) {
             me.broken = true;
-            // After an end of file, only a write reports the reset.
+            // After an end of file, a read does not report the reset. The next write reports it.
             if !std::mem::replace(&mut me.fin, true) {
                 return Err(ErrorKind::ConnectionReset.into());
             }

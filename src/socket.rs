@@ -22,9 +22,10 @@ use crate::simnet::Stream;
 ///
 /// - `read`, `write` and `flush` must not block. [`Manager::put`](crate::Manager::put) makes the
 ///   descriptor non-blocking.
-/// - `read` returns `WouldBlock` only if the descriptor returned it, and 0 only at end of stream.
-/// - `flush` returns `WouldBlock` while bytes from `write` or from a handshake are still unsent. It
-///   is called again when the descriptor is ready.
+/// - `read` returns `WouldBlock` only if the descriptor returned `WouldBlock`. `read` returns 0
+///   only at the end of the stream.
+/// - `flush` returns `WouldBlock` while bytes from `write` or from a handshake are still unsent.
+///   `flush` is called again when the descriptor is ready.
 ///
 /// If a method panics, or returns a count larger than the slice that it was given, only this
 /// connection is closed, as after a socket error.
@@ -100,8 +101,8 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Returns the peer's address. For TCP it is read from the kernel with one system call
-    /// (`getpeername(2)`). Returns `None` for a Unix socket, and after the peer has reset the
+    /// Returns the peer's address. For TCP, the address is read from the kernel with one system
+    /// call (`getpeername(2)`). Returns `None` for a Unix socket, and after the peer has reset the
     /// connection.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
@@ -227,7 +228,7 @@ impl Write for Socket {
 /// Maximum number of times that a call is repeated because a signal interrupted it.
 const SIGNALS: u32 = 16;
 
-/// Calls `call`, and repeats it if a signal interrupts it, at most [`SIGNALS`] times.
+/// Calls `call`. If a signal interrupts the call, it is repeated, at most [`SIGNALS`] times.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..SIGNALS {
         match call() {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::conn_state::{Cause, CloseReason};
 
-/// A snapshot of a manager's counters. They start at zero when the manager is created. A stop or a
-/// restart does not reset them.
+/// A snapshot of a manager's counters. The counters start at zero when the manager is created. A
+/// stop or a restart does not reset the counters.
 ///
 /// `Display` writes one human-readable line. [`Stats::prometheus`] writes the text format of
 /// Prometheus. Snapshots of several managers can be added.
@@ -31,7 +31,8 @@ pub struct Stats {
     pub live: u64,
     /// Current number of warm, empty buffers.
     pub spare: u64,
-    /// Current number of closed connections that are still read, so that their last reply arrives.
+    /// Current number of closed connections whose sockets are still read, so that the last reply
+    /// arrives at the peer.
     pub lingering: u64,
     /// Maximum number of connections at a time.
     pub peak: u64,
@@ -72,7 +73,8 @@ pub struct Stats {
     pub writes: u64,
     /// Calls of `accept`, successful or not.
     pub accepts: u64,
-    /// Calls of `accept` that failed because of one connection. The next connection was then tried.
+    /// Calls of `accept` that failed because of one connection. After such a call, the next
+    /// connection was tried.
     pub accept_errors: u64,
     /// Number of times that accepting paused because descriptors or kernel memory had run out.
     pub fd_exhausted: u64,
@@ -80,7 +82,7 @@ pub struct Stats {
     pub turns: u64,
     /// Readiness events.
     pub events: u64,
-    /// Events for connections that no longer exist. They are dropped.
+    /// Events for connections that no longer exist. Such events are dropped.
     pub stale_events: u64,
     /// Commands from callbacks and handles.
     pub commands: u64,

@@ -45,9 +45,9 @@ pub(crate) struct Span {
 
 impl Span {
     /// Returns the tick just before the end of the span. For an empty span, returns the end itself.
-    /// Activity at the beginning of the span is dated to this tick. If activity were dated to the
-    /// end of the span, and the next span began at that tick, the next span would move the same
-    /// activity again. The durations of several slow turns would add up.
+    /// A timestamp that equals the beginning of the span is moved to this tick. It is not moved to
+    /// the end of the span, because the next span may begin at that end. The timestamp would then
+    /// be moved again for the next span, although there was no new activity.
     #[inline]
     pub(crate) fn last(self) -> Tick {
         Tick(self.ended.0.saturating_sub(1)).max(self.began)

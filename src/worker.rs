@@ -1,7 +1,7 @@
 //! A worker serves one connection. A visit sends unsent output, frames held bytes, reads, calls the
 //! handler, and sends the replies.
 //!
-//! Each visit gets a [`Context`], which contains the state that all workers share, and returns a
+//! Each visit gets a [`Context`] with the state that all workers share. Each visit returns a
 //! [`Verdict`]. A worker has no access to the pool or to other workers.
 
 mod callback;
@@ -107,7 +107,7 @@ impl<H: Handler> Worker<H> {
         self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(Flags::PAUSED)
     }
 
-    /// Notes a readiness edge and returns whether it gives the worker something to do. A worker
+    /// Notes a readiness edge. Returns whether the edge gives the worker something to do. A worker
     /// whose output was queued by a command is already on the ready list.
     #[inline(always)]
     pub(crate) fn note_event(&mut self, event: Event) -> bool {
@@ -128,7 +128,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Returns the edge for which a worker waits. Called only if a flag is set. A transport may
-    /// need a readable or a writable edge, both to read and to write.
+    /// need a writable edge to read, and a readable edge to write.
     #[cold]
     fn awaits(&mut self) -> Awaits {
         let boxed = self.state.flags.intersects(Flags::BOXED);
@@ -206,7 +206,7 @@ impl<H: Handler> Worker<H> {
         Verdict::Close(reason)
     }
 
-    /// Swaps the buffers that this worker kept with the hot buffers.
+    /// Swaps the hot buffers with the buffers that this worker has kept.
     fn attach(&mut self, buffers: &mut Buffers) {
         if self.input.capacity() > 0 {
             mem::swap(&mut self.input, &mut buffers.input);
@@ -217,7 +217,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Undoes [`Worker::attach`]. The worker keeps the buffers that hold bytes, and returns the
-    /// empty ones.
+    /// empty buffers.
     fn detach(&mut self, buffers: &mut Buffers) {
         self.detach_input(buffers);
         if self.output.capacity() > 0 || !buffers.output.is_empty() {
@@ -244,8 +244,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Returns the next action for the held bytes. This function does no I/O, and calls only the
-    /// framing.
+    /// Returns the next action for the held bytes. This function does no I/O. The only user code
+    /// that it may call is the framing.
     #[inline(always)]
     fn step<B: Backend>(&self, cx: &mut Context<H, B>) -> Step {
         let (input, framing) = (&mut cx.buffers.input, &cx.config.framing);
@@ -274,7 +274,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Called for held bytes without a complete frame. Returns the cause with which they are
+    /// Called for held bytes without a complete frame. Returns the cause with which these bytes are
     /// delivered, or `None` if they are not delivered now.
     #[inline(always)]
     fn completes(&self, input: &Buffer, framing: &Framing, max_request: usize) -> Option<Cause> {
@@ -291,7 +291,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Calls the handler with one body, then consumes its bytes.
+    /// Calls the handler with the body of one request. Then consumes the bytes of this request.
     #[inline(always)]
     fn deliver<B: Backend>(&mut self, cx: &mut Context<H, B>, bounds: Bounds, cause: Cause) {
         cx.stats.count_request(cause);

@@ -132,7 +132,7 @@ fn partial_requests_within_min_workers_allocate_nothing() {
     assert_eq!(buffers, AT_A_TIME as u64 + 1, "the warm buffers and the hot buffer");
 }
 
-/// Passes the same socket to `put` again and again. Each call fails, and its error returns the
+/// Passes the same socket to `put` again and again. Each call fails with an error that returns the
 /// socket.
 fn put_ten_thousand_times(mut put: impl FnMut(Socket) -> Result<(), PutError>) {
     let (_client, ours) = pair();

@@ -195,7 +195,7 @@ struct History {
     last_length: usize,
 }
 
-/// A handler that stores the history of every connection and calls a function to reply.
+/// A handler that stores the history of every connection. It calls a function to reply.
 struct Recorder<F> {
     histories: Rc<RefCell<Vec<History>>>,
     reply: F,
@@ -396,8 +396,7 @@ impl SlowSenders {
     }
 
     fn server(self) {
-        // If the machine delays the bytes, the peers are closed as idle, and the run proves
-        // nothing.
+        // If the machine delays the bytes, the peers are closed as idle. Such a run proves nothing.
         for _ in 0..3 {
             if self.run_once() {
                 return;

@@ -631,7 +631,8 @@ impl Traced {
         }
     }
 
-    /// Stops the program. Its exit must be in the log, or else strace has not traced it.
+    /// Stops the program. If the exit of the program is not in the log, strace has not traced the
+    /// program.
     fn end(mut self) {
         self.program.signal("-TERM");
         assert_eq!(self.program.end().0.code(), Some(0), "{}", self.name);

@@ -1,5 +1,5 @@
-//! Many connections at the same time over loopback. The tests check every byte and the counters,
-//! and that no resource is left.
+//! Many connections at the same time over loopback. The tests check every byte and the counters.
+//! They also check that no resource is left.
 //!
 //! The tests run one at a time, because each counts the descriptors of the process.
 

@@ -128,7 +128,9 @@ impl Clock {
         Some(clock)
     }
 
-    /// Sets the offset from the true time in seconds, such as `+3600`, in one step.
+    /// Sets the offset of the clock from the true time. The offset is a number of seconds, such as
+    /// `+3600`. The file is replaced in one step, so that the program never reads an incomplete
+    /// offset.
     fn turn(&self, offset: &str) {
         let next = self.offset.with_extension("next");
         fs::write(&next, offset).expect("a file");
@@ -297,7 +299,7 @@ fn a_full_stderr_blocks_only_the_log_line_of_the_stop() {
 }
 
 /// `env_logger` blocks while stderr is full. A program therefore needs a reader for the lines that
-/// it logs at the start. With `--debug`, it also needs a reader for the lines about each
+/// it logs at the start. With `--debug`, the program also needs a reader for the lines about each
 /// connection.
 #[test]
 fn a_stderr_that_is_full_from_the_start_blocks_the_program() {

@@ -58,7 +58,7 @@ pub struct Load {
     pub depth: usize,
     pub pace: Pace,
     pub length: Length,
-    /// Opens a connection for each request: connect, one echo, close.
+    /// Opens a connection for each request. Each connection serves one echo and is then closed.
     pub churn: bool,
     /// Time under load before the measurement starts.
     pub warmup: Duration,

@@ -1,5 +1,5 @@
-//! Functions that examples share: run a program and report its error in one line, print, log, parse
-//! option values, stop on a signal, and bind a listener with a long backlog.
+//! Functions that examples share. They run a program and report its error in one line, print, log,
+//! parse option values, stop on a signal, and bind a listener with a long backlog.
 //!
 //! `balanced`, `metrics`, `reactor_echo` and `tcp_ok` do not use this file: each of them is
 //! complete in one file. To copy another example, copy this file with it.
@@ -23,7 +23,8 @@ use socket2::{Domain, Protocol, Type};
 /// retry.
 const BACKLOG: i32 = 4096;
 
-/// Any error ends the program. A [`lexopt::Error`] stands for bad usage; [`usage`] makes one.
+/// Any error ends the program. A [`lexopt::Error`] stands for bad usage. [`usage`] creates such an
+/// error.
 pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// Marks an error as bad usage.
@@ -96,7 +97,7 @@ pub(crate) fn bind(addr: &str) -> Result<TcpListener> {
     bind_with(addr, |_| Ok(()))
 }
 
-/// As [`bind`]; `adapt` sets further options before the socket is bound.
+/// Binds a listener as [`bind`] does, but first calls `adapt`, which sets further socket options.
 pub(crate) fn bind_with(
     addr: &str,
     adapt: impl Fn(&socket2::Socket) -> io::Result<()>,

@@ -119,8 +119,8 @@ impl CanaryBuild {
     }
 }
 
-/// Plants a bug, or each bug in turn, and prints the violation that it causes. Fails if a bug
-/// causes none, and if there is a violation without a bug.
+/// Plants one bug, or each bug in turn. Prints the violation that each planted bug causes. Fails if
+/// a planted bug causes no violation, or if a violation occurs without a planted bug.
 pub(crate) fn find(name: &str, seeds: &Range<u64>, steps: usize) -> ExitCode {
     let mut names: Vec<&str> = ALL.iter().map(|canary| canary.name).collect();
     names.dedup();

@@ -56,7 +56,8 @@ fn shrink(seed: u64, steps: &[usize]) -> (Vec<usize>, Option<Violation>) {
     (kept, last)
 }
 
-/// Prints the commands that replay a violation: with all steps and, if `fewest`, with the fewest.
+/// Prints a command that replays a violation with all steps. If `fewest` is true, also searches for
+/// the fewest steps, and prints a command that replays the violation with these steps.
 pub(crate) fn report(seed: u64, violation: &Violation, steps: &[usize], fewest: bool) {
     let command = "cargo run --release --features sim --example simulate --";
     let until: Vec<usize> = steps.iter().copied().filter(|&step| step <= violation.step).collect();

@@ -21,15 +21,15 @@ pub enum Overload {
     Reject(Cow<'static, [u8]>),
     /// Leaves the connection in the kernel's backlog until a worker is free.
     Pause,
-    /// Closes the connection that has been idle longest ([`CloseReason::Evicted`]) and gives its
-    /// worker to the new connection.
+    /// Closes the connection that has been idle longest, with [`CloseReason::Evicted`]. The new
+    /// connection gets the worker of the closed connection.
     ///
     /// A connection is idle if it is between two requests or has not sent a request. It must hold
-    /// no input, have no unsent output, and not be paused. No byte may have been read or written in
-    /// the last one to two milliseconds. The connection is read once more before it is closed. If
-    /// data has arrived, the connection is served instead, and the search is repeated. At most four
-    /// connections are tried. The only callback for the closed connection is
-    /// [`closed`](crate::Handler::closed).
+    /// no input, have no unsent output, and not be paused. Its last byte must have been read or
+    /// written in an earlier millisecond of the loop's clock. The connection is read once more
+    /// before it is closed. If data has arrived, the connection is served instead, and the search
+    /// is repeated. At most four connections are tried. [`Handler::closed`](crate::Handler::closed)
+    /// is called for the closed connection. The eviction causes no other callback.
     ///
     /// The cost of the search does not depend on the number of connections. The search looks at the
     /// next 256 slots in round-robin order, and takes the longest-idle connection among them. With

@@ -31,7 +31,7 @@ pub enum CloseReason {
     BadHeader,
     /// An outgoing connection ([`Manager::connect`](crate::Manager::connect)) failed, for example
     /// because it was refused, the address is unreachable, or no descriptor was left. The kind is
-    /// [`TimedOut`](io::ErrorKind::TimedOut) if its deadline passed.
+    /// [`TimedOut`](io::ErrorKind::TimedOut) if the connect deadline passed.
     /// [`Handler::opened`](crate::Handler::opened) was not called.
     Unreachable(io::ErrorKind),
     /// A callback or a handle closed the connection.
@@ -48,7 +48,7 @@ pub enum CloseReason {
     Io(io::ErrorKind),
     /// The manager was stopped or dropped.
     Stopped,
-    /// The connection was idle, and its worker was needed for a new one
+    /// The connection was idle, and its worker was needed for a new connection
     /// ([`Overload::EvictIdle`](crate::Overload)).
     Evicted,
 }

@@ -8,8 +8,8 @@ use std::ops::BitOr;
 pub(crate) struct Flags(u8);
 
 impl Flags {
-    /// The socket did not take all of the output, and the rest is not sent yet. Also set until an
-    /// outgoing connection is established.
+    /// The socket did not take all of the output, and the rest is not sent yet. On an outgoing
+    /// connection, this flag is also set until the connection is established.
     pub(crate) const BLOCKED: Self = Self(1);
     /// Nothing is read or delivered until the connection is resumed.
     pub(crate) const PAUSED: Self = Self(1 << 1);
@@ -26,24 +26,20 @@ impl Flags {
     /// The due time may be sooner than the tick for which the timer is armed.
     pub(crate) const TIMER_STALE: Self = Self(1 << 7);
 
-    #[inline]
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
     /// Returns whether any of `flags` is set.
-    #[inline]
     pub(crate) fn intersects(self, flags: Self) -> bool {
         self.0 & flags.0 != 0
     }
 
-    #[inline]
     pub(crate) fn set(&mut self, flags: Self, on: bool) {
         self.0 = if on { self.0 | flags.0 } else { self.0 & !flags.0 };
     }
 
     /// Sets a flag. Returns false if it was set already.
-    #[inline]
     pub(crate) fn insert(&mut self, flag: Self) -> bool {
         let changes = !self.intersects(flag);
         self.set(flag, true);
@@ -51,7 +47,6 @@ impl Flags {
     }
 
     /// Clears a flag. Returns false if it was not set.
-    #[inline]
     pub(crate) fn remove(&mut self, flag: Self) -> bool {
         let changes = self.intersects(flag);
         self.set(flag, false);

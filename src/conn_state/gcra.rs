@@ -23,7 +23,7 @@ const FINER: u32 = 20;
 pub(crate) struct Gcra {
     /// The time between two requests at the rate of the limit.
     emission_interval: u64,
-    /// The maximum time by which a request may be delivered before its theoretical arrival time.
+    /// A request may be delivered before its theoretical arrival time by at most this time.
     burst_tolerance: u64,
 }
 
@@ -40,7 +40,6 @@ impl From<Option<RateLimit>> for Gcra {
 
 impl Gcra {
     /// Returns whether there is a limit.
-    #[inline(always)]
     pub(crate) fn is_limited(self) -> bool {
         self.emission_interval > 0
     }
@@ -59,8 +58,9 @@ impl Gcra {
         tat.max(now.0.saturating_mul(1 << FINER)).saturating_add(self.emission_interval)
     }
 
-    /// Adjusts a theoretical arrival time that was computed under another limit. The result is at
-    /// most the value that follows a full burst of this limit at the tick after `now`.
+    /// Adjusts a theoretical arrival time that was computed under another limit. The result is not
+    /// later than the theoretical arrival time after a full burst of this limit. This burst is
+    /// assumed to be delivered one tick after `now`.
     pub(crate) fn clamp(self, tat: u64, now: Tick) -> u64 {
         let latest = now.0.saturating_add(1).saturating_mul(1 << FINER);
         tat.min(latest.saturating_add(self.burst_tolerance).saturating_add(self.emission_interval))

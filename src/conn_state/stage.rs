@@ -2,8 +2,8 @@
 
 /// The stage of a connection. A connection can begin in any stage, and can change only to `Open`.
 ///
-/// Closing is not a stage, because a connection can close in every stage. The stage then decides
-/// whether [`Handler::closed`](crate::Handler::closed) is called.
+/// Closing is not a stage, because a connection can close in every stage. The stage in which a
+/// connection closes decides whether [`Handler::closed`](crate::Handler::closed) is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// An outgoing connection that is not established yet.

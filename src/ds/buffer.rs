@@ -24,22 +24,18 @@ impl Buffer {
     }
 
     /// Returns the number of bytes that the buffer can hold, or 0 if it has no storage.
-    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.storage.len()
     }
 
-    #[inline]
     pub(crate) fn len(&self) -> usize {
         (self.end - self.start) as usize
     }
 
-    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.len() == self.capacity()
     }
@@ -79,7 +75,6 @@ impl Buffer {
 
     /// Appends the first `count` bytes of the slice that [`Buffer::spare`] returned. The caller
     /// must have checked that the slice has at least `count` bytes.
-    #[inline]
     pub(crate) fn commit(&mut self, count: usize) {
         debug_assert!(
             count <= self.storage.len() - self.end as usize,
@@ -111,12 +106,10 @@ impl Buffer {
     }
 
     /// Returns the number of held bytes at the start that are known to contain no delimiter.
-    #[inline]
     pub(crate) fn scanned(&self) -> usize {
         self.scanned as usize
     }
 
-    #[inline]
     pub(crate) fn set_scanned(&mut self, scanned: usize) {
         debug_assert!(scanned <= self.len());
         self.scanned = scanned as u32;

@@ -15,17 +15,14 @@ pub(crate) struct Output {
 
 impl Output {
     /// Returns the number of unsent bytes.
-    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
-    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -37,7 +34,6 @@ impl Output {
 
     /// Appends `bytes` and returns true. Returns false, and appends nothing, if more than `limit`
     /// bytes would be unsent.
-    #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> bool {
         let fits = bytes.len() <= limit.saturating_sub(self.len());
         self.drop_sent();
@@ -49,7 +45,6 @@ impl Output {
 
     /// Drops the sent prefix if it is longer than the unsent rest. After this call, no push drops a
     /// sent prefix until more bytes are sent.
-    #[inline(always)]
     pub(crate) fn drop_sent(&mut self) {
         if self.sent > self.len() {
             self.forget_sent();
@@ -81,7 +76,6 @@ impl Output {
 
     /// Returns the position of the end, for [`Output::rewind`]. A push that drops the sent prefix
     /// makes the position invalid. To prevent this, call [`Output::drop_sent`] first.
-    #[inline]
     pub(crate) fn mark(&self) -> usize {
         self.bytes.len()
     }

@@ -1,10 +1,10 @@
 //! A hierarchical timer wheel over slot indices (Varghese and Lauck, SOSP 1987).
 //!
-//! Eleven levels of 64 slots cover every 64-bit tick, so no deadline is too far away, and the wheel
-//! never wraps around. An entry of an upper level is handed out when its slot *begins*, which may
-//! be before its deadline. In this case the owner of the entry, which knows the deadline, arms the
-//! entry again. The wheel therefore needs no cascade between levels. For the same reason, a timer
-//! need not be moved each time activity extends its deadline.
+//! Eleven levels of 64 slots cover every 64-bit tick. No deadline is therefore too far away, and
+//! the wheel never wraps around. An entry of an upper level is handed out when its slot *begins*.
+//! The owner of the entry knows the deadline. If the deadline is later, the owner arms the entry
+//! again. The wheel therefore needs no cascade between levels. For the same reason, a timer need
+//! not be moved each time activity extends its deadline.
 
 use crate::ds::index_list::{Links, List};
 use crate::time::Tick;
@@ -16,9 +16,9 @@ const LEVELS: usize = 64_usize.div_ceil(BITS as usize);
 /// Invariant: the deadline of an entry at level `k` agrees with `elapsed` in all base-64 digits
 /// above digit `k`. For `k = 0`, digit `k` of the deadline is not less than digit `k` of `elapsed`.
 /// For `k > 0`, it is greater, except for entries in the slot that is being drained. If no slot is
-/// being drained, the lowest level that is not empty therefore holds the earliest entries. For an
-/// entry whose deadline had already passed when it was armed, the value of `elapsed` at that moment
-/// takes the place of the deadline.
+/// being drained, the lowest level that is not empty therefore holds the earliest entries. If the
+/// deadline of an entry had already passed when the entry was armed, the value that `elapsed` had
+/// at that moment counts as the deadline.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     elapsed: u64,
@@ -26,8 +26,8 @@ pub(crate) struct Wheel {
     /// The position in `slots` of each armed index: `level * SLOTS + slot`.
     place_of: Vec<u16>,
     slots: [List; LEVELS * SLOTS],
-    /// The position of the slot that is being drained. It is the slot that began last, and it is
-    /// not empty yet. Its entries are handed out before all others. `None` if no slot is being
+    /// The position of the slot that is being drained. This slot began last, and is not empty yet.
+    /// Its entries are handed out before the entries of all other slots. `None` if no slot is being
     /// drained.
     draining: Option<usize>,
     /// For each level, one bit per slot that is not empty.
@@ -59,8 +59,8 @@ impl Wheel {
         self.place_of.reserve(indices.saturating_sub(self.place_of.len()));
     }
 
-    /// Arms `index` to be handed out at or before `deadline`. This replaces its previous deadline.
-    /// O(1).
+    /// Arms `index` to be handed out at or before `deadline`. This replaces the previous deadline
+    /// of `index`. O(1).
     pub(crate) fn arm(&mut self, index: usize, deadline: Tick) {
         self.cancel(index);
         if index >= self.place_of.len() {
@@ -99,7 +99,7 @@ impl Wheel {
 
     /// Returns the next tick at which [`Wheel::pop`] hands out an index, or `None` if no index is
     /// armed. The tick is not later than the earliest deadline, unless that deadline had already
-    /// passed when it was armed. O(1).
+    /// passed when its index was armed. O(1).
     pub(crate) fn next(&self) -> Option<Tick> {
         self.next
     }

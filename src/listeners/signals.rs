@@ -67,8 +67,8 @@ impl Signals {
         self.all.iter().filter(|signal| signal.ready).count()
     }
 
-    /// Reads each ready signal until no bytes are left, with at most [`READS`] reads. Returns
-    /// whether any bytes were read.
+    /// Reads each ready signal until no bytes are left, with at most [`READS`] reads per signal.
+    /// Returns whether any bytes were read.
     pub(super) fn read<B: Backend>(&mut self, backend: &mut B) -> bool {
         let mut any = false;
         for signal in self.all.iter_mut().filter(|signal| signal.ready) {
@@ -80,8 +80,8 @@ impl Signals {
                         signal.close(backend);
                         break;
                     }
-                    // Drained, or the read failed. After a failure, the next bytes are a new event,
-                    // and a later read returns all of them.
+                    // All bytes were read, or the read failed. After a failure, the next bytes
+                    // cause a new event. The signal is then read again, so no bytes are lost.
                     Err(_) => {
                         signal.ready = false;
                         break;

@@ -18,10 +18,11 @@ use crate::sys::Backend;
 impl<H: Handler, B: Backend> Manager<H, B> {
     /// Starts a TCP connection to `addr` and returns at once. The connection uses a worker from now
     /// on. In a later turn, when the connection is established, [`Handler::opened`] is called. From
-    /// then on it is a connection like any other, with `TCP_NODELAY` set. If it fails, or is not
-    /// established within [`connect_deadline`](crate::Config::connect_deadline),
-    /// [`Handler::closed`] is called with [`CloseReason::Unreachable`].
-    /// [`max_per_peer`](crate::Config::max_per_peer) does not count outgoing connections.
+    /// then on, it is a connection like any other. `TCP_NODELAY` is set on its socket. If the
+    /// connection fails, or is not established within
+    /// [`connect_deadline`](crate::Config::connect_deadline), [`Handler::closed`] is called with
+    /// [`CloseReason::Unreachable`]. [`max_per_peer`](crate::Config::max_per_peer) does not count
+    /// outgoing connections.
     ///
     /// Bytes that are [queued](crate::Handle::send) for the connection before it is established are
     /// sent after the bytes that `opened` writes. A connection that is not established yet is
@@ -47,8 +48,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///         conn.write_all(b"hello")
     ///     }
     ///
-    ///     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), reply: &[u8]) -> io::Result<()> {
-    ///         println!("{:?} says {} bytes", conn.peer_addr(), reply.len());
+    ///     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+    ///         println!("{:?} says {} bytes", conn.peer_addr(), body.len());
     ///         Ok(())
     ///     }
     /// }
@@ -66,7 +67,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.connect_with(addr, ConnectOptions::default())
     }
 
-    /// As [`Manager::connect`], with a deadline or a key for this connection.
+    /// Does the same as [`Manager::connect`], with options such as a deadline or a key for this
+    /// connection.
     ///
     /// # Errors
     /// As [`Manager::connect`].
@@ -99,8 +101,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Releases the permit of a queued connection and reports it as stopped, because the manager
-    /// stops.
+    /// Releases the permit of a queued connection, because the manager stops. Calls
+    /// [`Handler::closed`] with the reason [`CloseReason::Stopped`].
     pub(super) fn abandon_connect(&mut self, request: ConnectRequest) {
         self.mailbox.permits.release();
         self.report_not_started(request, CloseReason::Stopped);
@@ -129,8 +131,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         Ok(id)
     }
 
-    /// Calls [`Handler::closed`] for a connection that was not started, with an id that no other
-    /// connection has.
+    /// Calls [`Handler::closed`] for a connection that was not started. The connection gets an id
+    /// that no other connection has.
     fn report_not_started(&mut self, request: ConnectRequest, reason: CloseReason) {
         let id = self.pool.use_up_id();
         self.cx.stats.put += 1;

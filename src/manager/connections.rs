@@ -17,8 +17,8 @@ use crate::socket::{Socket, uninterrupted};
 use crate::sys::Backend;
 use crate::worker::{Verdict, Worker};
 
-/// The maximum number of idle connections that are read once more when one has to be evicted. If
-/// data has arrived on all of them, the new connection is refused.
+/// The maximum number of idle connections that are read once more when a connection has to be
+/// evicted. If data has arrived on all of these connections, the new connection is refused.
 const EVICTIONS: u32 = 4;
 
 impl<H: Handler, B: Backend> Manager<H, B> {
@@ -102,7 +102,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Admits or refuses an accepted connection. `has_permit` says whether a permit was taken for
-    /// it.
+    /// the connection.
     #[inline(never)]
     pub(super) fn on_accepted(
         &mut self,
@@ -129,8 +129,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Calls [`Handler::wrap`] with an accepted connection that has a permit, and admits the socket
-    /// that this hook returns.
+    /// Calls [`Handler::wrap`] with an accepted connection that has a permit. Then admits the
+    /// socket that this hook returns.
     fn admit_accepted(&mut self, socket: Socket, proxied: bool) -> Option<ConnId> {
         let handler = &mut self.cx.handler;
         match catch(|| handler.wrap(socket)) {
@@ -171,17 +171,18 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Evicts an idle connection, if [`Overload::EvictIdle`] is configured, and acquires the permit
-    /// that this frees. Returns false if no connection was evicted, or if another thread acquired
-    /// the permit first.
+    /// Evicts an idle connection if [`Overload::EvictIdle`] is configured. Then acquires the permit
+    /// of the evicted connection. Returns false if no connection was evicted, or if another thread
+    /// acquired the permit first.
     fn acquire_by_eviction(&mut self) -> bool {
         let evicts = matches!(self.cx.config.overload, Overload::EvictIdle);
         evicts && self.is_running() && self.evict_idle() && self.mailbox.permits.try_acquire()
     }
 
-    /// Closes the longest-idle connection to free its worker. The connection is read once more
-    /// first. If data has arrived, the connection is served instead, and the next longest-idle
-    /// connection is tried. Returns whether a connection was closed.
+    /// Closes the longest-idle connection to free its worker. Before that, the connection is read
+    /// once more. If data has arrived, the connection is served and stays open. The next
+    /// longest-idle connection is then tried. At most [`EVICTIONS`] connections are tried. Returns
+    /// whether a connection was closed.
     fn evict_idle(&mut self) -> bool {
         for _ in 0..EVICTIONS {
             let Some(id) = self.pool.longest_idle(self.cx.now.ceil) else { return false };
@@ -215,8 +216,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.lingering.add(&mut self.cx.backend, socket, &mut self.cx.stats, self.cx.now);
     }
 
-    /// Serves a worker and reads its socket once more. Data may have arrived, but its event was not
-    /// reported yet.
+    /// Serves a worker and reads its socket once more. This finds data whose event was not reported
+    /// yet.
     pub(super) fn read_once_more(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
             worker.state.readable |= !worker.state.eof;
@@ -233,10 +234,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Reads a connection once more. If this does not move its deadline into the future, expires
-    /// it. Data may have arrived in time, but its event was not reported yet. This happens if the
-    /// process was suspended or slow, or if there were more events than one wait returns. The read
-    /// finds such data.
+    /// Reads a connection once more. The read finds data that arrived in time, but whose event was
+    /// not reported yet. Such data exists if the process was suspended or slow, or if there were
+    /// more events than one wait returns. Then expires the connection, unless the read has moved
+    /// its deadline into the future.
     #[inline(never)]
     pub(super) fn expire(&mut self, id: ConnId) {
         self.read_once_more(id);
@@ -266,8 +267,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Returns whether the stop in progress may close a connection now. An idle connection is first
-    /// read once more. A request may have arrived, but its event was not reported yet. A connection
-    /// that was accepted during the stop may make one request.
+    /// read once more, to find a request whose event was not reported yet. A connection that was
+    /// accepted during the stop may make one request. For such a connection, this function returns
+    /// false until bytes or an end of file arrive.
     fn is_done_for_stop(&mut self, id: ConnId) -> bool {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;

@@ -42,7 +42,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Appends bytes to the unsent output of a connection. If the connection is closing or unknown,
     /// the bytes are returned through [`Handler::undelivered`]. If more than `write_limit` bytes
-    /// would be unsent, the bytes are returned and the connection is closed.
+    /// would be unsent, the bytes are returned in the same way, and the connection is closed.
     fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.cx.config.write_limit;
         let (mut closing, mut taken) = (false, false);
@@ -76,7 +76,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         true
     }
 
-    /// Replaces the configuration and returns the one that is now in effect. An invalid
+    /// Replaces the configuration. Returns the configuration that is now in effect. An invalid
     /// configuration changes nothing.
     ///
     /// No connection is closed by the change itself:
@@ -89,9 +89,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     ///   consumed.
     /// - Held bytes are framed again.
     /// - A new idle deadline counts from the last byte that was read or written. A new total
-    ///   deadline counts from the first byte of the request. Either of them may have passed
+    ///   deadline counts from the first byte of the request. Either deadline may have passed
     ///   already.
-    /// - A burst that was used under the old `rate_limit` counts as used under the new one.
+    /// - Requests that were delivered under the old `rate_limit` count against the new one. However
+    ///   many there were, they use up at most one full burst of the new one.
     ///
     /// The cost of a change is proportional to the number of connections.
     ///

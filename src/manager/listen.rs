@@ -12,10 +12,11 @@ use crate::sys::unix_path::{self, Claim};
 use crate::sys::{Backend, ListenSocket};
 
 impl<H: Handler, B: Backend> Manager<H, B> {
-    /// Listens on a TCP address and returns the bound address, with the port that the system chose
-    /// for port 0. If `addr` resolves to several addresses, the first that can be bound is used.
-    /// The address can be bound again right after a stop. The backlog is the standard library's
-    /// (128 on most systems); [`Manager::listen_on`] takes a listener with any backlog.
+    /// Listens on a TCP address. Returns the bound address. If the port of `addr` is 0, the system
+    /// chooses a port, and the returned address contains this port. If `addr` resolves to several
+    /// addresses, the first that can be bound is used. The address can be bound again right after a
+    /// stop. The standard library sets the backlog (128 on most systems). [`Manager::listen_on`]
+    /// takes a listener with any backlog.
     ///
     /// `TCP_NODELAY` is set on the listener, and accepted connections inherit it.
     ///
@@ -44,7 +45,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listen_with(listener, ListenOptions::default())
     }
 
-    /// As [`Manager::listen_on`], with options, such as the PROXY protocol.
+    /// Does the same as [`Manager::listen_on`], with options such as the PROXY protocol.
     ///
     /// # Errors
     /// As [`Manager::listen_on`].
@@ -75,7 +76,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.listen_to(listener.into(), Some(claim), ListenOptions::default(), &name)
     }
 
-    /// Removes the listeners from the manager and returns them without closing them. Open
+    /// Removes the listeners from the manager and returns them. The listeners are not closed. Open
     /// connections are served as before. New clients wait in the kernel's accept queue until
     /// another manager or process accepts from the listeners. No client is therefore refused during
     /// a handover. A returned listener can be passed to [`Manager::listen_on`] again.

@@ -34,12 +34,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// listener is closed, and the manager can be started again.
     ///
     /// Connections in a listener's accept queue are accepted before the listener closes, at most
-    /// 4096 per listener. Each of them may make one request. They are accepted because their
-    /// clients see them as established, and closing the listener would reset them. With a
-    /// `stop_deadline` of zero, none of them is accepted. The kernel resets clients that connect in
-    /// the few microseconds between the last `accept` and the close. If other listeners share the
-    /// port by `SO_REUSEPORT` and `net.ipv4.tcp_migrate_req` is set, Linux passes these clients to
-    /// the other listeners instead.
+    /// 4096 per listener. Each of them may make one request. The clients of these connections
+    /// already see them as established. If they were not accepted, closing the listener would reset
+    /// them. With a `stop_deadline` of zero, none of them is accepted. The kernel resets clients
+    /// that connect in the few microseconds between the last `accept` and the close. If other
+    /// listeners share the port by `SO_REUSEPORT` and `net.ipv4.tcp_migrate_req` is set, Linux
+    /// passes these clients to the other listeners instead.
     ///
     /// A paused connection counts as in progress, because an answer is pending. The stop also waits
     /// for the lingering sockets of closed connections, for at most 5 s each.
@@ -59,11 +59,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.run()
     }
 
-    /// Begins a graceful stop when bytes arrive on `signals`, as
-    /// [`Handle::stop`](crate::Handle::stop) does. If bytes arrive in a later turn than the one
-    /// in which a stop began, the stop is completed at once, and the connections that are still open
-    /// are aborted. All bytes that are read in one turn count as one signal. An end of file does not
-    /// stop the manager.
+    /// Begins a graceful stop when bytes arrive on `signals`. [`Handle::stop`](crate::Handle::stop)
+    /// begins the same stop. If bytes arrive during a stop that began in an earlier turn, this stop
+    /// is completed at once. The connections that are still open are then aborted. All bytes that
+    /// are read in one turn count as one signal. An end of file does not stop the manager.
     ///
     /// This method may be called before or after [`Manager::start`], and more than once to add more
     /// sockets. The sockets also stay in use when the manager is started again. With the crate
@@ -156,7 +155,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     }
 
     /// Reads every idle connection once more and closes it if no data has arrived. Closes every
-    /// outgoing connection that is not established. Counts the connections that it closes as idle.
+    /// outgoing connection that is not established. The connections that this method closes are
+    /// counted in `Drain::idle`.
     fn close_idle(&mut self) {
         // While `self.drain` is `None`, a verdict of `Wait` closes nothing. Each connection is
         // therefore closed and counted below.

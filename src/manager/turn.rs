@@ -148,8 +148,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let id = self.visited[at];
             let Some(worker) = self.pool.dequeue(id) else { continue };
             let verdict = worker.serve(&mut self.cx);
-            // Most connections now only wait for an event. Their deadlines are not sooner than
-            // before, so their timers need no change.
+            // After the visit, most connections have nothing to do until an event arrives. Their
+            // deadlines are not sooner than before, so their timers need no change.
             let at_rest = verdict == Verdict::Wait && worker.state.flags.is_empty();
             debug_assert!(!at_rest || worker.state.is_armed(self.cx.deadlines), "{id} is due");
             if !at_rest || stopping {
@@ -190,7 +190,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// 7. Read the sockets of [`Manager::stop_on`]. Then accept new connections, at most
     ///    [`ACCEPTS`] per listener. This phase runs after the existing connections were served.
-    #[inline(always)]
     pub(super) fn accept_new(&mut self) -> usize {
         if !self.listeners.any_ready() {
             return 0;
@@ -224,7 +223,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// 9. Log warnings, and complete a stop if it is done.
+    /// 9. Log warnings. Complete a stop if nothing is left to wait for, or if its deadline has
+    ///    passed.
     fn report(&mut self) -> Option<StopReport> {
         self.log_warnings();
         self.drain.and_then(|drain| self.finish_if_drained(drain))
@@ -279,7 +279,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Returns the tick at which the next turn is due, even if nothing becomes ready. If work is
     /// left, this is the current tick or an earlier one. If nothing is planned, it is `NEVER`.
-    #[inline(always)]
     pub(super) fn due(&self) -> Tick {
         if self.pool.any_ready() || self.cx.commands.has_work() {
             return self.cx.now.floor;

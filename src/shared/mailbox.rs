@@ -124,8 +124,8 @@ impl Mailbox {
         Ok(queue)
     }
 
-    /// Returns an error unless new connections are allowed. They are allowed from a start until the
-    /// next stop begins.
+    /// Returns an error if new connections are not allowed. New connections are allowed from a
+    /// start until the next stop begins.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
         if self.life_cycle() == LifeCycle::Running { Ok(()) } else { Err(Error::NotRunning) }
     }
@@ -219,14 +219,14 @@ impl Mailbox {
         self.set_life_cycle(LifeCycle::Stopping);
     }
 
-    /// Accepts no more commands until it is opened again. Returns the commands that were not
-    /// executed.
+    /// Accepts no more commands until the mailbox is opened again. Returns the commands that were
+    /// not executed.
     pub(crate) fn close(&self) -> VecDeque<Command> {
         self.close_with(LifeCycle::Stopped)
     }
 
-    /// Accepts no more commands, and cannot be opened again. The mailbox was closed before, so no
-    /// commands are left.
+    /// Accepts no more commands. The mailbox cannot be opened again. The mailbox was closed before,
+    /// so no commands are left.
     pub(crate) fn mark_dropped(&self) {
         self.close_with(LifeCycle::Dropped);
     }

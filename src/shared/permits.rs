@@ -1,4 +1,4 @@
-//! Permits. Each connection needs one, and `max_workers` limits their number.
+//! Permits. Each connection needs one permit. `max_workers` limits the number of permits.
 //!
 //! A permit is taken in one atomic step, before a connection is queued or gets a worker. Every
 //! thread therefore learns at once whether all workers are taken. No permit is issued beyond the

@@ -52,7 +52,7 @@ pub(super) struct ConnectAttempt {
     end: usize,
     addr: SocketAddr,
     due: Duration,
-    /// The error, if the attempt will fail.
+    /// The error of an attempt that will fail. `None` if the attempt will succeed.
     failure: Option<ErrorKind>,
 }
 
@@ -106,7 +106,8 @@ impl Network {
         Ok(end)
     }
 
-    /// Returns whether a connection is established. Reports a failure once.
+    /// Returns whether a connection is established. If the attempt has failed, the first call
+    /// returns the error, and later calls return false.
     pub(crate) fn is_connected(&mut self, end: usize) -> io::Result<bool> {
         self.count_call();
         self.answer_attempts();

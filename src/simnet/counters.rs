@@ -26,8 +26,8 @@ pub struct ConnSnapshot {
     pub pending: bool,
     /// The connection was reset, or a failed call broke it.
     pub broken: bool,
-    /// The time of the pool's last activity on this connection: it read or wrote a byte, found no
-    /// space to write, or registered the connection.
+    /// The time of the pool's last activity on this connection. Activity means that the pool read
+    /// or wrote a byte, found no space to write, or registered the connection.
     pub moved: Duration,
 }
 
@@ -59,8 +59,8 @@ pub struct Counters {
     pub interrupted_waits: u64,
     /// The time at which the last wait ended.
     pub waited: Duration,
-    /// The time at which the last wait began. With a zero timeout, a clock jump counts as time
-    /// before the wait.
+    /// The time at which the last wait began. If the clock jumps in a wait with a zero timeout,
+    /// this is the time after the jump.
     pub asked: Duration,
     /// Sum of all jumps of the clock.
     pub jumped: Duration,

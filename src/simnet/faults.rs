@@ -60,9 +60,9 @@ impl Faults {
         Self::default()
     }
 
-    /// Returns a random subset of the faults, with very different probabilities (Groce et al.,
-    /// "Swarm testing", ISSTA 2012). This finds bugs that are hidden when all faults happen
-    /// together.
+    /// Returns a random subset of the faults. Their probabilities differ widely (Groce et al.,
+    /// "Swarm testing", ISSTA 2012). Such a subset finds bugs that are hidden when all faults
+    /// happen together.
     #[must_use]
     pub fn swarm(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5157_4152_4d21);

@@ -19,7 +19,8 @@ const ABORTED: [ErrorKind; 6] = [
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// The pool's ends of the waiting connections, and the addresses that they come from.
+    /// For each waiting connection, the pool's end and the address of the peer. The address is
+    /// `None` if the peer did not give one.
     waiting: VecDeque<(usize, Option<IpAddr>)>,
     /// True if the listener is open. A listener that a backend has released is still open, but its
     /// `token` is `None`.

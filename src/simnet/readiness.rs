@@ -4,7 +4,8 @@ use std::io::{self, ErrorKind};
 
 use super::{ConnSnapshot, Network};
 
-/// Number of deregistered ends that are remembered, for stale events and late snapshots.
+/// Maximum number of deregistered ends that are remembered. Stale events and snapshots of ended
+/// connections use them.
 const RETIRED: usize = 512;
 
 /// The errors of registering a socket: no memory, no space for another watch, a socket that cannot
@@ -40,8 +41,8 @@ pub(super) enum Source {
 }
 
 impl Network {
-    /// Returns the state of the connection that is registered under `token`, or its last state if
-    /// it was deregistered.
+    /// Returns the state of the connection that is registered under `token`. If the connection was
+    /// deregistered, returns its last state. Returns `None` if `token` is unknown or was forgotten.
     pub(crate) fn snapshot(&self, token: u64) -> Option<ConnSnapshot> {
         let Some(&end) = self.registered.get(&token) else {
             let retired = self.retired.iter().rev().find(|retired| retired.0 == token);
@@ -131,8 +132,8 @@ impl Network {
             || self.ends.iter().any(|(_, end)| end.token.is_some() && end.edge.any())
     }
 
-    /// Returns the token of a random socket: of a deregistered one if `dead` is true, and of a
-    /// registered one if not.
+    /// Returns the token of a random socket. If `dead` is true, the socket is a deregistered one.
+    /// If not, the socket is registered.
     pub(crate) fn any_token(&mut self, dead: bool) -> Option<u64> {
         if dead {
             let index = self.rng.below(self.retired.len());

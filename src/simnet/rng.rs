@@ -35,7 +35,7 @@ impl Rng {
     }
 
     /// Returns true with a probability of `permille` in a thousand. If `permille` is 0, no random
-    /// number is used up, so a fault that is off does not change the other decisions.
+    /// number is used up. A fault that is off therefore does not change the other random decisions.
     pub fn permille(&mut self, permille: u16) -> bool {
         permille > 0 && self.below(1000) < usize::from(permille)
     }

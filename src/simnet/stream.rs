@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 
 use super::{Shared, lock};
 
-/// One end of a simulated connection. It never blocks. Dropping it closes it.
+/// One end of a simulated connection. A stream never blocks. Dropping a stream closes its end of
+/// the connection.
 ///
 /// Both the peer in a test and the socket that the pool serves are streams of this type.
 ///

@@ -15,9 +15,10 @@ use crate::time::millis;
 
 /// The operations that the loop needs from outside.
 ///
-/// Readiness is edge-triggered: it is reported when it begins, and is not reported again before it
-/// has ended and begun anew. A socket is registered once, for reading, writing and priority
-/// together. If it is ready when it is registered, this readiness is reported too.
+/// Readiness is edge-triggered. It is reported when a socket becomes ready. It is not reported
+/// again until the socket has stopped being ready and has become ready once more. A socket is
+/// registered once, for reading, writing and priority together. If it is ready when it is
+/// registered, this readiness is reported too.
 ///
 /// The trait is implemented by [`Os`](super::Os) and by the simulated network. It may gain methods
 /// in any release.
@@ -31,8 +32,9 @@ pub trait Backend {
     /// The error of the failed call. Nothing stays open.
     fn start(&mut self) -> io::Result<Wake>;
 
-    /// Called when a manager has stopped. Discards events that were not handed out. Sockets that are
-    /// still registered, such as signals, stay registered.
+    /// Called when a manager has stopped. Discards events that were not handed out. Sockets that
+    /// are still registered stay registered. Examples are the sockets of
+    /// [`Manager::stop_on`](crate::Manager::stop_on).
     fn stop(&mut self);
 
     /// Returns the time since an arbitrary fixed moment. It never goes back.
@@ -77,23 +79,24 @@ pub trait Backend {
     /// Stops listening, and closes the listener.
     fn close_listener(&mut self, listener: Self::Listener);
 
-    /// Stops reporting readiness of `listener`, and returns it with its backlog. The default closes
-    /// it and returns `None`, for backends that cannot return a listener.
+    /// Stops reporting readiness of `listener`, and returns it with its backlog. The default
+    /// implementation is for backends that cannot return a listener. It closes the listener and
+    /// returns `None`.
     fn release_listener(&mut self, listener: Self::Listener) -> Option<ListenSocket> {
         self.close_listener(listener);
         None
     }
 
-    /// Accepts one connection. Returns it in non-blocking mode, with the peer's IP address if it
-    /// has one.
+    /// Accepts one connection. Returns its socket, in non-blocking mode, and the IP address of the
+    /// peer. The address is `None` if the peer has no IP address.
     ///
     /// # Errors
     /// `WouldBlock` if the backlog is empty, or the error of `accept(2)`.
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Socket, Option<IpAddr>)>;
 
     /// Starts a non-blocking connection and does not wait for it. An event is reported when the
-    /// connection is established or has failed. The default returns an error, for backends without
-    /// outgoing connections.
+    /// connection is established or has failed. The default implementation is for backends without
+    /// outgoing connections. It returns an error.
     ///
     /// # Errors
     /// The error of `socket(2)`, or of `connect(2)` if it fails at once.
@@ -114,7 +117,7 @@ pub trait Backend {
         Ok(true)
     }
 
-    /// Reads bytes into `into`, and returns their number.
+    /// Reads bytes into `into`. Returns the number of bytes that were read.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing to read, or the error of `read(2)`.
@@ -122,7 +125,8 @@ pub trait Backend {
         socket.read(into)
     }
 
-    /// Writes as many of `bytes` as the socket takes, and returns their number.
+    /// Writes as many of `bytes` as the socket takes. Returns the number of bytes that were
+    /// written.
     ///
     /// # Errors
     /// `WouldBlock` if the socket is full, or the error of `write(2)`.
@@ -147,7 +151,8 @@ pub trait Backend {
     }
 
     /// Returns whether a short read always means that the socket is drained, so that the next byte
-    /// causes a new edge. A short read is one that returned fewer bytes than it had space for.
+    /// causes a new edge. A short read is a read that returned fewer bytes than the buffer had
+    /// space for.
     fn short_read_is_drained(&self, socket: &Socket) -> bool;
 }
 
@@ -224,7 +229,7 @@ pub struct Event {
     /// One side is closed, or there is an error. Reads must continue until they return the end of
     /// file or the error.
     pub closed: bool,
-    /// There is urgent data, which ends a read early.
+    /// There is urgent data. It ends a read early, even if more bytes have arrived.
     pub priority: bool,
 }
 

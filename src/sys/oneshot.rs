@@ -1,11 +1,11 @@
-//! Records which directions each socket is armed for, on systems where a reported event disarms its
-//! direction.
+//! Records for which directions each socket is armed. This module is used on systems where a
+//! reported event disarms its direction.
 //!
-//! On some systems mio uses poll(2), and has to emulate edge-triggered readiness. After it has
-//! reported an event, it no longer reports that direction until the socket is registered again.
-//! Registering again replaces the interest in both directions, so this module remembers which
-//! directions are armed. A direction is armed again only after a call has returned `WouldBlock`. If
-//! a direction stayed armed while it is ready, every wait would report it.
+//! On some systems mio uses poll(2), and has to emulate edge-triggered readiness. After mio has
+//! reported an event, it does not report the same direction again until the socket is registered
+//! again. Registering again replaces the interest in both directions. This module therefore
+//! remembers which directions are armed. A direction is armed again only after a call has returned
+//! `WouldBlock`. If a direction stayed armed while it is ready, every wait would report it.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
@@ -43,7 +43,7 @@ impl Oneshot {
         }
     }
 
-    /// Records that an event was reported and has disarmed its directions.
+    /// Records that an event was reported. The event has disarmed each direction that it reports.
     pub(super) fn reported(&mut self, token: u64, readable: bool, writable: bool) {
         let socket = self.sockets.get(&token);
         if let Some(armed) = socket.and_then(|socket| self.armed.get_mut(socket)) {
@@ -53,7 +53,8 @@ impl Oneshot {
     }
 
     /// Records that a call in this direction has returned `WouldBlock`. Returns the directions for
-    /// which the socket has to be armed, or `None` if it is already armed for this direction.
+    /// which the socket has to be armed. Returns `None` if the socket is already armed for this
+    /// direction, or is unknown.
     pub(super) fn blocked(&mut self, socket: RawFd, direction: Direction) -> Option<Armed> {
         let armed = self.armed.get_mut(&socket)?;
         let before = *armed;

@@ -104,7 +104,8 @@ impl Backend for Os {
         clock().saturating_duration_since(self.epoch)
     }
 
-    /// Most readings are in the same millisecond as the reading before, and need no conversion.
+    /// Most readings are in the same millisecond as the reading before. These readings need no
+    /// conversion.
     #[inline]
     fn millis(&mut self) -> (u64, bool) {
         let now = clock();
@@ -200,8 +201,8 @@ impl Backend for Os {
     }
 
     /// A failed connection has a socket error. An established connection has a peer address. A
-    /// connection with neither is still in progress, and its deadline limits the time for which it
-    /// may stay in progress.
+    /// connection with neither of them is still in progress. The connect deadline limits the time
+    /// for which this may last.
     fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
         let Socket::Tcp(stream) = socket else { return Ok(true) };
         match stream.take_error()? {
@@ -230,9 +231,10 @@ impl Backend for Os {
         outcome
     }
 
-    /// Returns true only for TCP sockets on Linux. A read of a Unix socket also stops at passed
-    /// descriptors. A transport may hold bytes in its own buffers. On other systems, a read also
-    /// stops at urgent data, and no event reports that data.
+    /// Returns true only for TCP sockets on Linux. In all other cases, a short read may have
+    /// another reason. A read of a Unix socket stops at passed descriptors. A transport may hold
+    /// bytes in its own buffers. On systems other than Linux, a read stops at urgent data, and no
+    /// event reports that data.
     #[inline]
     fn short_read_is_drained(&self, socket: &Socket) -> bool {
         let linux = cfg!(any(target_os = "linux", target_os = "android"));
@@ -272,9 +274,9 @@ enum Kind {
 }
 
 impl Listener {
-    /// Takes over a listener, and makes it non-blocking. A TCP listener gets `TCP_NODELAY`, which
-    /// accepted connections inherit. A reply is usually sent with one write, so waiting for more
-    /// data would only delay it.
+    /// Takes over a listener, and makes it non-blocking. A TCP listener gets the option
+    /// `TCP_NODELAY`, and accepted connections inherit this option. A reply is usually sent with
+    /// one write. Without the option, the kernel might delay a reply to wait for more data.
     fn new(bound: ListenSocket) -> io::Result<Self> {
         Ok(Self(match bound {
             ListenSocket::Tcp(listener) => {

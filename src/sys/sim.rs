@@ -1,5 +1,5 @@
 //! A backend with a simulated network and a virtual clock. The real loop and the user's handler run
-//! in a network with faults, and the same seed gives the same run.
+//! in a network with faults. The same seed gives the same run.
 //!
 //! Time passes only while the loop waits, or when [`Sim::advance`] is called. Nothing sleeps, and
 //! all random decisions come from the seed.
@@ -86,8 +86,8 @@ impl Sim {
         self.pair_with(CAPACITY, CAPACITY)
     }
 
-    /// Creates a connection whose ends hold a limited number of unread bytes: at most `peer` at the
-    /// peer's end, and at most `pool` at the pool's.
+    /// Creates a connection with inboxes of limited size. The peer's end holds at most `peer`
+    /// unread bytes. The pool's end holds at most `pool` unread bytes.
     #[must_use]
     pub fn pair_with(&self, peer: usize, pool: usize) -> (Stream, Stream) {
         let [here, there] = lock(&self.net).pair([peer.max(1), pool.max(1)]);
@@ -125,8 +125,8 @@ impl Sim {
         lock(&self.net).digest
     }
 
-    /// Returns the state of a connection that is being served, or the last state of one that ended
-    /// recently.
+    /// Returns the state of a connection that is being served. If the connection has ended
+    /// recently, returns its last state.
     #[must_use]
     pub fn snapshot(&self, id: ConnId) -> Option<ConnSnapshot> {
         lock(&self.net).snapshot(id.token())
@@ -366,8 +366,8 @@ impl Backend for Sim {
         lock(&self.net).is_connected(simulated(socket)?.end())
     }
 
-    /// Returns true, as for TCP sockets on Linux, because a simulated stream has no urgent data and
-    /// passes no descriptors. Returns false with the faults that make reads short or split events.
+    /// Returns false if a fault makes reads short or splits events. If not, returns true, because a
+    /// simulated stream has no urgent data and passes no descriptors.
     fn short_read_is_drained(&self, _socket: &Socket) -> bool {
         let faults = lock(&self.net).faults;
         faults.short_reads == 0 && !faults.split_events

@@ -44,8 +44,8 @@ impl Drop for Claim {
 /// never replaced by accident. A umask would also set the mode, but it would apply to files that
 /// other threads create at the same time.
 pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
-    // Check the length of `path` here. The kernel does not, because the socket is bound under
-    // another name.
+    // Check the length of `path` here. The kernel does not check it, because the socket is bound
+    // under another name.
     SocketAddr::from_pathname(path)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -63,9 +63,9 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, Claim)> {
     placed
 }
 
-/// Links the socket `inside` to `path`. A stale socket at `path` is replaced, but nothing else is.
-/// The stale socket is first renamed to `aside` and checked again, in case another process has
-/// replaced it in between.
+/// Links the socket `inside` to `path`. A stale socket at `path` is replaced. Any other file at
+/// `path` causes an error. The stale socket is first renamed to `aside`. It is then checked again,
+/// because another process may have replaced it in between.
 fn place(inside: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     match fs::hard_link(inside, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

@@ -38,8 +38,8 @@ impl<H: Handler> Worker<H> {
             socket: &self.socket,
             output,
             commands: &mut cx.commands,
-            // Output that was gathered before this callback and not yet offered to the socket does
-            // not count against the limit.
+            // Output from before this callback does not count against the limit if it was not yet
+            // offered to the socket.
             write_limit: cx.config.write_limit.saturating_add(gathered),
             now: cx.now.floor,
             cause,

@@ -1,7 +1,7 @@
 //! An outgoing connection before it is established. [`Handler::opened`] was not called yet.
 //!
-//! Until it is established, the connection counts as blocked. Only a writable edge gives its worker
-//! something to do, and its deadline runs.
+//! Until it is established, the connection counts as blocked. Its worker has nothing to do until a
+//! writable edge or a command arrives. Meanwhile the connect deadline runs.
 
 use std::ops::ControlFlow;
 
@@ -11,8 +11,9 @@ use crate::handler::Handler;
 use crate::sys::Backend;
 
 impl<H: Handler> Worker<H> {
-    /// Checks whether the connection is established. If so, calls [`Handler::opened`]. Bytes that
-    /// were queued before are sent after the output of `opened`.
+    /// If the connection is closing, breaks with the close reason. If not, checks whether the
+    /// connection is established. If it is established, calls [`Handler::opened`]. Bytes that were
+    /// queued before are sent after the output of `opened`.
     #[cold]
     #[inline(never)]
     pub(super) fn finish_connect<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {

@@ -21,10 +21,10 @@ pub(crate) struct Context<H, B> {
     pub(crate) config: Config,
     /// The deadlines of `config`, in milliseconds.
     pub(crate) deadlines: Deadlines,
-    /// Output of at least this many bytes is sent before more is added. Smaller replies to several
-    /// requests share one write.
+    /// Output of at least this many bytes is sent before more is added. As long as the output is
+    /// smaller, the replies to several requests share one write.
     pub(super) flush_at: usize,
-    /// The size in bytes of the longest request, to which an input buffer may grow.
+    /// The size in bytes of the longest request. An input buffer may grow to this size.
     pub(super) max_request: usize,
     pub(crate) now: Now,
     /// The time at which the last timed callback began. It is stored here so that a callback that

@@ -15,9 +15,8 @@ impl<H: Handler> Worker<H> {
         cx.buffers.grow_input(&mut self.input, cx.max_request)
     }
 
-    /// Checks whether the worker may keep its input after this visit, and returns the verdict of
-    /// the visit. If `memory_limit` does not allow this, the held bytes are delivered, or the
-    /// connection closes.
+    /// Checks whether `memory_limit` allows the worker to keep its input after this visit. If not,
+    /// the held bytes are delivered, or the connection closes. Returns the verdict of the visit.
     pub(super) fn enforce_memory_limit<B: Backend>(
         &mut self,
         cx: &mut Context<H, B>,

@@ -21,8 +21,8 @@ pub(super) enum Filled {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Reads once. If the buffer is full, grows it instead. Notes in the connection's state whether
-    /// the stream has ended and whether there may be more to read.
+    /// Reads once. If the buffer is full, grows the buffer instead of reading. Notes in the
+    /// connection's state whether the stream has ended and whether there may be more to read.
     #[inline(always)]
     pub(super) fn fill<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Filled {
         let spare = cx.buffers.input.spare(BUDGET);

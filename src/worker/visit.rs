@@ -113,7 +113,8 @@ impl<H: Handler> Worker<H> {
         ControlFlow::Continue(())
     }
 
-    /// Sends the output if it is large, before more is added. Breaks if not all of it was sent.
+    /// Sends the output if it has at least `flush_at` bytes. Breaks if not all of the output was
+    /// sent.
     #[inline(always)]
     fn flush_if_large<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
         // No byte of this output was sent yet, because the connection is not blocked. The mark is
@@ -125,8 +126,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Breaks if the connection is paused or closing, because nothing more may be read or delivered
-    /// then.
+    /// Breaks if the connection is paused or closing. In these states, nothing more may be read or
+    /// delivered.
     #[inline(always)]
     pub(super) fn may_proceed(&self) -> Flow {
         if !self.state.flags.intersects(Flags::CLOSING | Flags::PAUSED) {
@@ -148,8 +149,8 @@ impl<H: Handler> Worker<H> {
         let verdict = self.enforce_memory_limit(cx, verdict);
         if !cx.buffers.input.is_empty() && self.state.total_from == Tick::NEVER {
             // The bytes arrived in this visit, or they follow a request that was delivered in this
-            // visit. The peer did not cause the time for which they have waited, so both deadlines
-            // count from now.
+            // visit. The peer did not cause the delay of this visit, so both deadlines count from
+            // now.
             self.state.total_from = cx.now.ceil;
             self.state.last_activity = cx.now.ceil;
         }

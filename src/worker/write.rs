@@ -18,7 +18,7 @@ const WRITES: u32 = 16;
 enum Sent {
     /// Nothing is unsent.
     All,
-    /// The socket is full. The kernel reports when it is writable again.
+    /// The socket is full. The kernel reports when the socket is writable again.
     Blocked,
     /// The socket may take more.
     Partial,
@@ -82,9 +82,9 @@ impl<H: Handler> Worker<H> {
         }
         self.state.total_from = cx.now.ceil;
         self.state.last_activity = cx.now.ceil;
-        // If the hook panics, the output after a mark is dropped. The mark is taken before the hook
-        // runs. Drop the sent prefix now, so that a push in the hook does not make the mark
-        // invalid.
+        // `run_callback` takes a mark before it calls the hook. If the hook panics, the output
+        // after the mark is dropped. Drop the sent prefix now, so that a push in the hook does not
+        // make the mark invalid.
         cx.buffers.output.drop_sent();
         if !self.state.flags.intersects(Flags::CLOSING) {
             self.run_callback(cx, Cause::Blocked, |handler, conn, session, _| {
@@ -124,7 +124,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Sends the output before a visit ends. A polite close waits until all of it is sent.
+    /// Sends the output before a visit ends. A [polite](CloseReason::is_polite) close waits until
+    /// all output is sent.
     pub(super) fn flush_before_end<B: Backend>(
         &mut self,
         cx: &mut Context<H, B>,

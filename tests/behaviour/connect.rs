@@ -1,4 +1,4 @@
-//! Outgoing connections. Hooks run when a connection is established and when it fails.
+//! Outgoing connections, and the hooks that run when such a connection is established or fails.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -95,7 +95,7 @@ fn listener() -> (TcpListener, SocketAddr) {
 }
 
 /// Returns an address that refuses connections. The returned socket is bound to the address but
-/// does not listen. It keeps other processes from getting the port.
+/// does not listen. The socket keeps other processes from getting the port.
 fn refusing() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();

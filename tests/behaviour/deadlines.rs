@@ -149,8 +149,8 @@ fn sent_bytes_restart_the_idle_deadline_too() {
     assert!(rig.record.ends().iter().any(|end| end.id == sender_id));
 }
 
-/// Two workers have clones of the same socket. Both get the event. One of them reads all bytes, and
-/// the other finds none.
+/// Two workers have clones of the same socket. Both workers get the event. One worker reads all
+/// bytes, and the other worker finds none.
 #[test]
 fn a_readable_event_without_bytes_restarts_no_deadline() {
     let mut rig = rig(idle(millis(250)), |_: &mut Conn<'_>, _: &[u8]| Ok(()));

@@ -200,7 +200,7 @@ fn a_connection_paused_after_end_of_file_can_be_closed() {
     assert_eq!(rig.record.open_lives(), 0);
 }
 
-/// If the callback fails or closes the connection, the connection does not wait for an answer.
+/// A paused connection does not wait for an answer if the callback fails or closes the connection.
 #[test]
 fn a_connection_that_pauses_and_then_fails_or_closes_is_not_kept() {
     for (body, reason) in [

@@ -25,7 +25,8 @@ const LONG_DEADLINE: Duration = Duration::from_secs(600);
 /// Maximum number of commands in the mailbox. The command queue of callbacks has the same maximum.
 const COMMANDS_MAX: usize = 65_536;
 
-/// A configuration in which all deadlines are long, so that only commands and peers wake the loop.
+/// A configuration with long deadlines, so that the loop is woken by commands and peers, and not by
+/// deadlines.
 fn long_deadlines() -> Config {
     Config::new()
         .framing(Framing::Drained)

@@ -299,8 +299,8 @@ fn an_abort_an_error_or_a_panic_in_blocked_takes_effect() {
     }
 }
 
-/// More than half of the reply is sent, so the next write drops the sent part of the output. That
-/// must not change which bytes are dropped after the panic.
+/// More than half of the reply is sent, so the next write drops the sent part of the output. This
+/// removal must not change which bytes are dropped after the panic.
 #[test]
 fn output_of_a_panicking_hook_is_dropped_after_most_of_a_reply_is_sent() {
     let panics: Action = |conn| {

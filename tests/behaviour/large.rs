@@ -364,7 +364,8 @@ fn a_later_frame_is_held_to_the_lowered_limit() {
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"200413");
 }
 
-/// A buffer cannot grow when the memory limit is reached. This does not close its connection.
+/// A buffer cannot grow when the memory limit is reached. For this reason alone, the connection
+/// that uses the buffer is not closed.
 #[test]
 fn a_buffer_that_may_not_grow_keeps_its_size() {
     let mut rig = service(lines().max_request(0).memory_limit(40));

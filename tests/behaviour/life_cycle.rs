@@ -791,7 +791,8 @@ fn every_close_calls_closed_exactly_once_and_no_callback_after_it() {
             _ => {}
         }
         if reason == CloseReason::Reset {
-            // `reset` set the linger time through a clone. This closes the last descriptor.
+            // `reset` set the linger time through a clone of the socket. The next line closes the
+            // last descriptor of the socket, which sends the reset.
             drop(client);
         }
         rig.until(|rig| rig.record.closed().len() > count);
@@ -891,7 +892,8 @@ mod embedded {
 
     type Reply = fn(&mut Conn<'_>, &[u8]) -> io::Result<()>;
 
-    /// A manager that is wrapped as a transport. An outer manager waits for its descriptor.
+    /// A manager that is wrapped as a transport. An outer manager waits for the descriptor of this
+    /// manager.
     struct Inner(Manager<Reply>);
 
     impl Read for Inner {

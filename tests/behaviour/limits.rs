@@ -327,7 +327,8 @@ fn a_larger_buffer_size_applies_to_connections_that_hold_nothing() {
     assert_eq!(rig.requests(2), [full(8), full(24)]);
 }
 
-/// A frame that fits the new size is not overlong, although it began in a smaller buffer.
+/// A frame that fits into a buffer of the new size is not overlong, although its first bytes
+/// arrived in a smaller buffer.
 #[test]
 fn a_larger_buffer_size_applies_at_once_in_the_middle_of_a_frame() {
     let config = |size: usize| lines().buffer_size(size);

@@ -1,5 +1,5 @@
-//! Rate limits. A request above the limit is delayed, but not lost. Meanwhile the deadlines are
-//! suspended.
+//! Rate limits. A request above the limit is delayed, but not lost. While it is delayed, the
+//! deadlines of its connection are suspended.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;

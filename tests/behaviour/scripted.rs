@@ -343,7 +343,7 @@ fn a_backend_that_reports_more_bytes_than_fit_causes_a_panic() {
 }
 
 /// A read stops at urgent data. After an event with urgent data, a short read does not mean that
-/// the socket is empty. This holds until a read returns `WouldBlock`.
+/// the socket is empty. This is the case until a read returns `WouldBlock`.
 #[test]
 fn urgent_data_costs_one_additional_read_once() {
     let config = Config::new().framing(Framing::Drained).clients_deadline(Duration::from_secs(3));

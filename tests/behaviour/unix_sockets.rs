@@ -233,8 +233,8 @@ fn bytes_that_a_transport_could_not_flush_are_flushed_when_ready_again() {
     client.write_all(b"first").unwrap();
     rig.requests(1);
     rig.until(|_| script.lock().unwrap().stuck == 0);
-    // While a reply is unsent, the transport is not read. The next event, of any kind, flushes it
-    // first.
+    // While a reply is unsent, the transport is not read. At the next event, of any kind, the
+    // transport is flushed first.
     let read = script.lock().unwrap().read;
     assert_eq!((read, rig.record.requests().len()), (5, 1));
     client.write_all(b"second").unwrap();

@@ -5,7 +5,7 @@ use arbtest::arbitrary::{Result, Unstructured};
 use pool_manager::Framing;
 use pool_manager::sim::Sim;
 
-// The parts for real sockets are not used here.
+// This driver does not use the parts of the module that need real sockets.
 #[allow(dead_code)]
 #[path = "../simulation/strings.rs"]
 mod strings;

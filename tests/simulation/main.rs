@@ -368,7 +368,7 @@ fn the_stop_deadline_counts_from_the_call_of_stop() {
     assert_eq!(sim.now(), called_at + stop_deadline);
 }
 
-/// An echo handler. When a connection is opened, the stored peer, if there is one, writes a byte.
+/// An echo handler. If a peer is stored when a connection is opened, this peer writes a byte.
 struct WritesWhileOpened(Rc<RefCell<Option<Stream>>>);
 
 impl Handler for WritesWhileOpened {
@@ -383,8 +383,8 @@ impl Handler for WritesWhileOpened {
     }
 }
 
-/// The unread input has an event that no wait has reported yet. The last read before the eviction
-/// finds the input.
+/// A connection has unread input, but no wait has reported the event for this input yet. The last
+/// read before the eviction finds the input.
 #[test]
 fn a_connection_with_unread_input_is_served_instead_of_evicted() {
     let sim = Sim::new(1);

@@ -414,7 +414,7 @@ impl<N: Net> StringRun<'_, N> {
         self.clients = [None, None];
     }
 
-    /// Resumes all connections, shuts down all peers, and checks that every connection ends.
+    /// Resumes all connections and shuts down all peers. Checks that every connection ends.
     fn settle(&mut self) {
         if self.running {
             self.turn_until_idle();

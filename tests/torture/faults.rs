@@ -76,7 +76,8 @@ const ACCEPTING: &str = "EAGAIN EBADF ECONNABORTED EFAULT EHOSTDOWN EHOSTUNREACH
     EMFILE ENETDOWN ENETUNREACH ENFILE ENOBUFS ENOMEM ENONET ENOPROTOOPT ENOSR ENOTSOCK EOPNOTSUPP \
     EPERM EPROTO EPROTONOSUPPORT ESOCKTNOSUPPORT ETIMEDOUT";
 
-/// Calls of the thread that do not belong to the loop: memory, threads, locks and process ids.
+/// Calls of the thread that do not belong to the loop. They concern memory, threads, locks and
+/// process ids.
 pub(crate) const IGNORED: [&str; 18] = [
     "brk",
     "clone3",

@@ -77,8 +77,8 @@ fn is_invisible(fault: &Fault, call: &str) -> bool {
     match fault.call {
         "accept4" | "read" | "write" => true,
         "epoll_ctl" => call.contains("EPOLL_CTL_DEL"),
-        // The message to a refused connection is sent only once, since a new socket has buffer
-        // space.
+        // The loop tries only once to send the message to a refused connection, because a new
+        // socket has buffer space.
         "sendto" if fault.error == "EAGAIN" && call.contains(ERROR_SERVER_BUSY) => false,
         _ => ["EINTR", "EAGAIN"].contains(&fault.error) && SERVING.contains(&fault.call),
     }
@@ -88,8 +88,8 @@ fn is_invisible(fault: &Fault, call: &str) -> bool {
 const SERVING: [&str; 3] = ["epoll_wait", "recvfrom", "sendto"];
 
 /// Returns whether the call concerns a lingering connection. Such a connection holds no worker, and
-/// its errors are not logged. It is recognized by its token, or by reads that are longer than the
-/// buffer of a worker.
+/// its errors are not logged. A lingering connection is recognized by its token, or by reads that
+/// are longer than the buffer of a worker.
 fn is_lingering(call: &str) -> bool {
     match name(call) {
         "shutdown" | "close" => true,

@@ -45,8 +45,8 @@ enum Repeat {
     InARow(usize),
 }
 
-/// Faults that occur repeatedly in one run. If the program under test is a scenario, none of these
-/// faults may make a peer or a call of the manager fail. [`echo::judge`] checks the runs of
+/// Faults that occur repeatedly in one run. If the program under test is a scenario, no peer and no
+/// call of the manager may fail because of these faults. [`echo::judge`] checks the runs of
 /// `reactor_echo` instead.
 const REPEATED: [(&str, &str, Repeat); 8] = [
     ("epoll_wait", "EINTR", Repeat::Alternating),

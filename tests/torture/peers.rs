@@ -24,8 +24,8 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(300);
 /// prevent that state.
 const STATE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Input of peers that expect to be refused. It is echoed if the worker is free. This is possible
-/// if the fault has closed the connection that held the worker.
+/// Input of peers that expect to be refused. The loop echoes this input if the worker is free. The
+/// worker may be free because the fault has closed the connection that held it.
 const REFUSED_INPUT: &[u8] = b"let me in";
 
 /// The peers of a scenario.

@@ -23,8 +23,9 @@ use crate::peers::Peers;
 use crate::shared::{PutRequest, Scenario, Shared};
 use crate::support::{descriptors, logged, remember_log};
 
-/// The paths of two files that do not exist. The program looks them up, one before and one after
-/// the part of the run that is examined. The lookups mark these places in the log of strace.
+/// The paths of two files that do not exist. The program looks up the first path before the part of
+/// the run that is examined, and the second path after that part. The lookups mark the two places
+/// in the log of strace.
 pub(crate) const BEGIN: &str = "/torture/begin";
 pub(crate) const END: &str = "/torture/end";
 
@@ -88,7 +89,7 @@ struct Program {
 pub(crate) fn play(shared: Shared) {
     let shared = Arc::new(shared);
     thread::spawn(|| {
-        // A watchdog that is never joined. It gets past the sleep only if the program hangs.
+        // A watchdog that is never joined. The sleep of this thread ends only if the program hangs.
         thread::sleep(LIMIT);
         println!("the program hangs");
         process::exit(HANGS);
@@ -278,7 +279,7 @@ impl Program {
         let handle = self.manager.handle();
         let peer = thread::spawn(move || {
             let reply = ask(addr);
-            // Stop even if the peer failed, or the loop does not end.
+            // Stop even if the peer failed. Without a stop, the loop would not end.
             handle.stop().expect("stop");
             reply
         });

@@ -20,7 +20,7 @@ pub(crate) enum Scenario {
     /// input is not read.
     Busy,
     /// No listener. The thread of the loop and another thread put connections. The other thread
-    /// also sends, pauses, resumes and closes.
+    /// also requests sends, pauses, resumes and closes.
     Handle,
     /// A stop while one peer is idle and another is in the middle of a request. Then a second
     /// start.

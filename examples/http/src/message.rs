@@ -1,9 +1,9 @@
-//! Parses requests: bytes in, a request or an error status out. Pure; knows neither connections nor
-//! replies.
+//! Parses requests: converts bytes into a request or an error status. This module does no I/O. It
+//! knows neither connections nor replies.
 //!
 //! If two parsers disagree about where a request ends, an attacker can hide one request inside
 //! another (request smuggling). Therefore each message that parsers may interpret differently is an
-//! error (RFC 9112, sections 6.3 and 11.2; RFC 9110, section 8.6), and no byte after an error is
+//! error (RFC 9112, sections 6.3 and 11.2; RFC 9110, section 8.6). No byte after an error is
 //! parsed.
 
 use std::mem::MaybeUninit;
@@ -131,7 +131,8 @@ fn complete<T>(parsed: httparse::Result<T>) -> Result<Option<T>, Status> {
     }
 }
 
-/// Rejects lines that end with LF instead of CRLF: parsers disagree about whether such a line ends.
+/// Rejects lines that end with LF instead of CRLF, because parsers disagree about whether LF ends a
+/// line.
 fn reject_bare_line_feeds(section: &[u8]) -> Result<(), Status> {
     let mut lines = section.split(|&byte| byte == b'\n');
     // The section ends with a line feed, so the last element is empty.
@@ -215,8 +216,9 @@ fn path(target: &str) -> &str {
     }
 }
 
-/// Returns the size of the chunked body at the start of `held`, or `None` if it is incomplete.
-/// Starts at the first chunk each time more bytes arrive; `max` limits the cost of that.
+/// Returns the size of the chunked body at the start of `held`, or `None` if it is incomplete. Each
+/// time that more bytes arrive, the search starts at the first chunk again. `max` limits the cost
+/// of these searches.
 fn chunked(held: &[u8], max: usize) -> Result<Option<usize>, Status> {
     let mut at = 0;
     while let Some(chunk) = next_chunk(&held[at..])? {

@@ -72,7 +72,8 @@ impl Handler for Service {
                 Ok(None) => BAD_REQUEST,
                 Err(status) => status,
             },
-            // The peer has sent nothing: browsers open connections in advance.
+            // The peer has sent nothing. This is normal, because browsers open connections in
+            // advance.
             Cause::Expired if held.is_empty() => return Ok(()),
             Cause::Expired => REQUEST_TIMEOUT,
             Cause::Overlong if message::has_header_section(held) => CONTENT_TOO_LARGE,
@@ -150,7 +151,7 @@ impl Service {
         if request.method == "HEAD" { Ok(()) } else { conn.write_all(&self.filler[..size]) }
     }
 
-    /// Sends an error and closes the connection: the start of the next request is unknown.
+    /// Sends an error and closes the connection, because the start of the next request is unknown.
     fn refuse(&mut self, conn: &mut Conn<'_>, status: Status) -> io::Result<()> {
         let text = format!("{} {}\n", status.0, status.1);
         let head = Head {
@@ -177,8 +178,8 @@ impl Service {
         Head { status, length, kind, minor: request.minor, keep_alive, allow: None }
     }
 
-    /// Writes the header section, and closes the connection after the reply unless it is kept
-    /// alive.
+    /// Writes the header section. If the connection is not to be kept alive, it is closed after the
+    /// reply.
     fn begin(&mut self, conn: &mut Conn<'_>, head: &Head<'_>) -> io::Result<()> {
         let Head { status: Status(code, reason), length, kind, .. } = head;
         let date = self.date.now();

@@ -1,5 +1,5 @@
-//! The `http` example: its message parser as a pure function, and the program as well-behaved and
-//! hostile peers see it.
+//! Tests of the `http` example. Some tests call the message parser as a pure function. The others
+//! run the program with well-behaved and hostile peers.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -194,7 +194,7 @@ fn program() -> Command {
     command
 }
 
-/// Starts the program on a free port, and returns it and its address.
+/// Starts the program on a free port. Returns the program and its address.
 fn listening(args: &[&str]) -> (Program, SocketAddr) {
     let program = Program::spawn(program().args(LOOPBACK).args(args));
     let addr = program.addr();

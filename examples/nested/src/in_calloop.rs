@@ -1,5 +1,5 @@
-//! Runs the manager in a calloop event loop. One event source is the manager's descriptor, another
-//! a timer for the next deadline.
+//! Runs the manager in a calloop event loop. One event source is the manager's descriptor. Another
+//! event source is a timer for the next deadline.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -54,8 +54,9 @@ impl<H: Handler + 'static> State<H> {
         }
     }
 
-    /// Arms the timer for the next deadline, unless it is armed for an earlier time. An early timer
-    /// costs one turn with nothing to do, which is cheaper than to move the timer after every turn.
+    /// Arms the timer for the next deadline, unless it is armed for an earlier time. A timer that
+    /// expires early costs one turn with nothing to do. This is cheaper than moving the timer after
+    /// every turn.
     fn arm(&mut self) {
         let Some(due) = self.manager.next_timeout() else { return };
         let at = Instant::now() + due;

@@ -40,7 +40,8 @@ async fn turn_until_stopped<H: Handler>(
             _ = terminate.recv() => stop(manager, &mut stopping)?,
             _ = interrupt.recv() => stop(manager, &mut stopping)?,
         }
-        // tokio reports an edge once, and one turn may not handle all events behind it.
+        // tokio reports an edge only once. The edge may stand for more events than one turn
+        // handles.
         loop {
             let turn = manager.turn(Some(Duration::ZERO))?;
             if let Some(report) = turn.stopped {
@@ -55,8 +56,8 @@ async fn turn_until_stopped<H: Handler>(
 }
 
 /// Registers the descriptor with the reactor. tokio recommends an unsafe function instead of
-/// `AsyncFd::new`, because of types that may close their descriptor while it is registered.
-/// `OwnedFd` does not.
+/// `AsyncFd::new`, because some types may close their descriptor while it is registered. `OwnedFd`
+/// never does this.
 #[allow(deprecated)]
 fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(descriptor)

@@ -1,5 +1,5 @@
-//! The `nested` example in each event loop: it serves connections, closes silent ones, uses no
-//! processor time while idle, and stops.
+//! The `nested` example in each event loop. It serves connections, closes silent connections, uses
+//! almost no processor time for idle connections, and stops.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -77,7 +77,8 @@ fn a_silent_connection_is_closed_in_time_while_another_is_busy() {
     }
 }
 
-/// A turn reads a limited number of bytes. The rest is served at once, although no event follows.
+/// A turn reads a limited number of bytes. The event loop runs the next turn at once to serve the
+/// rest, although no event follows.
 #[test]
 fn a_large_request_does_not_wait_for_a_timer() {
     for name in LOOPS {
@@ -92,8 +93,8 @@ fn a_large_request_does_not_wait_for_a_timer() {
     }
 }
 
-/// More connections become readable than one wait of the pool returns, but the event loop reports only
-/// one edge for all of them.
+/// More connections become readable than one wait of the pool returns. For all of these
+/// connections, the event loop reports only one edge.
 #[test]
 fn all_of_3000_connections_that_become_readable_at_once_are_served() {
     for name in LOOPS {

@@ -6,8 +6,8 @@ use std::fmt::Write;
 const CHECK_INTERVAL: u64 = 1 << 16;
 
 /// Returns a number and its prime factors in the format of `factor` of the GNU coreutils, or `None`
-/// if `is_cancelled` has returned true. Needs at most as many divisions as the square root of the
-/// number.
+/// if `is_cancelled` has returned true. The number of divisors that are tried is at most about the
+/// square root of the number.
 pub(crate) fn factor(number: u64, is_cancelled: &dyn Fn() -> bool) -> Option<String> {
     let mut text = format!("{number}:");
     let mut rest = number;

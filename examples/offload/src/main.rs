@@ -83,7 +83,8 @@ impl Handler for Dispatcher {
         text.lines().try_for_each(|_| writeln!(conn, "! too busy, try again later"))
     }
 
-    /// Cancels the rest of the work for the connection, and counts an answer that was not sent.
+    /// Cancels the rest of the work for the connection. If an answer was not completely sent,
+    /// counts this answer as lost.
     fn closed(&mut self, closed: &Closed, pending: Pending, _: &mut Commands) {
         if let Some(batch) = pending.0 {
             batch.cancel();

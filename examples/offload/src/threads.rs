@@ -1,8 +1,8 @@
 //! Threads that do long work and send the answers in the order of the requests.
 //!
-//! This module knows a connection only by its ID and reaches it through a handle. It learns in two
-//! ways that a connection has closed: the handler cancels the batch, so that the threads skip the
-//! rest of it, and the handler reports answers that were sent too late.
+//! This module knows a connection only by its ID and reaches it through a handle. The handler tells
+//! this module in two ways that a connection has closed. It cancels the batch, so that the threads
+//! skip the rest of the batch. It also reports answers that were sent too late.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,7 +16,7 @@ use crate::factor::factor;
 
 /// Maximum number of queued lines of all connections together.
 const LINES_MAX: usize = 10_000;
-/// Numbers from here on are rejected: factoring them would take too long.
+/// Numbers from here on are rejected, because factoring them would take too long.
 const NUMBER_END: u64 = 10_000_000_000_000_000;
 /// Delay between two attempts while the manager's command queue is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
@@ -26,7 +26,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Batch {
     id: ConnId,
-    /// Whether the connection has closed.
+    /// True if the connection has closed.
     cancelled: AtomicBool,
     replies: Mutex<Replies>,
 }
@@ -92,8 +92,8 @@ impl Batch {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Stores the reply to line `number`, and sends all replies that are next in order. Resumes the
-    /// connection after the last one.
+    /// Stores the reply to line `number`. Then sends all replies that are next in order. Resumes
+    /// the connection after the last one.
     fn answer(&self, number: usize, reply: String, handle: &Handle) -> Result<(), Error> {
         // The lock is held while sending, so that a later reply cannot overtake.
         let mut replies = lock(&self.replies);
@@ -138,7 +138,7 @@ impl Jobs {
         Some(batch)
     }
 
-    /// Reports that an answer was not sent, for the count and the log.
+    /// Counts and logs an answer that was not sent.
     pub(crate) fn lost(&self, id: ConnId, bytes: usize) {
         self.post(Job::Lost(id, bytes));
     }
@@ -221,8 +221,8 @@ fn retry(command: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Locks a mutex, also if it is poisoned: the code under these locks leaves the data valid at each
-/// step.
+/// Locks a mutex, even if it is poisoned. This is correct because the code that holds these locks
+/// leaves the data valid at each step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! The `offload` example as its peers see it: answers computed by other threads arrive in order,
-//! and work for closed connections is cancelled.
+//! The `offload` example as its peers see it. Answers that other threads compute arrive in order.
+//! Work for closed connections is cancelled.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -27,7 +27,7 @@ fn program() -> Command {
     command
 }
 
-/// Starts the program on a free port, and returns it and its address.
+/// Starts the program on a free port. Returns the program and its address.
 fn listening(args: &[&str]) -> (Program, SocketAddr) {
     let program = Program::spawn(program().args(LOOPBACK).args(args));
     let addr = program.addr();

@@ -92,8 +92,8 @@ const COMMANDS: [Command; 19] = [
 /// Executes one command and writes its reply.
 pub(crate) fn run(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     if [&b"post"[..], b"host:"].iter().any(|word| args.at(0).eq_ignore_ascii_case(word)) {
-        // The client is a browser. A web page may have made it send commands in the lines that
-        // follow.
+        // The client is a browser. A web page may have made the browser send commands in the lines
+        // that follow.
         context.conn.close();
         return Ok(());
     }
@@ -140,8 +140,9 @@ fn get(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     }
 }
 
-/// Returns the time in `count` times `unit` milliseconds, or now if it is in the past. Returns
-/// `None` if its Unix time in milliseconds does not fit into 64 bits.
+/// Returns the instant that is `count` times `unit` milliseconds from now. Returns the current
+/// instant if `count` is negative. Returns `None` if the Unix time of the result, in milliseconds,
+/// does not fit into 64 bits.
 fn from_now(count: i64, unit: i64) -> Option<Instant> {
     let millis = count.checked_mul(unit)?;
     let today = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
@@ -256,14 +257,14 @@ fn expire(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
     context.conn.integer(u8::from(exists))
 }
 
-/// Returns the time to live of a key in milliseconds: -1 if it does not expire, -2 if it does not
-/// exist.
+/// Returns the time to live of a key in milliseconds. Returns -1 if the key does not expire, and -2
+/// if the key does not exist.
 fn millis_left(context: &mut Context<'_, '_>, key: &[u8]) -> i64 {
     if context.store.get(key).is_none() {
         return -2;
     }
     let left = context.store.time_left(key);
-    // Rounded up, so that the value right after `SET` is the one that was set.
+    // The time is rounded up, so that right after `SET` it equals the time that was set.
     left.map_or(-1, |left| left.as_micros().div_ceil(1_000).try_into().unwrap_or(i64::MAX))
 }
 
@@ -311,7 +312,8 @@ fn command(context: &mut Context<'_, '_>, args: Args<'_>) -> io::Result<()> {
             context.conn.array(6)?;
             context.conn.bulk(name.as_bytes())?;
             context.conn.integer(*arity)?;
-            // No flags, and no positions of keys, which only a cluster needs.
+            // The reply contains no flags. It also contains no positions of keys, because only a
+            // cluster needs them.
             context.conn.array(0)?;
             [0; 3].into_iter().try_for_each(|none| context.conn.integer(none))
         });

@@ -94,7 +94,8 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
 #[derive(Default)]
 struct Server {
     store: Store,
-    /// Positions of the arguments in the current request. Reused to avoid allocations.
+    /// Positions of the arguments in the current request. The vector is reused to avoid
+    /// allocations.
     spans: Vec<Range<usize>>,
 }
 
@@ -112,7 +113,7 @@ impl Handler for Server {
             },
             Cause::Overlong => conn.error("ERR Protocol error: too big request"),
             Cause::MemoryLimit => conn.error("OOM too many large requests at a time"),
-            // The request is incomplete: there is nothing to answer.
+            // The request is incomplete, so there is nothing to answer.
             _ => Ok(()),
         }
     }

@@ -120,7 +120,7 @@ fn number(
     end += usize::from(negative);
     let digits = end;
     while let Some(digit) = held.get(end).map(|byte| byte.wrapping_sub(b'0')).filter(|&d| d < 10) {
-        // A number of more than 18 digits may overflow; it exceeds every limit anyway.
+        // A number of more than 18 digits may overflow. Such a number exceeds every limit anyway.
         value = if end < digits + 18 { value * 10 + i64::from(digit) } else { i64::MAX };
         end += 1;
         if end > at + NUMBER_MAX {
@@ -249,7 +249,7 @@ pub(crate) trait Reply: Write {
         self.line(b'*', &digits[from..])
     }
 
-    /// Writes a line; a short one with a single call of `write_all`.
+    /// Writes a line. A short line is written with a single call of `write_all`.
     fn line(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
         let mut line = [0; 32];
         let end = 1 + text.len();
@@ -267,7 +267,8 @@ pub(crate) trait Reply: Write {
 
 impl<W: Write> Reply for W {}
 
-/// Formats a number in decimal. Returns an array that ends with the digits, and their start.
+/// Formats a number in decimal. Returns an array that ends with the digits, and the index at which
+/// they begin.
 pub(crate) fn digits(value: impl TryInto<i64>) -> ([u8; 20], usize) {
     let value = value.try_into().unwrap_or(i64::MAX);
     let (mut digits, mut at, mut left) = ([0; 20], 20, value.unsigned_abs());

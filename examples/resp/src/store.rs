@@ -1,5 +1,6 @@
-//! The store: keys, values and expiry times. An expired key is invisible to all commands. It is
-//! removed when a command accesses it, or gradually when other keys get an expiry time.
+//! The store: keys, values and expiry times. An expired key is invisible to all commands. An
+//! expired key is removed when a command accesses it. Expired keys that no command accesses are
+//! removed gradually, when other keys get an expiry time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ impl Store {
         self.entries.get(key).map(|entry| &entry.value[..])
     }
 
-    /// Sets a value. It does not expire if `expires` is `None`.
+    /// Sets the value of a key. The key does not expire if `expires` is `None`.
     pub(crate) fn set(&mut self, key: &[u8], value: &[u8], expires: Option<Instant>) {
         match self.entries.get_mut(key) {
             Some(entry) if entry.expires.is_none() && expires.is_none() => {
@@ -65,7 +66,7 @@ impl Store {
         live
     }
 
-    /// Sets the expiry time of an existing key. It does not expire if `expires` is `None`.
+    /// Sets the expiry time of an existing key. The key does not expire if `expires` is `None`.
     pub(crate) fn expire(&mut self, key: &[u8], expires: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let before = std::mem::replace(&mut entry.expires, expires);
@@ -93,8 +94,8 @@ impl Store {
         *self = Self::default();
     }
 
-    /// Removes up to two expired keys. It is called once per key that gets an expiry time, so
-    /// expired keys that no command accesses do not accumulate.
+    /// Removes up to two expired keys. This method is called once per key that gets an expiry time.
+    /// Expired keys that no command accesses therefore do not accumulate.
     fn sweep(&mut self, now: Instant) {
         for _ in 0..2 {
             let Some((expires, key)) = self.expiring.pop_first() else { return };
@@ -107,7 +108,7 @@ impl Store {
     }
 }
 
-/// Replaces a value. Reuses its memory unless that is much too large.
+/// Replaces a value. Reuses the memory of the old value, unless this memory is much too large.
 fn replace(old: &mut Vec<u8>, new: &[u8]) {
     if (new.len()..=2 * new.len() + 64).contains(&old.capacity()) {
         old.clear();

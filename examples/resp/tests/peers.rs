@@ -18,7 +18,7 @@ fn program() -> Command {
     command
 }
 
-/// Starts the program on a free port, and returns it and its address.
+/// Starts the program on a free port. Returns the program and its address.
 fn listening(args: &[&str]) -> (Program, SocketAddr) {
     let program = Program::spawn(program().args(LOOPBACK).args(args));
     let addr = program.addr();
@@ -262,7 +262,8 @@ fn fragmented_and_pipelined_requests_are_answered_in_order() {
     assert!(counted.into_iter().eq(1..=10_000), "{} bytes", answers.len());
 }
 
-/// Sets and gets the longest value, with its first and last bytes sent one by one, and pipelined.
+/// Sets and gets the longest value. The first and last bytes of the SET request are sent one by
+/// one. Then the same requests are pipelined.
 #[test]
 fn values_of_512_kib_are_stored_and_returned_unchanged() {
     let (program, addr) = listening(&[]);
@@ -304,8 +305,8 @@ fn a_request_above_a_limit_is_rejected_and_others_are_served() {
     let mut large = connect(addr);
     large.write_all(&request(&[b"MSET", b"a", &value, b"b", &value])).expect("send");
     assert_eq!(receive_all(&mut large), "-ERR Protocol error: too big request\r\n");
-    // While one large request is incomplete, a second exceeds the memory limit. Small requests are
-    // still served.
+    // While one large request is incomplete, a second large request exceeds the memory limit. Small
+    // requests are still served.
     let mut partial = connect(addr);
     let set = request(&[b"SET", b"a", &vec![b'x'; 90_000]]);
     partial.write_all(&set[..80_000]).expect("send");

@@ -1,8 +1,8 @@
 //! Echo server over TLS: shows how to write a transport.
 //!
-//! `cargo run --release -p tls_echo -- --cert cert.pem --key key.pem`, then
-//! `openssl s_client -quiet -connect 127.0.0.1:6264`. `examples/README.md` has the command that makes
-//! a certificate.
+//! `cargo run --release -p tls_echo -- --cert cert.pem --key key.pem`, then `openssl s_client
+//! -quiet -connect 127.0.0.1:6264`. The command that makes a certificate is in
+//! `examples/README.md`.
 //!
 //! Modules: `transport` is the TLS session over a socket, `config` builds the rustls configuration.
 //!

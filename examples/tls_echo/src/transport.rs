@@ -1,8 +1,8 @@
 //! A [`Transport`]: a TLS session of rustls over a TCP socket.
 //!
-//! Reads and writes are independent, and each goes as far as the socket allows. Handshake messages
-//! are sent when the pool flushes the transport, at the end of each visit to the connection. This
-//! module knows neither the pool nor the protocol inside TLS.
+//! Reads and writes are independent of each other. Each of them continues until the socket would
+//! block. Handshake messages are sent when the pool flushes the transport, at the end of each visit
+//! to the connection. This module knows neither the pool nor the protocol inside TLS.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -38,7 +38,7 @@ impl Tls {
         Ok(Self { socket, session, close_notify: CloseNotify::NotSent })
     }
 
-    /// Sends the session's output as far as the socket takes it. It uses `writev(2)`, which raises
+    /// Sends the session's output until the socket would block. It uses `writev(2)`, which raises
     /// SIGPIPE if the peer has closed. A Rust program ignores this signal, but a program in another
     /// language that embeds this code may not.
     fn send(&mut self) -> io::Result<()> {
@@ -58,9 +58,10 @@ impl Tls {
 }
 
 impl Read for Tls {
-    /// Reads plaintext. Returns `WouldBlock` only if the socket does and the session holds no
-    /// plaintext: the pool waits for the socket and does not know what the session holds. Returns 0
-    /// after a `close_notify`; a stream that ends without one is truncated (`UnexpectedEof`).
+    /// Reads plaintext. Returns `WouldBlock` only if the socket would block and the session holds
+    /// no plaintext. The reason is that the pool then waits for the socket, and does not know what
+    /// the session holds. Returns 0 after a `close_notify`. If the stream ends without a
+    /// `close_notify`, it is truncated, and the error is `UnexpectedEof`.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         for _ in 0..SOCKET_READS_MAX {
             match self.session.reader().read(into) {
@@ -79,7 +80,7 @@ impl Read for Tls {
 }
 
 impl Write for Tls {
-    /// Takes as many bytes as the session may hold unsent, by default 64 KiB.
+    /// Takes bytes until the session holds its maximum of unsent bytes, by default 64 KiB.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut count = self.session.writer().write(bytes)?;
         if count == 0 {

@@ -1,5 +1,5 @@
-//! The `tls_echo` example as its peers see it: well-behaved peers, and peers that send byte by byte,
-//! truncate the stream, send invalid data or have no valid certificate.
+//! The `tls_echo` example as its peers see it. Some peers are well-behaved. Others send byte by
+//! byte, truncate the stream, send invalid data, or have no valid certificate.
 
 #[path = "../../../tests/support/examples.rs"]
 mod examples;
@@ -33,7 +33,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
     }
 
-    /// Issues a certificate for `localhost` and returns it with its key.
+    /// Issues a certificate for `localhost`. Returns the certificate and its key.
     fn issue(&self) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(["localhost".into()]).expect("parameters");
@@ -132,7 +132,7 @@ fn program() -> Command {
     command
 }
 
-/// Sends `text` and returns as many bytes of the reply.
+/// Sends `text`, and returns the same number of bytes of the reply.
 fn exchange(client: &mut Client, text: &str) -> io::Result<String> {
     client.write_all(text.as_bytes())?;
     let mut reply = vec![0; text.len()];
@@ -218,7 +218,7 @@ fn a_slow_handshake_is_closed_and_an_idle_session_stays_open() {
         assert!(in_time, "single bytes keep the connection open");
     }
     assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
-    // After the first plaintext byte the other deadline applies.
+    // After the first plaintext byte, the idle deadline applies instead of the handshake deadline.
     assert_eq!(exchange(&mut idle, "still here").expect("a reply"), "still here");
 }
 

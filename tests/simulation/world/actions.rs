@@ -157,8 +157,8 @@ impl World {
         }
     }
 
-    /// Takes the listeners from the manager. The connections in their queues are not lost, and
-    /// later connections are not lost either.
+    /// Takes the listeners from the manager. No connection in the queue of a listener is lost.
+    /// Connections that arrive later are not lost either.
     pub(super) fn take_listeners(&mut self) {
         let waiting = |world: &Self| world.listeners.each_ref().map(Listener::waiting);
         let before = waiting(self);
@@ -175,7 +175,7 @@ impl World {
         self.listeners_taken |= !taken.is_empty();
     }
 
-    /// Gives the listeners back to the manager, which accepts connections again.
+    /// Gives the listeners back to the manager. The manager then accepts connections again.
     pub(super) fn return_listeners(&mut self) {
         if self.listeners_taken {
             let mut outcomes = self.listeners.iter().map(|one| self.manager.listen_on(one.clone()));
@@ -199,7 +199,7 @@ impl World {
             if puts { self.put() } else { self.connect_client() }
         }
         if puts && self.rng.permille(600) {
-            // At the next turn, more deadlines have passed than one turn handles.
+            // When the next turn runs, more deadlines have passed than one turn handles.
             self.turn();
             self.harness.sim.advance(Duration::from_secs(1));
         }

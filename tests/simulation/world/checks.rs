@@ -127,8 +127,8 @@ impl World {
         self.check_no_spin(asleep, turn);
     }
 
-    /// Checks that each socket that was accepted or put is accounted for. Each of these sockets is
-    /// a connection, is queued, has failed, or was refused.
+    /// Checks that each socket that was accepted or put is accounted for. Each of these sockets
+    /// must be a connection, be queued, have failed, or have been refused.
     pub(super) fn check_refusals(&mut self, stats: &Stats) {
         let model = self.harness.model.borrow();
         let refused = stats.busy - model.busy;
@@ -193,8 +193,8 @@ impl World {
         }
     }
 
-    /// Checks that a loop without work sleeps, and that a loop that has run out of descriptors
-    /// pauses before it accepts again.
+    /// Checks that a loop without work sleeps. Also checks that a loop that has run out of
+    /// descriptors pauses before it accepts again.
     pub(super) fn check_no_spin(&mut self, asleep: bool, turn: Turn) {
         let (stats, counters) = (self.manager.stats(), self.harness.sim.counters());
         let activity = [

@@ -40,11 +40,12 @@ pub(crate) struct Harness {
     model: RefCell<Model>,
     /// The peers' ends of the connections whose sockets callbacks have put.
     new_streams: RefCell<Vec<Stream>>,
-    /// Hosts that have not accepted a connection yet, each with the key of the connect request.
+    /// Hosts that have not accepted a connection yet. With each host, the key of the connect
+    /// request is stored.
     pending_hosts: RefCell<Vec<(u64, Host)>>,
     /// False once something has happened that may destroy a last reply.
     lossless: Cell<bool>,
-    /// A handle has notified the loop, and `notified` was not called since.
+    /// A handle has notified the loop, and `notified` has not been called since then.
     notified: Cell<bool>,
     /// Number of calls of `stopping` since the last start.
     stopping_calls: Cell<u32>,
@@ -79,7 +80,7 @@ impl Harness {
         std::panic::panic_any(PLANNED);
     }
 
-    /// Creates a host with a random answer and records the connect request in the model.
+    /// Creates a host with a random answer. Records the connect request in the model.
     fn random_connect(&self, rng: &mut Rng) -> (Host, u64, ConnectOptions) {
         let (answer, own) = random::answer(rng);
         let mut model = self.model.borrow_mut();
@@ -350,8 +351,8 @@ impl World {
                     "a signal interrupts a wait while timers are due",
                     signal && turn.expired > 0,
                 );
-                // The turn has applied the configurations that were requested before it, and no
-                // later ones.
+                // The turn has applied the configurations that were requested before the turn. It
+                // has applied none that were requested later.
                 model.configs.drain(..configs);
                 model.configs.insert(0, self.manager.config().clone());
                 drop(model);

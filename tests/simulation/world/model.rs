@@ -18,8 +18,8 @@ mod rate;
 use super::marks::Marks;
 use super::oracle;
 
-/// Maximum number of visits to one connection in a turn, and maximum numbers of reads and of
-/// callbacks in a visit.
+/// Three maximum numbers: visits to one connection in a turn, reads in a visit, and callbacks in a
+/// visit.
 const VISITS: u32 = 3;
 const READS: u32 = 16;
 const CALLBACKS: u32 = 256;
@@ -27,8 +27,8 @@ const CALLBACKS: u32 = 256;
 /// Maximum time for which a closed connection lingers.
 const LINGERING: Duration = Duration::from_secs(5);
 
-/// The smallest byte value in sends of callbacks, and the smallest one in sends of handles. Bytes
-/// with smaller values belong to replies.
+/// Two byte values. The first is the smallest value in sends of callbacks, and the second is the
+/// smallest value in sends of handles. Bytes with values below both belong to replies.
 pub(crate) const SENDS: [u8; 2] = [0xf0, 0xf8];
 
 /// Returns the length of the longest request that the configuration allows.
@@ -52,8 +52,9 @@ pub(crate) struct ConnRecord {
     /// Bytes that callbacks wrote and that the peer has not received.
     replies: VecDeque<u8>,
     pub(crate) replied: u64,
-    /// The sends of callbacks and the sends of handles, each in order. An entry has the value of
-    /// the bytes, their number, and the number of them that the peer has received.
+    /// The sends of callbacks and the sends of handles, each in order. All bytes of one send have
+    /// the same value. An entry holds this value, the number of bytes in the send, and how many of
+    /// these bytes the peer has received.
     sends: [VecDeque<(u8, usize, usize)>; 2],
     pub(crate) sends_total: u64,
     got: u64,
@@ -61,7 +62,8 @@ pub(crate) struct ConnRecord {
     /// The model does not know the order of two commands, so the connection may or may not be
     /// paused.
     pause_uncertain: bool,
-    /// Number of turns in which a command opposite to the last one sets `pause_uncertain`.
+    /// Number of turns in which a pause after a resume, or a resume after a pause, still sets
+    /// `pause_uncertain`.
     uncertain_turns: u8,
     /// The idle deadline of this connection, or zero.
     pub(crate) own_deadline: Duration,
@@ -72,8 +74,8 @@ pub(crate) struct ConnRecord {
     /// Time of the last callback, and the earliest time that the pool may have recorded for it.
     last_callback: (Duration, Duration),
     called_in_turn: bool,
-    /// Latest time from which `request_deadline` may count. It is set while the connection holds
-    /// part of a request or has unsent bytes.
+    /// Latest time from which `request_deadline` may count. This time is set while the connection
+    /// holds part of a request or has unsent bytes.
     total_since: Option<Duration>,
     had_unsent: bool,
     /// Number of turns in which a requested resume may still take effect.
@@ -152,7 +154,8 @@ pub(crate) struct Model {
     pub(crate) numbers: BTreeMap<ConnId, usize>,
     pub(crate) failures: Vec<String>,
     pub(crate) marks: Marks,
-    /// Configurations that may be in effect: the last known one and those requested since.
+    /// Configurations that may be in effect: the last one that is known to be in effect, and all
+    /// configurations requested since then.
     pub(crate) configs: Vec<Config>,
     /// All buffer sizes so far.
     sizes: BTreeSet<usize>,
@@ -364,8 +367,8 @@ impl Model {
         self.configs.iter().map(max).max().unwrap_or(u64::MAX)
     }
 
-    /// Records that queued commands may resume the connection. The order of these commands and
-    /// others is not known.
+    /// Records that queued commands may resume the connection. The model does not know in which
+    /// order these and other commands are executed.
     pub(crate) fn mark_resumed(&mut self, id: ConnId) {
         if let Some(record) = self.record(id) {
             record.pause_uncertain = true;
@@ -434,8 +437,8 @@ impl Model {
     }
 
     /// Records that the peer has left. The record is removed once the connection is closed. If the
-    /// peer saw the end of a connection that was never opened, the connection was refused, and its
-    /// record is removed at once.
+    /// connection was never opened, but the peer saw its end, then the connection was refused. In
+    /// that case the record is removed at once.
     pub(crate) fn peer_left(&mut self, number: usize, saw_the_end: bool) {
         let Some(record) = self.records.get_mut(&number) else { return };
         record.peer_gone = true;

@@ -48,7 +48,7 @@ fn frame(framing: &Framing, held: &[u8]) -> Option<(usize, std::ops::Range<usize
 }
 
 /// Returns whether the length prefix at the front of `held` announces a frame that is longer than
-/// `longest`, or than the framing allows.
+/// `longest` or longer than the framing allows.
 pub(crate) fn announces(framing: &Framing, held: &[u8], longest: usize) -> bool {
     let Framing::LengthPrefixed { prefix: Prefix::U16Be, limit } = framing else { return false };
     let [high, low, ..] = held else { return false };

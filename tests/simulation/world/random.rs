@@ -65,8 +65,8 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
 }
 
 /// Returns by how much `max_request` exceeds the buffer size, and by how much `memory_limit`
-/// exceeds the longest request. 0 means that there is no such limit. `rng` is a separate generator,
-/// so that recorded failing seeds still take the same steps.
+/// exceeds the longest request. The value 0 means that there is no such limit. `rng` is a separate
+/// generator, so that recorded failing seeds still take the same steps.
 fn request_limits(rng: &mut Rng) -> (usize, usize) {
     (rng.below(2) * (1 + rng.below(2_000)), rng.below(2) * (1 + rng.below(1_000)))
 }
@@ -92,7 +92,7 @@ pub(crate) fn host_addr(number: u64) -> SocketAddr {
 }
 
 /// Returns the answer of a host and the deadline of the connect. A deadline of zero stands for the
-/// configured one.
+/// configured deadline.
 pub(crate) fn answer(rng: &mut Rng) -> (Answer, Duration) {
     let after = Duration::from_micros(rng.below(2) as u64 * rng.below(300_000) as u64);
     let own_deadline = Duration::from_micros(rng.below(2) as u64 * rng.below(400_000) as u64);

@@ -107,7 +107,8 @@ impl World {
         assert_eq!(self.manager.next_timeout().is_some(), ticks, "the loop does not sleep");
     }
 
-    /// Drops the manager while connections are open, and checks that it closes all of them.
+    /// Drops the manager while connections are open. Checks that the manager closes all of these
+    /// connections.
     pub(super) fn drop_running(mut self) -> Outcome {
         self.start();
         let (peer, ours) = self.harness.sim.pair();

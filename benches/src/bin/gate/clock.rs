@@ -46,8 +46,8 @@ impl Backend for Clocked {
     }
 
     /// [`Os`] converts a reading only if it is in another millisecond than the previous reading. In
-    /// a slow run this would happen more often. This method always costs one reading and one
-    /// division.
+    /// a slow run, [`Os`] would therefore convert more readings. This method always costs one
+    /// reading and one division.
     #[inline]
     fn millis(&mut self) -> (u64, bool) {
         black_box(Instant::now());

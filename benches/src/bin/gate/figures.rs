@@ -81,8 +81,8 @@ impl Figures {
         self.costs.iter().find(|(name, _)| name == case.name).map(|(_, cost)| *cost)
     }
 
-    /// Returns a note for each tool in use that the figures were not made with. Another compiler
-    /// may change a figure by more than the tolerance.
+    /// Returns a note for each tool whose version in use differs from the version with which the
+    /// figures were made. Another compiler may change a figure by more than the tolerance.
     pub(crate) fn tool_differences(&self) -> Vec<String> {
         let now = tools();
         let differs = |tool: &&String| !self.made_with.contains(tool);

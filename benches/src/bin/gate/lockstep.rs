@@ -9,7 +9,7 @@ use std::process::{ChildStdin, ChildStdout};
 
 use crate::cases::{BATCH, Case, Kind};
 
-/// An action that the server asks the driver for, sent as one byte.
+/// An action that the server requests from the driver. The request is one byte.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(crate) enum Action {

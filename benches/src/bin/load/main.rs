@@ -29,8 +29,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the load, prints the report and writes the plot. Prints each failure as a line on stderr;
-/// the exit code is then 1.
+/// Runs the load, prints the report and writes the plot. Prints each failure as a line on stderr.
+/// If there is a failure, the exit code is 1.
 fn load(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let (load, outcome) = run_first(options)?;
     print(report::text(&load, &outcome));

@@ -52,7 +52,7 @@ const IN_FLIGHT: usize = 1 << 24;
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) addr: Addr,
-    /// Its target is a placeholder: [`targets`] resolves `addr` later.
+    /// The target of this load is a placeholder, because [`targets`] resolves `addr` later.
     pub(super) load: Load,
     pub(super) svg: Option<PathBuf>,
 }

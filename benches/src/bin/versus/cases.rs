@@ -131,8 +131,8 @@ impl Case {
 /// Descriptors that a process needs besides its connections.
 const SPARE: usize = 100;
 
-/// Removes cases that need more than `max` descriptors per process, but keeps the idle case and
-/// reduces its number of connections. Returns a note for each change.
+/// Removes cases that need more than `max` descriptors per process. The idle case is not removed,
+/// but has fewer connections. Returns a note for each change.
 pub(crate) fn fit(cases: &mut Vec<Case>, max: usize) -> Vec<String> {
     let max_connections = max.saturating_sub(SPARE);
     let mut notes = Vec::new();

@@ -1,4 +1,5 @@
-//! A server in a separate process: starts it, reads its processor time and memory, and kills it.
+//! A server in a separate process. This module starts the process, reads its processor time and
+//! memory, and kills it.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};

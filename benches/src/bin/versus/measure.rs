@@ -1,4 +1,4 @@
-//! Measures a case: each round measures all servers, one after the other, so that other activity on
+//! Measures a case. Each round measures all servers, one after the other, so that other activity on
 //! the machine affects all servers equally.
 
 use std::error::Error;

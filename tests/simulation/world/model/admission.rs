@@ -8,8 +8,8 @@ use pool_manager::{Closed, Overload};
 
 use super::{ConnRecord, Model};
 
-/// Number of slots that the pool searches for an idle connection. If there are more slots, the pool
-/// may miss a connection that is idle longer.
+/// Number of slots that the pool searches for an idle connection. If there are more slots, another
+/// connection may have been idle for longer than the one that the pool finds.
 const SLOTS: u32 = 256;
 
 impl ConnRecord {
@@ -74,8 +74,8 @@ impl Model {
         max > 0 && addrs().any(|from| count(from) >= max)
     }
 
-    /// Checks an eviction: no permit was free, the connection was idle, and no other was idle
-    /// longer.
+    /// Checks an eviction. No permit may be free, the evicted connection must be idle, and no other
+    /// connection may have been idle for longer.
     pub(super) fn check_evicted(&self, end: &Closed, sim: &Sim) -> Result<(), String> {
         let full = self.configs.iter().any(|config| {
             // The evicted socket is closed by now. The socket that takes its permit is already

@@ -14,8 +14,9 @@ use super::{ConnRecord, Model, TurnRecord};
 pub(crate) struct ConnectRecord {
     pub(crate) host: Host,
     answer: Answer,
-    /// The deadline in the options of the connect, or zero if the configured deadline applies.
-    /// `deadline` has the smallest and the largest deadline that may be in effect.
+    /// `own_deadline` is the deadline in the options of the connect, or zero if the configured
+    /// deadline applies. `deadline` has the smallest and the largest deadline that may be in
+    /// effect.
     own_deadline: Duration,
     deadline: (Duration, Duration),
     /// The time of the request. `begun` is the latest time at which the connect may have begun, or
@@ -218,7 +219,7 @@ impl Model {
     }
 
     /// Records the end of a connection with a key. Returns false if the connection had been opened.
-    /// The caller then checks its end like that of any other connection.
+    /// The caller then checks the end as it checks the end of any other connection.
     pub(super) fn connect_closed(&mut self, end: &Closed, key: u64, sim: &Sim) -> bool {
         let Some(connect) = self.connects.get_mut(&key) else {
             self.fail(format!("{end:?}: it was never requested"));

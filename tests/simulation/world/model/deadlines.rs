@@ -58,8 +58,8 @@ impl ConnRecord {
         self.end.is_some()
     }
 
-    /// Checks that the close reason is justified. If a callback has paused its connection, an end
-    /// of file, a deadline or an overlong request must not end the connection.
+    /// Checks that the close reason is justified. If a callback has paused the connection, the
+    /// connection must not end because of an end of file, a deadline or an overlong request.
     pub(super) fn check_reason(&self, end: &Closed, snapshot: &ConnSnapshot) -> Result<(), String> {
         let reason = end.reason;
         let justified = match reason {
@@ -238,8 +238,8 @@ impl ConnRecord {
         if std::mem::take(&mut self.called_in_turn) {
             self.last_callback.1 = earliest(self.last_callback.0);
             if held > 0 {
-                // The remaining bytes arrived with the request. They wait for the pool, not for the
-                // peer, so the deadline counts from the callback.
+                // The remaining bytes arrived with the request. These bytes wait for the pool, not
+                // for the peer, so the deadline counts from the callback.
                 self.moved.0 = self.moved.0.max(self.last_callback.1);
             }
         }

@@ -267,7 +267,8 @@ impl Model {
         }
     }
 
-    /// Records bytes that a command sends. The pool decides later whether they fit.
+    /// Records bytes that a command sends. The pool decides later whether these bytes exceed
+    /// `write_limit`.
     pub(crate) fn send(&mut self, id: ConnId, value: u8, count: usize) -> Vec<u8> {
         if let Some(record) = self.record(id) {
             record.sends[usize::from(value >= SENDS[1])].push_back((value, count, 0));
@@ -277,7 +278,8 @@ impl Model {
         vec![value; count]
     }
 
-    /// Records bytes that were returned through `undelivered`. The peer receives none of them.
+    /// Records bytes that were returned through `undelivered`. The peer receives none of these
+    /// bytes.
     pub(crate) fn undelivered(&mut self, id: ConnId, bytes: &[u8]) {
         self.note(&|| format!("{id}: {} bytes are returned", bytes.len()), 0, 6);
         self.sends[1] += bytes.len() as u64;
@@ -288,7 +290,7 @@ impl Model {
             got == 0 && count == bytes.len() && bytes.iter().all(|&byte| byte == value)
         };
         // The pool returns only sends that come after those that it has written to the socket. If
-        // two sends are equal, it therefore returned the later one.
+        // two sends are equal, the pool therefore returned the later one.
         match sends.iter().rposition(whole) {
             Some(index) => drop(sends.remove(index)),
             None => self.fail(format!("{id}: returned, but not sent: {bytes:?}")),
@@ -382,7 +384,8 @@ impl Model {
         }
     }
 
-    /// Checks the end of a connection: it ends once, for a valid reason, and with correct totals.
+    /// Checks the end of a connection. The connection must end once, for a valid reason, and with
+    /// correct totals.
     pub(crate) fn closed(&mut self, end: &Closed, sim: &Sim) {
         let (now, began) = (sim.now(), sim.counters().waited);
         self.note_connects(sim, end.key.filter(|_| sim.snapshot(end.id).is_none()));

@@ -13,8 +13,9 @@ const KNOWN: usize = 300;
 pub(super) const TOLERANCE: Duration = Duration::from_millis(2);
 
 impl ConnRecord {
-    /// Returns the time from which one more request is within the limit. From each earlier request
-    /// on, the number of requests may exceed the rate by at most one burst.
+    /// Returns the time from which one more request is within the limit. Counted from any earlier
+    /// request on, the number of requests may exceed what the rate allows for that time by at most
+    /// one burst.
     pub(super) fn due(&self, limit: Option<RateLimit>) -> Duration {
         let Some(limit) = limit else { return Duration::ZERO };
         let interval = Duration::from_secs(1) / limit.per_second;

@@ -1,6 +1,7 @@
 //! The layer below pool-manager: a mio loop with a slab, without deadlines and without framing.
 //!
-//! It buffers no output: it closes a connection whose socket does not take a reply at once.
+//! It buffers no output. It therefore closes a connection whose socket does not take a reply at
+//! once.
 
 use std::io::{self, ErrorKind, Read, Write};
 

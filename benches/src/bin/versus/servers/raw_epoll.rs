@@ -1,8 +1,8 @@
-//! The lower bound: it calls epoll, read and write without libc, and has no deadlines, no framing
+//! The lower bound. It calls epoll, read and write without libc. It has no deadlines, no framing
 //! and no stable connection identifiers.
 //!
 //! It is edge-triggered, because the kernel examines a level-triggered event twice. It buffers no
-//! output: it closes a connection whose socket does not take a reply at once.
+//! output. It therefore closes a connection whose socket does not take a reply at once.
 
 use std::io;
 use std::net::TcpListener;
