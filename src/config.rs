@@ -158,9 +158,9 @@ pub struct Config {
     ///
     /// While a turn polls, its thread does not sleep. An event that arrives during this time is
     /// served sooner, because a scheduler needs tens of microseconds to wake a thread. In exchange,
-    /// a turn without events uses this much CPU time, so an idle manager can use a whole core. Set
-    /// it only if the thread is pinned to a core (`taskset`) on which nothing else runs. Polling
-    /// ends at the next deadline. A turn with a zero timeout does not poll.
+    /// a turn without events polls for the whole `spin` time, so an idle manager can use all of a
+    /// core. Set `spin` only if the thread is pinned to a core (`taskset`) on which nothing else
+    /// runs. Polling ends at the next deadline. A turn with a zero timeout does not poll.
     /// [`Stats::spun_ns`](crate::Stats::spun_ns) counts the time spent polling.
     pub spin: Duration,
     /// Interval at which [`Handler::tick`](crate::Handler::tick) is called. Default: zero, which

@@ -62,7 +62,7 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Logs to stderr from `level` up, unless `RUST_LOG` is set.
+/// Logs to stderr from `level` up. `RUST_LOG`, if set, replaces `level`.
 pub(crate) fn log_from(level: &str) {
     env_logger::Builder::from_env(Env::default().default_filter_or(level)).init();
 }

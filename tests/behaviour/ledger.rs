@@ -173,8 +173,9 @@ fn a_last_reply_that_was_blocked_is_not_followed_by_flushed() {
     assert!(!rig.record.all().iter().any(flushed));
 }
 
-/// The reply is so small that it is sent at the end of the visit, after the panic. The framing is
-/// not called again when the blocked reply has been sent.
+/// The framing panics on the second request while the reply to the first is held. That reply is
+/// smaller than the output that a visit sends before its end, so the first attempt to send it comes
+/// after the panic. When the rest of the reply has been sent, the framing is not called again.
 #[test]
 fn a_framing_panic_is_counted_once_though_an_earlier_reply_waits() {
     const REPLY: usize = 60_000;

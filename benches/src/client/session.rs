@@ -1,5 +1,5 @@
-//! Session: connections that stay open between runs. A session is for callers that read other
-//! counters before and after each run, such as the processor time of the server.
+//! Session: connections that stay open between runs. Use a session to measure something outside
+//! the load client before and after each run, such as the processor time of the server.
 
 use std::io;
 use std::time::Duration;
