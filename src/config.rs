@@ -212,13 +212,13 @@ impl Config {
         or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
         or_default(&mut self.connect_deadline, CONNECT_DEADLINE);
         or_default(&mut self.reap_interval, REAP_INTERVAL);
-        let most_workers = u32::MAX as usize - 1;
-        let most_warm = WARM_BYTES_MAX / self.buffer_size.saturating_add(WORKER_BYTES);
+        let workers_max = u32::MAX as usize - 1;
+        let warm_max = WARM_BYTES_MAX / self.buffer_size.saturating_add(WORKER_BYTES);
         for (field, value, max) in [
             ("buffer_size", self.buffer_size, BUFFER_SIZE_MAX),
             ("max_request", self.max_request, MAX_REQUEST_MAX),
-            ("min_workers", self.min_workers, most_warm),
-            ("max_workers", self.max_workers, most_workers),
+            ("min_workers", self.min_workers, warm_max),
+            ("max_workers", self.max_workers, workers_max),
             ("write_limit", self.write_limit, u32::MAX as usize),
         ] {
             if value > max {

@@ -36,7 +36,7 @@ struct Lingerer {
     socket: Socket,
     until: Tick,
     bytes_left: usize,
-    listed: bool,
+    queued: bool,
 }
 
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Lingering {
         // Registering reports input that has already arrived, so the socket is not added to `ready`
         // here.
         let until = now.ceil.after(TIME);
-        self.sockets.insert(Lingerer { socket, until, bytes_left, listed: false });
+        self.sockets.insert(Lingerer { socket, until, bytes_left, queued: false });
         self.links.push_back(&mut self.oldest, key);
     }
 
@@ -121,7 +121,7 @@ impl Lingering {
     pub(crate) fn mark_ready(&mut self, key: usize, event: Event) -> bool {
         let Some(lingerer) = self.sockets.get_mut(key) else { return false };
         let readable = event.readable || event.closed || lingerer.socket.is_boxed();
-        if readable && !std::mem::replace(&mut lingerer.listed, true) {
+        if readable && !std::mem::replace(&mut lingerer.queued, true) {
             self.ready.push_back(key);
         }
         true
@@ -134,13 +134,13 @@ impl Lingering {
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };
             let Some(lingerer) = self.sockets.get_mut(key) else { continue };
-            lingerer.listed = false;
+            lingerer.queued = false;
             let Lingerer { socket, bytes_left, .. } = lingerer;
             match discard(backend, socket, bytes_left, stats) {
                 Rest::Over => self.drop(backend, key),
                 Rest::Wait => {}
                 Rest::Again => {
-                    lingerer.listed = true;
+                    lingerer.queued = true;
                     self.ready.push_back(key);
                 }
             }

@@ -82,7 +82,8 @@ pub struct Manager<H: Handler, B: Backend = Os> {
     lingering: Lingering,
     peer_counts: PeerCounts,
     mailbox: Arc<Mailbox>,
-    /// The stop in progress. It is `Some` iff the life cycle is `Stopping`.
+    /// The stop in progress. It is `None` while a stop closes idle connections, and while the
+    /// remaining connections are aborted: such connections do not linger.
     drain: Option<Drain>,
     /// The connections visited since the clock was last read. If the visits took long, the next
     /// reading of the clock moves the timestamps of these connections: see
@@ -155,6 +156,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return Err(Error::AlreadyRunning);
         }
         let wake = self.cx.backend.start().map_err(Error::Start)?;
+        if let Err(error) = self.listeners.start_signals(&mut self.cx.backend) {
+            self.cx.backend.stop();
+            return Err(Error::Start(error));
+        }
         self.read_clock();
         self.apply_to_pool();
         self.plan_tick();

@@ -14,7 +14,6 @@ mod read;
 mod visit;
 mod write;
 
-use std::fmt;
 use std::io;
 use std::mem;
 use std::ops::ControlFlow;
@@ -313,11 +312,5 @@ impl<H: Handler> Worker<H> {
             let reason = self.state.close_reason().unwrap_or(reason);
             self.state.end_now(reason);
         }
-    }
-}
-
-impl<H: Handler> fmt::Debug for Worker<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("state", &self.state).finish_non_exhaustive()
     }
 }

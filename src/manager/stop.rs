@@ -87,7 +87,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::Unsuitable`] if the socket cannot be made non-blocking, or cannot be registered.
     pub fn stop_on(&mut self, signals: impl Into<Socket>) -> Result<(), Error> {
-        self.listeners.add_signal(&mut self.cx.backend, signals.into()).map_err(Error::Unsuitable)
+        let running = !self.is_stopped();
+        self.listeners
+            .add_signal(&mut self.cx.backend, signals.into(), running)
+            .map_err(Error::Unsuitable)
     }
 
     /// Reads the sockets of [`Manager::stop_on`]. If bytes have arrived, begins a stop, or
@@ -125,7 +128,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if !self.is_running() {
             return;
         }
-        self.mailbox.refuse_puts();
+        self.mailbox.set_stopping();
         let limit = self.cx.config.stop_time();
         let (now, stats) = (self.cx.now, &self.cx.stats);
         let drain = Drain {
@@ -210,7 +213,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     #[inline(never)]
     pub(super) fn abort_all(&mut self) {
         self.drain = None;
-        self.mailbox.refuse_puts();
+        self.mailbox.set_stopping();
         for id in self.pool.ids() {
             self.close(id, CloseReason::Stopped);
         }
@@ -223,7 +226,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         for command in left {
             match command {
                 Command::Put(socket) => self.abandon_put(socket),
-                Command::Connect(call) => self.abandon_connect(*call),
+                Command::Connect(request) => self.abandon_connect(*request),
                 Command::Linger(socket) => socket.close(),
                 Command::PublishStats(request) => last_request = last_request.max(request),
                 Command::Send(id, bytes) => self.return_undelivered(id, bytes),
@@ -232,6 +235,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         // Discard the commands that the hooks above have queued, because the manager has stopped.
         while self.cx.commands.next().is_some() {}
+        self.listeners.stop_signals(&mut self.cx.backend);
         self.cx.backend.stop();
         self.cx.buffers.clear();
         self.mailbox.publish(last_request, &self.stats());

@@ -17,7 +17,7 @@
 //! The sender sets `pending` under the lock because of restarts. Without the lock, this could
 //! happen: the sender pushes its command; the loop is stopped, is started again, and begins to
 //! wait; then the sender sets `pending`. The sender calls the wake function of the previous start,
-//! which no longer wakes the loop. The next sender finds `pending` set, and does not wake the loop
+//! which need not wake the loop any more. The next sender finds `pending` set, and does not wake the loop
 //! either.
 
 use std::collections::VecDeque;
@@ -214,7 +214,7 @@ impl Mailbox {
     }
 
     /// Accepts no more connections. Other commands are still accepted.
-    pub(crate) fn refuse_puts(&self) {
+    pub(crate) fn set_stopping(&self) {
         let _queue = lock(&self.queue);
         self.set_life_cycle(LifeCycle::Stopping);
     }

@@ -21,6 +21,7 @@ mod listener;
 mod proxy_protocol;
 mod random;
 mod rate;
+mod restarts;
 mod scripted;
 mod transport;
 mod unix_paths;

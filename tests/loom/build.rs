@@ -176,7 +176,7 @@ fn module(name: &str, modules: &[(&str, String)], models: &Path) -> String {
     let modules = modules.collect::<Vec<_>>().join("\n");
     let models = models.display();
     format!(
-        "#[allow(dead_code, clippy::pedantic)]
+        "#[allow(dead_code, unused_mut, clippy::pedantic)]
 mod {name} {{
 use crate::stubs::{{config, connect_options, error, id, socket, stats, sync, time}};
 {modules}

@@ -40,7 +40,7 @@ impl Loop {
         }
     }
 
-    /// Starts the loop with a new waker, as each start of a manager does.
+    /// Starts the loop with a new waker, as a backend may do at each start.
     fn start(&mut self) {
         let waker = Arc::new(Waker::default());
         self.waker = waker.clone();
@@ -165,7 +165,7 @@ pub(crate) fn sockets_meet_a_stop() {
                     this.mailbox.permits.release();
                 }
                 _ => {
-                    this.mailbox.refuse_puts();
+                    this.mailbox.set_stopping();
                     let late = this.mailbox.post_put(Socket(3));
                     assert_eq!(late, Err((Socket(3), Error::NotRunning)));
                     stopping = true;

@@ -2,6 +2,7 @@
 //! random, and a seed determines them. The invariants are checked after every turn.
 
 mod canaries;
+mod cases;
 mod proxied;
 mod rates;
 mod strings;
