@@ -1121,11 +1121,12 @@ fn connection_events_are_logged_only_if_debug_is_set() {
 #[test]
 fn age_is_the_time_since_the_connection_was_put() {
     let mut rig = rig(lines(), |conn, _| write!(conn, "{}", conn.age().as_millis()));
-    let began = Instant::now();
+    let before = Instant::now();
     let (mut client, id) = rig.connect();
+    let after = Instant::now();
     rig.manager.handle().pause(id).unwrap();
     let passed = Duration::from_millis(30);
-    rig.until(|_| began.elapsed() > passed);
+    rig.until(|_| after.elapsed() > passed);
     rig.manager.handle().resume(id).unwrap();
     client.write_all(b"how old?\n").unwrap();
     rig.requests(1);
@@ -1134,6 +1135,6 @@ fn age_is_the_time_since_the_connection_was_put() {
     client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let count = client.read(&mut age).unwrap();
     let age: u128 = std::str::from_utf8(&age[..count]).unwrap().parse().unwrap();
-    let max = began.elapsed().as_millis() + 1;
+    let max = before.elapsed().as_millis() + 1;
     assert!((29..=max).contains(&age), "{age} ms, of at most {max} ms");
 }
