@@ -2,7 +2,7 @@
 //! `stopping`, and stops by a signal.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -221,15 +221,21 @@ fn a_signal_begins_a_graceful_stop() {
     }
 }
 
-#[test]
-fn a_second_signal_in_a_later_turn_completes_the_stop_at_once() {
+/// Returns a manager that holds half a request, the client, and the write end of a signal source.
+fn with_half_a_request() -> (Manager<Counter>, TcpStream, UnixStream) {
     let mut manager = started(lines());
-    let (read, mut write) = UnixStream::pair().unwrap();
+    let (read, write) = UnixStream::pair().unwrap();
     manager.stop_on(read).unwrap();
     let (mut client, ours) = pair();
     manager.put(ours).unwrap();
     client.write_all(b"half a request").unwrap();
     turn_until(&mut manager, |manager| manager.stats().bytes_in == 14);
+    (manager, client, write)
+}
+
+#[test]
+fn a_second_signal_in_a_later_turn_completes_the_stop_at_once() {
+    let (mut manager, _client, mut write) = with_half_a_request();
     write.write_all(&[15]).unwrap();
     turn_until(&mut manager, |manager| manager.handler().stopping == 1);
     assert_eq!(manager.stats().live, 1, "the stop waits for the unfinished request");
@@ -240,13 +246,7 @@ fn a_second_signal_in_a_later_turn_completes_the_stop_at_once() {
 
 #[test]
 fn a_signal_in_the_turn_in_which_a_command_begins_a_stop_is_the_same_stop() {
-    let mut manager = started(lines());
-    let (read, mut write) = UnixStream::pair().unwrap();
-    manager.stop_on(read).unwrap();
-    let (mut client, ours) = pair();
-    manager.put(ours).unwrap();
-    client.write_all(b"half a request").unwrap();
-    turn_until(&mut manager, |manager| manager.stats().bytes_in == 14);
+    let (mut manager, mut client, mut write) = with_half_a_request();
     write.write_all(&[15]).unwrap();
     manager.handle().stop().unwrap();
     turn_until(&mut manager, |manager| manager.handler().stopping == 1);
