@@ -152,20 +152,8 @@ impl<L> Listeners<L> {
         &mut self,
         backend: &mut B,
         socket: Socket,
-        running: bool,
     ) -> io::Result<()> {
-        self.signals.add(backend, socket, running)
-    }
-
-    /// Registers the signals when the manager starts.
-    pub(crate) fn start_signals<B: Backend>(&mut self, backend: &mut B) -> io::Result<()> {
-        self.signals.register(backend)
-    }
-
-    /// Deregisters the signals when the manager stops.
-    pub(crate) fn stop_signals<B: Backend>(&mut self, backend: &mut B) {
-        self.ready -= self.signals.ready();
-        self.signals.deregister(backend);
+        self.signals.add(backend, socket)
     }
 
     /// Returns whether a signal is ready.

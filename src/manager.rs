@@ -156,10 +156,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return Err(Error::AlreadyRunning);
         }
         let wake = self.cx.backend.start().map_err(Error::Start)?;
-        if let Err(error) = self.listeners.start_signals(&mut self.cx.backend) {
-            self.cx.backend.stop();
-            return Err(Error::Start(error));
-        }
         self.read_clock();
         self.apply_to_pool();
         self.plan_tick();

@@ -16,10 +16,6 @@ const READ_SIZE: usize = 256;
 /// Maximum number of reads per signal and turn.
 const READS: u32 = 64;
 
-fn token(index: usize) -> u64 {
-    Token::Listener(FIRST + index).pack()
-}
-
 #[derive(Debug)]
 struct Signal {
     /// `None` after the end of file.
@@ -32,13 +28,6 @@ impl Signal {
     fn read<B: Backend>(&mut self, backend: &mut B) -> io::Result<usize> {
         let Some(socket) = &mut self.socket else { return Ok(0) };
         backend.read(socket, &mut [0; READ_SIZE])
-    }
-
-    fn deregister<B: Backend>(&mut self, backend: &mut B) {
-        self.ready = false;
-        if let Some(socket) = &self.socket {
-            backend.deregister(socket);
-        }
     }
 
     fn close<B: Backend>(&mut self, backend: &mut B) {
@@ -57,38 +46,12 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Adds a socket. It stays registered only if the manager is `running`.
-    pub(super) fn add<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        socket: Socket,
-        running: bool,
-    ) -> io::Result<()> {
+    pub(super) fn add<B: Backend>(&mut self, backend: &mut B, socket: Socket) -> io::Result<()> {
         socket.set_nonblocking()?;
-        backend.register(&socket, token(self.all.len()))?;
-        if !running {
-            backend.deregister(&socket);
-        }
+        let token = Token::Listener(FIRST + self.all.len()).pack();
+        backend.register(&socket, token)?;
         self.all.push(Signal { socket: Some(socket), ready: false });
         Ok(())
-    }
-
-    /// Registers all sockets, when the manager starts. Bytes that arrived before are reported.
-    pub(super) fn register<B: Backend>(&mut self, backend: &mut B) -> io::Result<()> {
-        for (index, signal) in self.all.iter().enumerate() {
-            if let Some(socket) = &signal.socket {
-                if let Err(error) = backend.register(socket, token(index)) {
-                    self.all[..index].iter_mut().for_each(|signal| signal.deregister(backend));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Deregisters all sockets, when the manager stops.
-    pub(super) fn deregister<B: Backend>(&mut self, backend: &mut B) {
-        self.all.iter_mut().for_each(|signal| signal.deregister(backend));
     }
 
     /// Marks a signal as ready. Returns whether it was not ready before, or `None` if no open

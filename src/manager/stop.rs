@@ -87,10 +87,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// # Errors
     /// [`Error::Unsuitable`] if the socket cannot be made non-blocking, or cannot be registered.
     pub fn stop_on(&mut self, signals: impl Into<Socket>) -> Result<(), Error> {
-        let running = !self.is_stopped();
-        self.listeners
-            .add_signal(&mut self.cx.backend, signals.into(), running)
-            .map_err(Error::Unsuitable)
+        self.listeners.add_signal(&mut self.cx.backend, signals.into()).map_err(Error::Unsuitable)
     }
 
     /// Reads the sockets of [`Manager::stop_on`]. If bytes have arrived, begins a stop, or
@@ -235,7 +232,6 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         // Discard the commands that the hooks above have queued, because the manager has stopped.
         while self.cx.commands.next().is_some() {}
-        self.listeners.stop_signals(&mut self.cx.backend);
         self.cx.backend.stop();
         self.cx.buffers.clear();
         self.mailbox.publish(last_request, &self.stats());

@@ -32,8 +32,9 @@ pub trait Backend {
     /// The error of the failed call. Nothing stays open.
     fn start(&mut self) -> io::Result<Wake>;
 
-    /// Called when a manager has stopped and nothing is registered any more. Discards the events
-    /// that were not handed out, and wakes.
+    /// Called when a manager has stopped. Discards events that were not handed out. Sockets that
+    /// are still registered stay registered. Examples are the sockets of
+    /// [`Manager::stop_on`](crate::Manager::stop_on).
     fn stop(&mut self);
 
     /// Returns the time since an arbitrary fixed moment. It never goes back.

@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Registry, Waker};
 use super::oneshot::{Direction, Oneshot};
 use super::{Backend, Event, ListenSocket, Wake};
 use crate::id::Token;
-use crate::socket::{Socket, as_stream, uninterrupted};
+use crate::socket::{Socket, as_stream};
 use crate::time::millis;
 
 /// Maximum number of events that one wait returns.
@@ -97,9 +97,6 @@ impl Backend for Os {
     }
 
     fn stop(&mut self) {
-        // Nothing is registered any more but the waker. Its last wake must not be reported after
-        // the next start, nor keep the descriptor readable meanwhile.
-        let _ = uninterrupted(|| self.poll.poll(&mut self.events, Some(Duration::ZERO)));
         self.events.clear();
     }
 

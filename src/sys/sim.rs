@@ -265,7 +265,6 @@ impl Backend for Sim {
     }
 
     fn stop(&mut self) {
-        lock(&self.net).woken = false;
         self.events.clear();
     }
 

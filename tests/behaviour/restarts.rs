@@ -1,4 +1,4 @@
-//! Restarts and reports: a stop leaves nothing behind, and counts each connection once.
+//! Reports and leftovers: a stop counts each connection once, and a handle keeps nothing open.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    CloseReason, Closed, Commands, Config, Conn, ConnId, Error, Handler, Manager, Overload, Socket,
+    CloseReason, Closed, Commands, Config, Conn, Error, Handler, Manager, Overload, Socket,
     Transport,
 };
 
@@ -20,55 +20,6 @@ type Ignore = fn(&mut Conn<'_>, &[u8]) -> io::Result<()>;
 fn manager(config: Config) -> Manager<Ignore> {
     let ignore: Ignore = |_, _| Ok(());
     Manager::new(config, ignore).unwrap()
-}
-
-/// Returns whether a level-triggered loop would find `fd` readable.
-#[cfg(not(mio_unsupported_force_poll_poll))]
-fn is_readable(fd: &impl AsFd) -> bool {
-    let mut poll = mio::Poll::new().unwrap();
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
-    let mut source = mio::unix::SourceFd(&raw);
-    poll.registry().register(&mut source, mio::Token(0), mio::Interest::READABLE).unwrap();
-    let mut events = mio::Events::with_capacity(4);
-    poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-    !events.is_empty()
-}
-
-/// Returns an id that no connection of another manager has.
-fn some_id() -> ConnId {
-    let mut manager = manager(Config::new());
-    manager.start().unwrap();
-    manager.put(UnixStream::pair().unwrap().0).unwrap()
-}
-
-#[test]
-fn a_wake_of_an_earlier_start_does_not_end_a_wait_after_a_restart() {
-    let id = some_id();
-    let mut manager = manager(Config::new());
-    manager.start().unwrap();
-    manager.handle().close(id).unwrap();
-    manager.stop().unwrap();
-    manager.start().unwrap();
-    let began = Instant::now();
-    let turn = manager.turn(Some(Duration::from_millis(200))).unwrap();
-    assert_eq!(turn.events, 0, "nothing has happened since this start");
-    assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
-}
-
-#[cfg(not(mio_unsupported_force_poll_poll))]
-#[test]
-fn the_descriptor_is_not_readable_while_the_manager_is_stopped() {
-    let id = some_id();
-    let mut manager = manager(Config::new());
-    assert!(!is_readable(&manager), "never started");
-    manager.start().unwrap();
-    manager.stop().unwrap();
-    assert!(!is_readable(&manager), "stopped without a command");
-    manager.start().unwrap();
-    manager.handle().close(id).unwrap();
-    manager.stop().unwrap();
-    // A loop that waits for the descriptor level-triggered would spin: `turn` returns NotRunning.
-    assert!(!is_readable(&manager), "no turn has anything to do");
 }
 
 /// Runs in a process of its own, because it counts descriptors.
