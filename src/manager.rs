@@ -252,8 +252,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 impl<H: Handler> std::os::fd::AsFd for Manager<H> {
     /// Returns the descriptor of the event loop. It is readable when there are events for a turn.
     /// Another loop can wait until it is readable, for at most [`Manager::next_timeout`]. The
-    /// descriptor stays the same for the manager's whole life, whether the manager is running or
-    /// not.
+    /// descriptor stays the same for the manager's whole life. Wait for it only while the manager is
+    /// running: after a stop it may stay readable, because of a wake that no turn has taken.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.cx.backend.descriptor()
     }
