@@ -147,13 +147,22 @@ impl<L> Listeners<L> {
         marked.is_some()
     }
 
-    /// Adds a socket whose bytes are requests to stop.
+    /// Adds a socket whose bytes are requests to stop. If `running` is true, registers it.
     pub(crate) fn add_signal<B: Backend<Listener = L>>(
         &mut self,
         backend: &mut B,
         socket: Socket,
+        running: bool,
     ) -> io::Result<()> {
-        self.signals.add(backend, socket)
+        self.signals.add(backend, socket, running)
+    }
+
+    /// Registers the signals, because the manager starts. On failure, none is registered.
+    pub(crate) fn register_signals<B: Backend<Listener = L>>(
+        &mut self,
+        backend: &mut B,
+    ) -> io::Result<()> {
+        self.signals.register(backend)
     }
 
     /// Returns whether a signal is ready.
@@ -307,6 +316,12 @@ impl<L> Listeners<L> {
             listener.claim = None;
             self.drained(index);
         }
+    }
+
+    /// Closes all listeners and deregisters the signals, because the manager has stopped.
+    pub(crate) fn stop<B: Backend<Listener = L>>(&mut self, backend: &mut B) {
+        self.signals.deregister(backend);
+        self.clear(backend);
     }
 
     /// Closes all listeners.

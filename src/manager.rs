@@ -150,12 +150,17 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// [`Manager::connect`] and the listen methods can be called.
     ///
     /// # Errors
-    /// [`Error::AlreadyRunning`]; [`Error::Start`] if the backend cannot start.
+    /// [`Error::AlreadyRunning`]; [`Error::Start`] if the backend cannot start, or if a socket of
+    /// [`Manager::stop_on`] cannot be registered.
     pub fn start(&mut self) -> Result<(), Error> {
         if !self.is_stopped() {
             return Err(Error::AlreadyRunning);
         }
         let wake = self.cx.backend.start().map_err(Error::Start)?;
+        if let Err(error) = self.listeners.register_signals(&mut self.cx.backend) {
+            self.cx.backend.stop();
+            return Err(Error::Start(error));
+        }
         self.read_clock();
         self.apply_to_pool();
         self.plan_tick();
@@ -252,8 +257,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 impl<H: Handler> std::os::fd::AsFd for Manager<H> {
     /// Returns the descriptor of the event loop. It is readable when there are events for a turn.
     /// Another loop can wait until it is readable, for at most [`Manager::next_timeout`]. The
-    /// descriptor stays the same for the manager's whole life. Wait for it only while the manager is
-    /// running: after a stop it may stay readable, because of a wake that no turn has taken.
+    /// descriptor stays the same for the manager's whole life. It is not readable while the manager
+    /// is stopped.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.cx.backend.descriptor()
     }

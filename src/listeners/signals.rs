@@ -1,4 +1,6 @@
-//! Signals: sockets whose bytes are requests to stop. They stay open when the listeners close.
+//! Signals: sockets whose bytes are requests to stop. They stay open when the listeners close. They
+//! are registered only while the manager is running. Bytes that arrive before a start are therefore
+//! reported after the start.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -15,6 +17,11 @@ const FIRST: usize = 1 << 31;
 const READ_SIZE: usize = 256;
 /// Maximum number of reads per signal and turn.
 const READS: u32 = 64;
+
+/// Returns the token of the signal with this index.
+fn token(index: usize) -> u64 {
+    Token::Listener(FIRST + index).pack()
+}
 
 #[derive(Debug)]
 struct Signal {
@@ -46,12 +53,41 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    pub(super) fn add<B: Backend>(&mut self, backend: &mut B, socket: Socket) -> io::Result<()> {
+    /// Adds a socket. If `running` is true, registers it.
+    pub(super) fn add<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        socket: Socket,
+        running: bool,
+    ) -> io::Result<()> {
         socket.set_nonblocking()?;
-        let token = Token::Listener(FIRST + self.all.len()).pack();
-        backend.register(&socket, token)?;
+        if running {
+            backend.register(&socket, token(self.all.len()))?;
+        }
         self.all.push(Signal { socket: Some(socket), ready: false });
         Ok(())
+    }
+
+    /// Registers all open signals. On failure, none is registered.
+    pub(super) fn register<B: Backend>(&mut self, backend: &mut B) -> io::Result<()> {
+        let mut sockets = self.all.iter().map(|signal| &signal.socket).enumerate();
+        let outcome = sockets.try_for_each(|(index, socket)| {
+            socket.as_ref().map_or(Ok(()), |socket| backend.register(socket, token(index)))
+        });
+        if outcome.is_err() {
+            self.deregister(backend);
+        }
+        outcome
+    }
+
+    /// Deregisters all signals. From now on, none is ready.
+    pub(super) fn deregister<B: Backend>(&mut self, backend: &mut B) {
+        for signal in &mut self.all {
+            signal.ready = false;
+            if let Some(socket) = &signal.socket {
+                backend.deregister(socket);
+            }
+        }
     }
 
     /// Marks a signal as ready. Returns whether it was not ready before, or `None` if no open

@@ -65,7 +65,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// are read in one turn count as one signal. An end of file does not stop the manager.
     ///
     /// This method may be called before or after [`Manager::start`], and more than once to add more
-    /// sockets. The sockets also stay in use when the manager is started again. With the crate
+    /// sockets. The sockets also stay in use when the manager is started again. Bytes that arrive
+    /// before a start stop the manager after the start. With the crate
     /// `signal-hook`, a service can stop on SIGTERM. This needs no thread and no polling, and has
     /// no race:
     ///
@@ -85,9 +86,14 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Unsuitable`] if the socket cannot be made non-blocking, or cannot be registered.
+    /// [`Error::Unsuitable`] if the socket cannot be made non-blocking, or cannot be registered. If
+    /// the manager is not started, the socket is registered by [`Manager::start`], which then
+    /// returns [`Error::Start`].
     pub fn stop_on(&mut self, signals: impl Into<Socket>) -> Result<(), Error> {
-        self.listeners.add_signal(&mut self.cx.backend, signals.into()).map_err(Error::Unsuitable)
+        let started = !self.is_stopped();
+        self.listeners
+            .add_signal(&mut self.cx.backend, signals.into(), started)
+            .map_err(Error::Unsuitable)
     }
 
     /// Reads the sockets of [`Manager::stop_on`]. If bytes have arrived, begins a stop, or
@@ -215,7 +221,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             self.close(id, CloseReason::Stopped);
         }
         self.pool.clear_ready();
-        self.listeners.clear(&mut self.cx.backend);
+        self.listeners.stop(&mut self.cx.backend);
         self.lingering.clear(&mut self.cx.backend);
         let mut left = self.mailbox.close();
         left.extend(std::iter::from_fn(|| self.cx.commands.next()));

@@ -32,9 +32,8 @@ pub trait Backend {
     /// The error of the failed call. Nothing stays open.
     fn start(&mut self) -> io::Result<Wake>;
 
-    /// Called when a manager has stopped. Discards events that were not handed out. Sockets that
-    /// are still registered stay registered. Examples are the sockets of
-    /// [`Manager::stop_on`](crate::Manager::stop_on).
+    /// Called when a manager has stopped, or could not be started. No socket is registered any
+    /// more. Discards interrupts and events that were not handed out.
     fn stop(&mut self);
 
     /// Returns the time since an arbitrary fixed moment. It never goes back.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::event::Source;
@@ -32,6 +33,8 @@ const REARM: bool = cfg!(mio_unsupported_force_poll_poll);
 pub struct Os {
     poll: Poll,
     waker: Arc<Waker>,
+    /// Set before each wake. Cleared by a stop.
+    woken: Arc<AtomicBool>,
     events: Events,
     epoch: Instant,
     millisecond: Millisecond,
@@ -51,6 +54,7 @@ impl Os {
         Ok(Self {
             poll,
             waker,
+            woken: Arc::new(AtomicBool::new(false)),
             events: Events::with_capacity(EVENTS),
             epoch,
             millisecond: Millisecond::of(epoch, epoch),
@@ -92,11 +96,20 @@ impl Backend for Os {
     type Listener = Listener;
 
     fn start(&mut self) -> io::Result<Wake> {
-        let waker = self.waker.clone();
-        Ok(Arc::new(move || waker.wake()))
+        let (waker, woken) = (self.waker.clone(), self.woken.clone());
+        Ok(Arc::new(move || {
+            woken.store(true, Ordering::Relaxed);
+            waker.wake()
+        }))
     }
 
+    /// If there may be a wake that no wait has reported, takes it. The wake would otherwise make
+    /// the descriptor readable, and would end the first wait after the next start. No other event
+    /// is possible, because no socket is registered.
     fn stop(&mut self) {
+        if self.woken.swap(false, Ordering::Relaxed) {
+            let _ = self.poll.poll(&mut Events::with_capacity(1), Some(Duration::ZERO));
+        }
         self.events.clear();
     }
 

@@ -265,6 +265,7 @@ impl Backend for Sim {
     }
 
     fn stop(&mut self) {
+        lock(&self.net).woken = false;
         self.events.clear();
     }
 

@@ -122,3 +122,42 @@ fn a_queued_connect_that_fails_at_once_reports_its_kind() {
     manager.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(*reasons.0.borrow(), [CloseReason::Unreachable(source.kind())]);
 }
+
+#[test]
+fn a_wake_of_an_earlier_start_does_not_end_a_wait_after_a_restart() {
+    let mut manager = manager(Config::new());
+    manager.start().unwrap();
+    manager.handle().notify().unwrap();
+    manager.stop().unwrap();
+    manager.start().unwrap();
+    let began = Instant::now();
+    let turn = manager.turn(Some(Duration::from_millis(100))).unwrap();
+    assert_eq!(turn.events, 0);
+    assert!(began.elapsed() >= Duration::from_millis(100));
+}
+
+#[cfg(not(mio_unsupported_force_poll_poll))]
+#[test]
+fn the_descriptor_is_not_readable_while_the_manager_is_stopped() {
+    let (read, mut write) = UnixStream::pair().unwrap();
+    let mut manager = manager(Config::new());
+    manager.stop_on(read).unwrap();
+    let mut outer = mio::Poll::new().unwrap();
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&manager.as_fd());
+    for round in 0..2 {
+        manager.start().unwrap();
+        manager.handle().notify().unwrap();
+        manager.stop().unwrap();
+        write.write_all(&[15]).unwrap();
+        // Registering reports the readiness that is there already.
+        let mut source = mio::unix::SourceFd(&raw);
+        let readable = mio::Interest::READABLE;
+        outer.registry().register(&mut source, mio::Token(0), readable).unwrap();
+        let mut events = mio::Events::with_capacity(4);
+        outer.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(events.is_empty(), "after stop {round}");
+        outer.registry().deregister(&mut source).unwrap();
+        manager.start().unwrap();
+        manager.run().unwrap();
+    }
+}
