@@ -84,11 +84,6 @@ impl Handler for Room {
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, member: &mut Member, line: &[u8]) -> io::Result<()> {
-        match conn.cause() {
-            Cause::Expired => return writeln!(conn, "! nothing was heard for too long"),
-            Cause::Overlong => return writeln!(conn, "! a line may be {LINE_MAX} bytes long"),
-            _ => {}
-        }
         let line = printable(line);
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("", "") => {}
@@ -105,6 +100,14 @@ impl Handler for Room {
             self.paused.push(conn.id());
         }
         Ok(())
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, _: &mut Member, _: &[u8]) -> io::Result<()> {
+        match conn.cause() {
+            Cause::Expired => writeln!(conn, "! nothing was heard for too long"),
+            Cause::Overlong => writeln!(conn, "! a line may be {LINE_MAX} bytes long"),
+            _ => Ok(()),
+        }
     }
 
     fn closed(&mut self, _: &Closed, member: Member, _: &mut Commands) {

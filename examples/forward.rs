@@ -8,9 +8,9 @@
 //! slowly than they arrive, the other side is paused until all queued bytes have been sent. At most
 //! the bytes of a few reads are queued for each side.
 //!
-//! When one side ends, the queued bytes are sent and the other side is closed. A connection that is
-//! open in one direction only is not supported: a client that shuts down its sending side before
-//! the reply arrives gets no reply.
+//! When one side sends the end of file, the queued bytes and then the end of file are sent to the
+//! other side. The opposite direction stays open until it ends too, so a client can shut down its
+//! sending side and then receive the reply. When one side fails, the other side is closed.
 //!
 //! Uses `main`, `say`, `log_from`, `number`, `millis`, `signals`, `bind` and `usage` of
 //! `examples/common`: start, output, options, signals and the listener.
@@ -44,7 +44,8 @@ Usage: forward --to ADDR [OPTIONS]
   --debug            log every connection
   --help             print this text
 
-When one side ends, the bytes that it has sent are forwarded, and the other side is closed.
+The end of file is forwarded in each direction separately. When one side fails, the other side is
+closed.
 SIGINT or SIGTERM stops gracefully; a second one completes the stop at once.";
 
 /// The size of one read in bytes.
@@ -85,6 +86,15 @@ impl Handler for Forwarder {
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         if let Some(&other) = self.others.get(&conn.id()).filter(|_| !body.is_empty()) {
             conn.commands().send(other, body)?;
+        }
+        Ok(())
+    }
+
+    /// Forwards the end of file. This side stays open for output until the other side ends too.
+    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        match self.others.get(&conn.id()) {
+            Some(&other) => conn.commands().finish(other)?,
+            None => conn.finish(),
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, Frame, Framing, Handler, Manager, Stats};
+use pool_manager::{Config, Conn, Frame, Framing, Handler, Manager, Stats};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
@@ -152,9 +152,6 @@ fn serve_scrapes<H: Handler>(scrapes: &mut Manager<H>) -> Result<(), pool_manage
 /// Answers one request, then closes the connection.
 fn answer(conn: &mut Conn<'_>, head: &[u8], stats: &Stats) -> io::Result<()> {
     conn.close();
-    if conn.cause() != Cause::Framed {
-        return reply(conn, "400 Bad Request", "not a complete request\n");
-    }
     let target = head.strip_prefix(b"GET ").map(|rest| rest.split(|&byte| byte == b' ').next());
     match target {
         Some(Some(b"/metrics")) => reply(conn, "200 OK", stats.prometheus()),

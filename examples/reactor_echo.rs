@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use lexopt::{Arg, ValueExt};
-use pool_manager::{Cause, Config, Conn, Framing, Handler, Manager, StopReport};
+use pool_manager::{Config, Conn, Framing, Handler, Manager, StopReport};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
@@ -33,7 +33,7 @@ Usage: reactor_echo [OPTIONS]
   --request-deadline-ms MS   how long a request may take to arrive; 0: no limit [30000]
   --framing KIND             filled: when the buffer is full, at end of file or at the deadline
                              drained: as soon as the socket has no more to read [default]
-                             lines: each line, with its newline
+                             lines: each complete line, with its newline
   --spin-us MICROS           how long to poll before sleeping; lowers latency and uses the core [0]
   --stats-every SECS         print the counters every SECS seconds
   --debug                    log every connection
@@ -138,7 +138,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let lines = options.lines;
     let echo = move |conn: &mut Conn<'_>, body: &[u8]| {
         conn.write_all(body)?;
-        if lines && conn.cause() == Cause::Framed {
+        if lines {
             conn.write_all(b"\n")?;
         }
         Ok(())

@@ -15,6 +15,8 @@ pub(crate) enum Command {
     Linger(Socket),
     Send(ConnId, Vec<u8>),
     Close(ConnId),
+    Abort(ConnId),
+    Finish(ConnId),
     Pause(ConnId),
     Resume(ConnId),
     SetConfig(Box<Config>),

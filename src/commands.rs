@@ -130,6 +130,24 @@ impl Commands {
         self.push(Command::Close(id))
     }
 
+    /// Closes a connection at once, without sending its output. See
+    /// [`Conn::abort`](crate::Conn::abort).
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn abort(&mut self, id: ConnId) -> Result<(), Error> {
+        self.push(Command::Abort(id))
+    }
+
+    /// Closes the write side of a connection, once its output is sent. See
+    /// [`Conn::finish`](crate::Conn::finish).
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn finish(&mut self, id: ConnId) -> Result<(), Error> {
+        self.push(Command::Finish(id))
+    }
+
     /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
     /// is still sent. The deadlines of the connection are suspended, except while output is unsent.
     ///

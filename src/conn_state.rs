@@ -49,8 +49,12 @@ struct ConnExtra {
     peer: Option<SocketAddr>,
     /// The theoretical arrival time of the next request: see [`Gcra`].
     tat: u64,
+    /// The connection began here, with a call of `connect`.
+    outgoing: bool,
     /// The key of an outgoing connection.
     key: Option<u64>,
+    /// Bytes of output that were discarded because the connection was finished.
+    discarded: u64,
 }
 
 /// Invariants: `CLOSING` is set iff there is a close reason. `NOT_OPEN` is set iff the stage is not
@@ -186,7 +190,9 @@ impl ConnState {
     /// `deadline` passes. Until it is established, it counts as blocked, because nothing can be
     /// written.
     pub(crate) fn set_connecting(&mut self, key: Option<u64>, deadline: Duration) {
-        self.extra.get_or_insert_default().key = key;
+        let extra = self.extra.get_or_insert_default();
+        extra.outgoing = true;
+        extra.key = key;
         self.set_stage(Stage::Connecting);
         self.flags.insert(Flags::BLOCKED);
         self.set_idle_deadline(deadline);
@@ -198,6 +204,21 @@ impl ConnState {
         self.flags.remove(Flags::BLOCKED);
         self.set_idle_deadline(Duration::ZERO);
         self.last_activity = now.ceil;
+    }
+
+    /// Returns whether the connection began here, with a call of `connect`.
+    pub(crate) fn is_outgoing(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.outgoing)
+    }
+
+    /// Counts output that was discarded because the connection was finished.
+    pub(crate) fn discard(&mut self, count: usize) {
+        self.extra.get_or_insert_default().discarded += count as u64;
+    }
+
+    /// Returns the number of bytes of output that were discarded.
+    pub(crate) fn discarded(&self) -> u64 {
+        self.extra.as_ref().map_or(0, |extra| extra.discarded)
     }
 
     /// Returns the key of an outgoing connection.

@@ -14,11 +14,14 @@ pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 
 /// Defines when a request is complete. The callback runs once for each complete request.
 ///
-/// Under every framing, the held bytes are also delivered at end of file and at a deadline, even if
-/// they are not a complete request. A body never contains its delimiter or length prefix. A frame,
-/// including its delimiter or prefix, may be at most
-/// [`Config::max_request`](crate::Config::max_request) bytes long. If a frame is longer, the bytes
-/// held so far are delivered with [`Cause::Overlong`](crate::Cause::Overlong).
+/// `Filled` and `Drained` have no message boundaries: all bytes that are held at the end of file or
+/// at a deadline are a last request. Under the other framings, the bytes of an incomplete frame are
+/// never a request. [`Handler::incomplete`](crate::Handler::incomplete) gets these bytes when the
+/// connection is about to end.
+///
+/// A body never contains its delimiter or length prefix. A frame, including its delimiter or
+/// prefix, may be at most [`Config::max_request`](crate::Config::max_request) bytes long. If a frame
+/// is longer, the connection ends with [`Cause::Overlong`](crate::Cause::Overlong).
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Prefix};
@@ -45,9 +48,9 @@ pub enum Framing {
     LengthPrefixed {
         /// Width and byte order of the length.
         prefix: Prefix,
-        /// Maximum length of a body in bytes. If the announced length is larger, the bytes held so
-        /// far are delivered with [`Cause::Overlong`](crate::Cause::Overlong). 0 means that only
-        /// `max_request` limits the length.
+        /// Maximum length of a body in bytes. If the announced length is larger, the connection
+        /// ends with [`Cause::Overlong`](crate::Cause::Overlong). 0 means that only `max_request`
+        /// limits the length.
         limit: usize,
     },
     /// Delivers the frames that this function finds. Build it with [`Framing::custom`].
@@ -151,6 +154,13 @@ pub(crate) struct Bounds {
     pub(crate) total: usize,
 }
 
+impl Bounds {
+    /// Returns the bounds of a body that consists of the first `count` held bytes.
+    pub(crate) fn all(count: usize) -> Self {
+        Self { skip: 0, body: count, total: count }
+    }
+}
+
 /// The result of a search for a frame at the front of the held bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -180,23 +190,11 @@ impl Framing {
         }
     }
 
-    /// Returns whether a full buffer is delivered as a body ([`Cause::Full`](crate::Cause::Full)).
-    /// Under the other framings, a full buffer without a complete frame means that the frame is too
-    /// long.
+    /// Returns whether the framing has no message boundaries. Then all held bytes can be delivered
+    /// as a body, for example when the buffer is full. Under the other framings, a full buffer
+    /// without a complete frame means that the frame is too long.
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Filled | Self::Drained)
-    }
-
-    /// Returns the bounds of all held bytes as one incomplete frame. If the frame begins with a
-    /// length prefix, the body does not include the prefix, even if only a part of the prefix has
-    /// arrived.
-    #[inline]
-    pub(crate) fn remainder(&self, held: usize) -> Bounds {
-        let skip = match self {
-            Self::LengthPrefixed { prefix, .. } => prefix.width().min(held),
-            _ => 0,
-        };
-        Bounds { skip, body: held - skip, total: held }
     }
 }
 
@@ -230,9 +228,7 @@ fn position(bytes: &[u8], byte: u8) -> Option<usize> {
 #[inline(never)]
 fn find_custom(held: &[u8], find: &FrameFn) -> Found {
     match catch(|| find(held)) {
-        Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => {
-            Found::Frame(Bounds { skip: 0, body: n, total: n })
-        }
+        Some(Frame::Complete(n)) if (1..=held.len()).contains(&n) => Found::Frame(Bounds::all(n)),
         Some(Frame::Partial) => Found::Partial,
         Some(Frame::Complete(_) | Frame::Invalid) => Found::Invalid,
         None => Found::Panicked,
@@ -323,10 +319,6 @@ mod tests {
             assert_eq!(find(&framing, &frame, 64), Found::Frame(bounds));
             assert_eq!(find(&framing, &frame, skip + 3), Found::Frame(bounds));
             assert_eq!(find(&framing, &frame, skip + 2), Found::Overlong);
-            assert_eq!(
-                framing.remainder(2),
-                Bounds { skip: skip.min(2), body: 2 - skip.min(2), total: 2 }
-            );
         }
     }
 

@@ -142,6 +142,24 @@ impl Handle {
         self.post(Command::Close(id))
     }
 
+    /// Closes a connection at once, without sending its output. See
+    /// [`Conn::abort`](crate::Conn::abort).
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn abort(&self, id: ConnId) -> Result<(), Error> {
+        self.post(Command::Abort(id))
+    }
+
+    /// Closes the write side of a connection, once its output is sent. See
+    /// [`Conn::finish`](crate::Conn::finish).
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub fn finish(&self, id: ConnId) -> Result<(), Error> {
+        self.post(Command::Finish(id))
+    }
+
     /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
     /// is still sent. The deadlines of the connection are suspended, except while output is unsent.
     ///

@@ -1,20 +1,18 @@
-//! The [`Handler`] trait, and [`Conn`], which gives a callback access to its connection.
+//! The [`Handler`] trait, and [`Closed`], which describes a connection that has ended.
 //!
 //! A callback runs on the loop's thread. It has access to its own connection and to the command
-//! queue, and to nothing else. It does not write to the socket itself. Its output is queued and
-//! sent after the callback.
+//! queue, and to nothing else.
 
-use std::fmt;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::io;
 use std::time::Duration;
 
 use crate::commands::Commands;
-use crate::conn_state::{Cause, CloseReason, ConnState, Flags};
-use crate::ds::output::Output;
+use crate::conn::Conn;
+#[cfg(doc)]
+use crate::conn_state::Cause;
+use crate::conn_state::CloseReason;
 use crate::id::ConnId;
 use crate::socket::Socket;
-use crate::time::Tick;
 
 /// Handles connections and their requests.
 ///
@@ -83,9 +81,13 @@ pub trait Handler {
         Ok(())
     }
 
-    /// Called with each request. `body` is a complete request, as the framing defines it. At the
-    /// end of the connection, `body` is the bytes held so far, even if they are not a complete
-    /// request. [`Conn::cause`] distinguishes the two cases. `body` may be empty.
+    /// Called with each request. `body` is a complete request, as the framing defines it. It may be
+    /// empty.
+    ///
+    /// [`Framing::Filled`](crate::Framing::Filled) and [`Framing::Drained`](crate::Framing::Drained)
+    /// have no message boundaries. Under these two framings, all held bytes are a last request at
+    /// the end of file, at a deadline, and when `memory_limit` is reached. If the peer has never
+    /// sent a byte when a deadline passes, the last request is empty.
     ///
     /// # Errors
     /// An error closes the connection after its output is sent.
@@ -95,6 +97,56 @@ pub trait Handler {
         session: &mut Self::Session,
         body: &[u8],
     ) -> io::Result<()>;
+
+    /// Called when the connection is about to end before a request is complete. `held` is the part
+    /// of the request that has arrived, including a length prefix. It may be empty. What this hook
+    /// writes is sent before the connection closes.
+    ///
+    /// [`Conn::cause`] says why the connection ends:
+    ///
+    /// | Cause | `held` | Then |
+    /// |---|---|---|
+    /// | [`Cause::Eof`] | not empty | [`read_closed`](Handler::read_closed) is called |
+    /// | [`Cause::Expired`] | may be empty | the connection closes |
+    /// | [`Cause::Overlong`] | not empty | the connection closes |
+    /// | [`Cause::MemoryLimit`] | not empty | the connection closes |
+    ///
+    /// With [`Cause::MemoryLimit`], `held` may begin with complete requests that had to wait for
+    /// the next turn or for the rate limit.
+    ///
+    /// Under [`Framing::Filled`](crate::Framing::Filled) and
+    /// [`Framing::Drained`](crate::Framing::Drained), held bytes are passed to `request` instead.
+    /// Under these framings this hook is only called with [`Cause::Expired`] and without bytes: when
+    /// a connection that was served before has fallen silent, when an
+    /// [outgoing](crate::Manager::connect) connection has never received a byte, and after
+    /// `read_closed`.
+    ///
+    /// # Errors
+    /// An error closes the connection after its output is sent.
+    fn incomplete(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        held: &[u8],
+    ) -> io::Result<()> {
+        let _ = (conn, session, held);
+        Ok(())
+    }
+
+    /// Called once when the peer has closed its side of the connection, after everything that the
+    /// peer sent was delivered. Also called if the peer never sent a byte.
+    ///
+    /// The default calls [`Conn::finish`], so that the connection closes when its output is sent. If
+    /// your implementation does not do so, the connection stays open for output. It then closes when
+    /// it is [finished](Conn::finish) or [closed](Conn::close), or when its idle deadline passes.
+    ///
+    /// # Errors
+    /// An error closes the connection after its output is sent.
+    fn read_closed(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
+        let _ = session;
+        conn.finish();
+        Ok(())
+    }
 
     /// Called when output has to wait because the socket does not take all of it.
     ///
@@ -221,170 +273,4 @@ pub struct Closed {
     pub bytes_dropped: u64,
     /// Bytes of output that were not sent.
     pub bytes_unsent: u64,
-}
-
-/// Gives a callback access to its connection.
-///
-/// Writing to it ([`io::Write`]) queues the bytes and never blocks. The bytes are sent after the
-/// callback. If several requests arrive together, their replies are sent with one system call, up
-/// to about 64 KiB. If a write would leave more than [`write_limit`](crate::Config::write_limit)
-/// bytes unsent, it fails and queues nothing. The connection is then closed.
-///
-/// ```
-/// use pool_manager::{Config, Manager};
-/// use std::io::Write;
-/// let manager = Manager::new(Config::new(), |conn, body| {
-///     writeln!(conn, "{} sent {} bytes", conn.id(), body.len())?;
-///     conn.close();
-///     Ok(())
-/// });
-/// ```
-pub struct Conn<'a> {
-    pub(crate) state: &'a mut ConnState,
-    pub(crate) socket: &'a Socket,
-    pub(crate) output: &'a mut Output,
-    pub(crate) commands: &'a mut Commands,
-    pub(crate) write_limit: usize,
-    pub(crate) now: Tick,
-    pub(crate) cause: Cause,
-}
-
-impl Conn<'_> {
-    /// Returns the connection's id, for commands and maps.
-    #[must_use]
-    pub fn id(&self) -> ConnId {
-        self.state.id
-    }
-
-    /// Returns the key of an outgoing connection
-    /// ([`ConnectOptions::key`](crate::ConnectOptions::key)). Returns `None` if the connection has
-    /// no key. A connection that was put or accepted never has one.
-    #[must_use]
-    pub fn key(&self) -> Option<u64> {
-        self.state.key()
-    }
-
-    /// Returns the peer's address.
-    ///
-    /// If the connection began with a PROXY header, this is the client's address from the header
-    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)). Otherwise each
-    /// call reads the address from the kernel with one system call (`getpeername(2)`). Store the
-    /// address in the session if every request needs it. Returns `None` for Unix sockets and after
-    /// a reset. Do not treat a missing address as trusted.
-    #[must_use]
-    pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.state.peer().or_else(|| self.socket.peer_addr())
-    }
-
-    /// Returns the socket, for example to read its options or the peer's credentials. Do not read
-    /// from the socket or write to it, because the pool does not see these bytes.
-    ///
-    /// For a Unix socket, the descriptor gives access to the process id and the user id of the
-    /// peer. `UnixStream::peer_cred` of the standard library is not stable. On Linux, the crate
-    /// `rustix` can read the ids: `rustix::net::sockopt::socket_peercred(conn.socket().fd()?)`.
-    #[must_use]
-    pub fn socket(&self) -> &Socket {
-        self.socket
-    }
-
-    /// Returns the cause of this callback.
-    #[must_use]
-    pub fn cause(&self) -> Cause {
-        self.cause
-    }
-
-    /// Returns the number of bytes read from this connection so far.
-    #[must_use]
-    pub fn bytes_in(&self) -> u64 {
-        self.state.bytes_in
-    }
-
-    /// Returns the number of bytes written to the socket so far. Unsent bytes are not counted.
-    #[must_use]
-    pub fn bytes_out(&self) -> u64 {
-        self.state.bytes_out
-    }
-
-    /// Returns the time of this turn, as [`Commands::now`] does.
-    #[must_use]
-    pub fn now(&self) -> Duration {
-        Tick(0).until(self.now)
-    }
-
-    /// Returns the time since the connection was put, accepted or started, in whole milliseconds,
-    /// as of the beginning of this turn.
-    #[must_use]
-    pub fn age(&self) -> Duration {
-        self.state.opened.until(self.now)
-    }
-
-    /// Closes the connection after this callback, once its output is sent. Held input is not
-    /// delivered.
-    pub fn close(&mut self) {
-        self.state.end(CloseReason::Requested);
-    }
-
-    /// Closes the connection after this callback, without sending its output and without lingering.
-    /// The peer sees a reset if input is unread. If not, it sees an end of file.
-    pub fn abort(&mut self) {
-        self.state.end_now(CloseReason::Aborted);
-    }
-
-    /// Pauses this connection after this callback, until a [`Handle`](crate::Handle) or
-    /// [`Commands`] resumes it. While the connection is paused, nothing is read from it, and none
-    /// of its requests are delivered. Output is still sent. The deadlines are suspended, except
-    /// while output is unsent.
-    ///
-    /// The last body of a connection has the cause [`Cause::Eof`], [`Cause::Expired`],
-    /// [`Cause::Overlong`] or [`Cause::MemoryLimit`]. If the callback for this body pauses the
-    /// connection, the connection is not closed until it is resumed. The reply can therefore be
-    /// sent later.
-    pub fn pause(&mut self) {
-        self.state.flags.insert(Flags::PAUSED);
-    }
-
-    /// Sets the idle deadline of this connection. The deadline replaces
-    /// [`clients_deadline`](crate::Config::clients_deadline). It is counted from the last byte that
-    /// was read or written. It is rounded up to a millisecond, and limited to 49 days. Zero
-    /// restores the configured deadline.
-    pub fn set_idle_deadline(&mut self, deadline: Duration) {
-        self.state.set_idle_deadline(deadline);
-    }
-
-    /// Returns the command queue, for commands to other connections or to the manager.
-    pub fn commands(&mut self) -> &mut Commands {
-        self.commands
-    }
-}
-
-impl Write for Conn<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_all(bytes).map(|()| bytes.len())
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.output.push(bytes, self.write_limit) {
-            return Ok(());
-        }
-        self.state.end_now(CloseReason::WriteLimit);
-        Err(io::Error::new(
-            io::ErrorKind::StorageFull,
-            "more than write_limit bytes would be unsent",
-        ))
-    }
-
-    /// Does nothing. The output is sent after the callback.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Conn<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn")
-            .field("id", &self.state.id)
-            .field("cause", &self.cause)
-            .field("socket", &self.socket)
-            .finish_non_exhaustive()
-    }
 }

@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use crate::commands::Commands;
 use crate::config::Config;
+use crate::conn::Conn;
 use crate::error::Error;
 use crate::handle::Handle;
-use crate::handler::{Conn, Handler};
+use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::lingering::Lingering;
 use crate::listeners::Listeners;

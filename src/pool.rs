@@ -236,8 +236,8 @@ impl<H: Handler> Pool<H> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::conn::Conn;
     use crate::conn_state::ConnState;
-    use crate::handler::Conn;
     use crate::socket::Socket;
     use std::io;
     use std::os::unix::net::UnixStream;

@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use crate::conn_state::{Cause, CloseReason};
 
+/// The number of causes of [`Handler::request`](crate::Handler::request) and
+/// [`Handler::incomplete`](crate::Handler::incomplete).
+const CAUSES: usize = Cause::Overlong as usize + 1;
+
 /// A snapshot of a manager's counters. The counters start at zero when the manager is created. A
 /// stop or a restart does not reset the counters.
 ///
@@ -107,7 +111,8 @@ pub struct Stats {
     /// Connections that were closed at once because they could not be registered, or because
     /// [`wrap`](crate::Handler::wrap) failed.
     pub admit_failures: u64,
-    requests: [u64; Cause::REQUESTS.len()],
+    requests: [u64; CAUSES],
+    incomplete: [u64; CAUSES],
     closed: [u64; CloseReason::CLASSES],
 }
 
@@ -123,6 +128,13 @@ impl Stats {
     #[must_use]
     pub fn requests_total(&self) -> u64 {
         self.requests.iter().sum()
+    }
+
+    /// Returns the number of calls of [`Handler::incomplete`](crate::Handler::incomplete) with this
+    /// cause.
+    #[must_use]
+    pub fn incomplete(&self, cause: Cause) -> u64 {
+        self.incomplete.get(cause as usize).copied().unwrap_or(0)
     }
 
     /// Returns the number of connections that ended for this reason. All kinds of
@@ -143,6 +155,12 @@ impl Stats {
     #[inline]
     pub(crate) fn count_request(&mut self, cause: Cause) {
         if let Some(count) = self.requests.get_mut(cause as usize) {
+            *count += 1;
+        }
+    }
+
+    pub(crate) fn count_incomplete(&mut self, cause: Cause) {
+        if let Some(count) = self.incomplete.get_mut(cause as usize) {
             *count += 1;
         }
     }
@@ -231,6 +249,7 @@ impl Add for Stats {
             panics: self.panics + other.panics,
             admit_failures: self.admit_failures + other.admit_failures,
             requests: add_each(self.requests, other.requests),
+            incomplete: add_each(self.incomplete, other.incomplete),
             closed: add_each(self.closed, other.closed),
         }
     }
@@ -263,9 +282,21 @@ mod tests {
         for (count, cause) in Cause::REQUESTS.into_iter().enumerate() {
             assert_eq!(stats.requests(cause), count as u64 + 1);
         }
-        assert_eq!(stats.requests_total(), 28);
+        assert_eq!(stats.requests_total(), 21);
         stats.count_request(Cause::Opened);
-        assert_eq!(stats.requests_total(), 28, "not a request");
+        assert_eq!(stats.requests_total(), 21, "not a request");
+    }
+
+    #[test]
+    fn each_cause_of_an_incomplete_request_has_its_own_counter() {
+        let mut stats = Stats::default();
+        for (count, cause) in Cause::INCOMPLETE.into_iter().enumerate() {
+            (0..=count).for_each(|_| stats.count_incomplete(cause));
+        }
+        for (count, cause) in Cause::INCOMPLETE.into_iter().enumerate() {
+            assert_eq!(stats.incomplete(cause), count as u64 + 1);
+        }
+        assert_eq!(stats.requests_total(), 0, "not a request");
     }
 
     #[test]

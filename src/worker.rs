@@ -7,6 +7,7 @@
 mod callback;
 mod connect;
 mod context;
+mod end_of_file;
 mod memory;
 mod proxy_header;
 mod rate;
@@ -59,7 +60,9 @@ type Flow = ControlFlow<Verdict>;
 enum Step {
     Deliver(Bounds, Cause),
     /// There are no held bytes, or not enough for a request.
-    Incomplete,
+    Partial,
+    /// The held bytes will never be a complete request.
+    Incomplete(Cause),
     Close(CloseReason),
 }
 
@@ -101,9 +104,11 @@ impl<H: Handler> Worker<H> {
         self.output.push(bytes, limit)
     }
 
-    /// Returns whether the connection holds no bytes, has no unsent output and is not paused.
+    /// Returns whether the connection holds no bytes, has no unsent output, is not paused and is
+    /// open in both directions.
     pub(crate) fn is_idle(&self) -> bool {
-        self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(Flags::PAUSED)
+        let busy = Flags::PAUSED | Flags::READ_CLOSED | Flags::FINISHED;
+        self.input.is_empty() && !self.has_unsent() && !self.state.flags.intersects(busy)
     }
 
     /// Notes a readiness edge. Returns whether the edge gives the worker something to do. A worker
@@ -163,7 +168,8 @@ impl<H: Handler> Worker<H> {
         }
         match self.step(cx) {
             Step::Deliver(bounds, cause) if !self.is_early(cx) => self.deliver(cx, bounds, cause),
-            Step::Deliver(..) | Step::Incomplete => return self.end_visit(cx, Verdict::Wait),
+            Step::Deliver(..) | Step::Partial => return self.end_visit(cx, Verdict::Wait),
+            Step::Incomplete(_) => return self.visit_rest(cx, READ_COST),
             Step::Close(reason) => return self.end_visit(cx, Verdict::Close(reason)),
         }
         if !self.state.flags.is_empty() || !cx.buffers.input.is_empty() {
@@ -176,7 +182,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Ends a connection whose deadline has passed. If the connection is open and no output is
-    /// unsent, the held bytes are delivered first.
+    /// unsent, the handler gets a last callback.
     pub(crate) fn expire<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
         if self.state.stage() == Stage::Connecting {
             return Verdict::Close(CloseReason::Unreachable(io::ErrorKind::TimedOut));
@@ -188,10 +194,7 @@ impl<H: Handler> Worker<H> {
             return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut cx.buffers);
-        let held = cx.buffers.input.len();
-        if held > 0 || self.state.bytes_in == 0 {
-            self.deliver(cx, cx.config.framing.remainder(held), Cause::Expired);
-        }
+        self.deliver_last(cx, Cause::Expired);
         let reason = self.state.close_reason().unwrap_or(CloseReason::Expired);
         self.end_visit(cx, self.end(reason))
     }
@@ -257,37 +260,36 @@ impl<H: Handler> Worker<H> {
             input.set_scanned(scanned);
             found
         };
-        let all = || framing.remainder(input.len());
         match found {
             Found::Frame(bounds) => Step::Deliver(bounds, Cause::Framed),
-            Found::Overlong => Step::Deliver(all(), Cause::Overlong),
+            Found::Overlong => Step::Incomplete(Cause::Overlong),
             Found::Invalid => Step::Close(CloseReason::Invalid),
             Found::Panicked => {
                 cx.stats.panics += 1;
                 Step::Close(CloseReason::Panicked)
             }
-            Found::Partial => match self.completes(input, framing, cx.max_request) {
-                Some(cause) => Step::Deliver(all(), cause),
-                None => Step::Incomplete,
-            },
+            Found::Partial if framing.is_stream() => self.step_stream(input, framing),
+            Found::Partial if input.is_full() && input.capacity() >= cx.max_request => {
+                Step::Incomplete(Cause::Overlong)
+            }
+            Found::Partial if self.state.eof => Step::Incomplete(Cause::Eof),
+            Found::Partial => Step::Partial,
         }
     }
 
-    /// Called for held bytes without a complete frame. Returns the cause with which these bytes are
-    /// delivered, or `None` if they are not delivered now.
+    /// Returns the next action for the held bytes under a framing without message boundaries.
     #[inline(always)]
-    fn completes(&self, input: &Buffer, framing: &Framing, max_request: usize) -> Option<Cause> {
-        if input.is_full() && framing.is_stream() {
-            Some(Cause::Full)
-        } else if input.is_full() && input.capacity() >= max_request {
-            Some(Cause::Overlong)
+    fn step_stream(&self, input: &Buffer, framing: &Framing) -> Step {
+        let cause = if input.is_full() {
+            Cause::Full
         } else if self.state.eof {
-            Some(Cause::Eof)
+            Cause::Eof
         } else if !self.state.readable && matches!(framing, Framing::Drained) {
-            Some(Cause::Drained)
+            Cause::Drained
         } else {
-            None
-        }
+            return Step::Partial;
+        };
+        Step::Deliver(Bounds::all(input.len()), cause)
     }
 
     /// Calls the handler with the body of one request. Then consumes the bytes of this request.
@@ -298,7 +300,14 @@ impl<H: Handler> Worker<H> {
         self.run_callback(cx, cause, |handler, conn, session, held| {
             handler.request(conn, session, &held[body])
         });
-        let all = cx.buffers.input.consume(bounds.total);
+        self.consume(cx, bounds.total, cause);
+    }
+
+    /// Consumes bytes that a callback with this cause has got. After a last callback, the
+    /// connection is closing.
+    #[inline(always)]
+    fn consume<B: Backend>(&mut self, cx: &mut Context<H, B>, count: usize, cause: Cause) {
+        let all = cx.buffers.input.consume(count);
         self.state.total_from = Tick::NEVER;
         if !all && cx.buffers.input.capacity() > cx.config.buffer_size {
             cx.buffers.shrink_input();

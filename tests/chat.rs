@@ -4,7 +4,7 @@
 mod examples;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,23 @@ fn a_long_line_and_an_idle_member_are_answered_and_closed() {
     assert_eq!(receive_all(&mut long.lines), "! a line may be 1024 bytes long\n");
     let mut silent = Member::join(addr);
     assert_eq!(receive_all(&mut silent.lines), "! nothing was heard for too long\n");
+    let mut silent_later = Member::join(addr);
+    silent_later.send_line("/who");
+    silent_later.expect_line("* 1 here");
+    assert_eq!(receive_all(&mut silent_later.lines), "! nothing was heard for too long\n");
+}
+
+#[test]
+fn half_a_line_before_the_end_of_file_is_not_sent_to_the_members() {
+    let (_program, addr) = listening("chat", &[]);
+    let mut one = Member::join(addr);
+    let mut other = Member::join(addr);
+    let name = other.name.clone();
+    one.expect_line(&format!("* {name} joins"));
+    send(other.lines.get_mut(), "a line\nhalf");
+    other.lines.get_mut().shutdown(Shutdown::Write).expect("shutdown");
+    one.expect_line(&format!("{name}: a line"));
+    one.expect_line(&format!("* {name} leaves"));
 }
 
 /// The lines for all members need far more send commands than the queue holds.

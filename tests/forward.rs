@@ -5,7 +5,7 @@
 mod examples;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,10 +72,33 @@ fn bytes_and_end_of_file_are_forwarded_in_both_directions() {
     send(&mut other, "and bye");
     drop(other);
     assert_eq!(receive_all(&mut theirs), "and bye");
+    // A connection that is open in one direction delays the stop.
+    drop((client, theirs));
     program.signal("-TERM");
     let (status, stdout, stderr) = program.end();
     assert_eq!((status.code(), stderr), (Some(0), Vec::new()));
     assert!(stdout[0].starts_with("stopped: ") && stdout[0].contains("2 connected"), "{stdout:?}");
+}
+
+#[test]
+fn the_reply_to_a_client_that_has_closed_its_sending_side_is_forwarded() {
+    let (_program, addr, upstream) = forwarder(&[]);
+    // The end of file arrives before the upstream is connected, or after it.
+    let mut early = connect(addr);
+    send(&mut early, "request");
+    early.shutdown(Shutdown::Write).expect("shutdown");
+    let (mut ours, _) = upstream.accept().expect("accept");
+    ours.set_read_timeout(Some(TIMEOUT)).expect("read timeout");
+    assert_eq!(receive_all(&mut ours), "request");
+    send(&mut ours, "reply");
+    drop(ours);
+    assert_eq!(receive_all(&mut early), "reply");
+    let (mut client, mut ours) = open(addr, &upstream);
+    ours.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(receive_all(&mut client), "");
+    send(&mut client, "still received");
+    drop(client);
+    assert_eq!(receive_all(&mut ours), "still received");
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn lines_are_echoed_with_their_newlines() {
     assert_eq!(receive(&mut client, 9), "one\n\ntwo\n");
     send(&mut client, "ee\nrest");
     client.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(receive_all(&mut client), "three\nrest", "no newline is added");
+    assert_eq!(receive_all(&mut client), "three\n", "the rest is not a line");
 }
 
 #[test]
@@ -291,14 +291,16 @@ fn a_silent_peer_is_closed_at_the_deadline() {
 }
 
 #[test]
-fn an_incomplete_request_is_answered_at_the_request_deadline() {
-    let args = ["--framing", "lines", "--deadline-ms", "60000", "--request-deadline-ms", "150"];
-    let (_program, addr) = listening("reactor_echo", &args);
-    let mut client = connect(addr);
-    let began = Instant::now();
-    send(&mut client, "no newline");
-    assert_eq!(receive_all(&mut client), "no newline");
-    assert_configured_deadline(began.elapsed());
+fn at_the_request_deadline_bytes_are_a_request_but_half_a_line_is_not() {
+    for (framing, reply) in [("filled", "no newline"), ("lines", "")] {
+        let args = ["--framing", framing, "--deadline-ms", "60000", "--request-deadline-ms", "150"];
+        let (_program, addr) = listening("reactor_echo", &args);
+        let mut client = connect(addr);
+        let began = Instant::now();
+        send(&mut client, "no newline");
+        assert_eq!(receive_all(&mut client), reply, "{framing}");
+        assert_configured_deadline(began.elapsed());
+    }
 }
 
 #[test]

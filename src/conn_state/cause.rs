@@ -22,23 +22,19 @@ pub enum Cause {
     Framed,
     /// `buffer_size` bytes are held.
     Full,
-    /// The peer will send no more. The body is the rest of its bytes. The connection closes after
-    /// the reply.
+    /// The peer has closed its side. In [`Handler::request`](crate::Handler::request), the body is
+    /// the rest of its bytes. In [`Handler::incomplete`](crate::Handler::incomplete), a part of a
+    /// request is held. In [`Handler::read_closed`](crate::Handler::read_closed), everything was
+    /// delivered.
     Eof,
-    /// A deadline passed. The body is the held bytes. It is empty if the peer never sent a byte, or
-    /// sent only a part of a length prefix. [`Conn::bytes_in`](crate::Conn::bytes_in) distinguishes
-    /// the two cases. The connection closes after the reply.
-    ///
-    /// A connection that has received bytes before and holds none now is closed without this
-    /// callback.
+    /// A deadline passed. The connection closes after the reply.
     Expired,
-    /// The frame is longer than `max_request`, or than the framing's limit. The body is the bytes
-    /// held so far. The connection closes after the reply.
-    Overlong,
     /// The bytes of an incomplete request cannot be kept, because `memory_limit` is reached. The
-    /// body is the bytes held so far. The connection closes after the reply. The peer may try again
-    /// later.
+    /// connection closes after the reply. The peer may try again later.
     MemoryLimit,
+    /// The frame is longer than `max_request`, or than the framing's limit. The connection closes
+    /// after the reply.
+    Overlong,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
     /// In [`Handler::blocked`](crate::Handler::blocked): the socket did not take all of the output.
@@ -50,21 +46,17 @@ pub enum Cause {
 
 impl Cause {
     /// The causes of [`Handler::request`](crate::Handler::request).
-    pub(crate) const REQUESTS: [Self; 7] = [
-        Self::Drained,
-        Self::Framed,
-        Self::Full,
-        Self::Eof,
-        Self::Expired,
-        Self::Overlong,
-        Self::MemoryLimit,
-    ];
+    pub(crate) const REQUESTS: [Self; 6] =
+        [Self::Drained, Self::Framed, Self::Full, Self::Eof, Self::Expired, Self::MemoryLimit];
+
+    /// The causes of [`Handler::incomplete`](crate::Handler::incomplete).
+    pub(crate) const INCOMPLETE: [Self; 4] =
+        [Self::Eof, Self::Expired, Self::MemoryLimit, Self::Overlong];
 
     /// Returns the reason for which the connection closes after a callback with this cause. Returns
     /// `None` if the connection stays open.
     pub(crate) fn ends(self) -> Option<CloseReason> {
         match self {
-            Self::Eof => Some(CloseReason::Eof),
             Self::Expired => Some(CloseReason::Expired),
             Self::Overlong => Some(CloseReason::Overlong),
             Self::MemoryLimit => Some(CloseReason::MemoryLimit),

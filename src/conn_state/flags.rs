@@ -1,11 +1,11 @@
-//! Connection flags in one byte. A flag that is set keeps the connection off the fast path.
+//! Connection flags in two bytes. A flag that is set keeps the connection off the fast path.
 
 use std::ops::BitOr;
 
 /// Connection flags. Only a connection with no flag set takes the fast path in
 /// [`Worker::serve`](crate::worker::Worker::serve).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Flags(u8);
+pub(crate) struct Flags(u16);
 
 impl Flags {
     /// The socket did not take all of the output, and the rest is not sent yet. On an outgoing
@@ -25,6 +25,14 @@ impl Flags {
     pub(crate) const CLOSING: Self = Self(1 << 6);
     /// The due time may be sooner than the tick for which the timer is armed.
     pub(crate) const TIMER_STALE: Self = Self(1 << 7);
+    /// [`Handler::read_closed`](crate::Handler::read_closed) was called: the peer will send no
+    /// more, and everything that it sent was delivered.
+    pub(crate) const READ_CLOSED: Self = Self(1 << 8);
+    /// [`Conn::finish`](crate::Conn::finish) was called: later output is discarded, and the write
+    /// side is closed when the output before it is sent.
+    pub(crate) const FINISHED: Self = Self(1 << 9);
+    /// The write side of the socket is closed.
+    pub(crate) const WRITE_CLOSED: Self = Self(1 << 10);
 
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
@@ -77,6 +85,9 @@ mod tests {
             Flags::HAS_BUFFER,
             Flags::CLOSING,
             Flags::TIMER_STALE,
+            Flags::READ_CLOSED,
+            Flags::FINISHED,
+            Flags::WRITE_CLOSED,
         ];
         let mut flags = Flags::default();
         for flag in all {

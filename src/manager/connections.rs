@@ -63,7 +63,9 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             if !proxied {
                 worker.open(&mut self.cx);
             }
-            if worker.has_unsent() || worker.state.flags.intersects(Flags::CLOSING) {
+            if worker.has_unsent()
+                || worker.state.flags.intersects(Flags::CLOSING | Flags::FINISHED)
+            {
                 self.pool.enqueue(id);
             }
             self.pool.arm_timer(id, self.cx.deadlines);
@@ -304,7 +306,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             bytes_in: state.bytes_in,
             bytes_out: state.bytes_out,
             bytes_dropped: dropped,
-            bytes_unsent: output.len() as u64,
+            bytes_unsent: output.len() as u64 + state.discarded(),
         };
         self.peer_counts.remove(id.index());
         self.cx.stats.count_closed(reason);
@@ -315,7 +317,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         if self.lingers(&state, reason) {
             self.linger(socket);
         } else {
-            if socket.is_boxed() && reason.is_polite() && output.is_empty() {
+            let closed = state.flags.intersects(Flags::WRITE_CLOSED);
+            if socket.is_boxed() && reason.is_polite() && output.is_empty() && !closed {
                 // Send the closing message of the transport, such as a TLS `close_notify`. Ignore
                 // an error.
                 let _ = self.cx.backend.shutdown_write(&mut socket);

@@ -30,6 +30,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             Command::Close(id) => {
                 self.change(id, |worker| worker.state.end(CloseReason::Requested));
             }
+            Command::Abort(id) => {
+                self.change(id, |worker| worker.state.end_now(CloseReason::Aborted));
+            }
+            Command::Finish(id) => {
+                self.change(id, |worker| worker.state.flags.set(Flags::FINISHED, true));
+            }
             Command::Pause(id) => {
                 self.change(id, |worker| worker.state.flags.set(Flags::PAUSED, true));
             }
@@ -40,14 +46,15 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Appends bytes to the unsent output of a connection. If the connection is closing or unknown,
-    /// the bytes are returned through [`Handler::undelivered`]. If more than `write_limit` bytes
+    /// Appends bytes to the unsent output of a connection. If the connection is closing, finished or
+    /// unknown, the bytes are returned through [`Handler::undelivered`]. If more than `write_limit` bytes
     /// would be unsent, the bytes are returned in the same way, and the connection is closed.
     fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.cx.config.write_limit;
         let (mut closing, mut taken) = (false, false);
         let known = self.change(id, |worker| {
-            closing = worker.state.close_reason().is_some_and(|reason| !reason.is_natural());
+            closing = worker.state.close_reason().is_some_and(|reason| !reason.is_natural())
+                || worker.state.flags.intersects(Flags::FINISHED);
             taken = !closing && worker.queue_output(&bytes, limit);
         });
         if !taken {

@@ -14,6 +14,8 @@ pub struct ConnSnapshot {
     pub unread: usize,
     /// An end of file or a reset follows the unread bytes.
     pub ended: bool,
+    /// The pool has closed its write side, or the connection was reset.
+    pub finished: bool,
     /// Bytes that the pool has read.
     pub received: u64,
     /// Bytes that the pool has written.

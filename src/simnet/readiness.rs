@@ -55,6 +55,7 @@ impl Network {
             connecting: end.connecting,
             unread: end.inbox.len(),
             ended: end.fin || end.reset,
+            finished: end.shut || end.reset,
             received: end.received,
             sent: end.sent,
             room: if peer.open { peer.capacity - peer.inbox.len() } else { usize::MAX },

@@ -20,14 +20,14 @@ enum Kind {
 
 /// Label values for causes and reasons. They are part of the stable interface, unlike the texts
 /// that `Display` writes.
-const CAUSES: [(Cause, &str); Cause::REQUESTS.len()] = [
+const CAUSES: [(Cause, &str); 7] = [
     (Cause::Drained, "drained"),
     (Cause::Framed, "framed"),
     (Cause::Full, "full"),
     (Cause::Eof, "eof"),
     (Cause::Expired, "expired"),
-    (Cause::Overlong, "overlong"),
     (Cause::MemoryLimit, "memory_limit"),
+    (Cause::Overlong, "overlong"),
 ];
 
 const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
@@ -79,9 +79,14 @@ impl fmt::Display for Prometheus {
         gauges(f, stats)?;
         counters(f, stats)?;
         head(f, Kind::Counter, "requests_total", "Requests delivered, by cause.")?;
-        for (cause, word) in CAUSES {
-            let count = stats.requests(cause);
+        for (cause, word) in CAUSES.iter().filter(|(cause, _)| Cause::REQUESTS.contains(cause)) {
+            let count = stats.requests(*cause);
             writeln!(f, "pool_manager_requests_total{{cause=\"{word}\"}} {count}")?;
+        }
+        head(f, Kind::Counter, "incomplete_total", "Requests that stayed incomplete, by cause.")?;
+        for (cause, word) in CAUSES.iter().filter(|(cause, _)| Cause::INCOMPLETE.contains(cause)) {
+            let count = stats.incomplete(*cause);
+            writeln!(f, "pool_manager_incomplete_total{{cause=\"{word}\"}} {count}")?;
         }
         head(f, Kind::Counter, "closed_total", "Connections that ended, by reason.")?;
         for (reason, word) in REASONS {
@@ -231,7 +236,8 @@ mod tests {
             longest_callback: Duration::from_millis(250),
             ..Stats::default()
         };
-        stats.count_request(Cause::Overlong);
+        stats.count_request(Cause::Framed);
+        stats.count_incomplete(Cause::Overlong);
         for (count, (reason, _)) in REASONS.into_iter().enumerate() {
             (0..=count).for_each(|_| stats.count_closed(reason));
         }
@@ -241,7 +247,8 @@ mod tests {
             "pool_manager_read_bytes_total 18446744073709551615",
             "pool_manager_spun_seconds_total 1.5",
             "pool_manager_longest_callback_seconds 0.25",
-            "pool_manager_requests_total{cause=\"overlong\"} 1",
+            "pool_manager_requests_total{cause=\"framed\"} 1",
+            "pool_manager_incomplete_total{cause=\"overlong\"} 1",
             "pool_manager_requests_total{cause=\"full\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing: {text}");

@@ -4,8 +4,9 @@
 use std::io;
 
 use super::{Context, Worker};
-use crate::conn_state::{Cause, CloseReason};
-use crate::handler::{Conn, Handler};
+use crate::conn::Conn;
+use crate::conn_state::{Cause, CloseReason, Flags};
+use crate::handler::Handler;
 use crate::panics::{catch, drop_catching};
 use crate::sys::Backend;
 
@@ -32,15 +33,22 @@ impl<H: Handler> Worker<H> {
         let output = &mut cx.buffers.output;
         let mark = output.mark();
         let gathered = if cause == Cause::Blocked { 0 } else { mark };
+        let write_limit = if self.state.flags.intersects(Flags::FINISHED) && cause != Cause::Opened
+        {
+            // The output of a finished connection is discarded, except the output of `opened`.
+            0
+        } else {
+            // Output from before this callback does not count against the limit if it was not yet
+            // offered to the socket.
+            cx.config.write_limit.saturating_add(gathered)
+        };
         let held = cx.buffers.input.held();
         let mut conn = Conn {
             state: &mut self.state,
             socket: &self.socket,
             output,
             commands: &mut cx.commands,
-            // Output from before this callback does not count against the limit if it was not yet
-            // offered to the socket.
-            write_limit: cx.config.write_limit.saturating_add(gathered),
+            write_limit,
             now: cx.now.floor,
             cause,
         };

@@ -39,12 +39,11 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Delivers the held bytes as they are, because `memory_limit` is reached.
+    /// Makes the last callback, because `memory_limit` is reached.
     #[cold]
     #[inline(never)]
     pub(super) fn deliver_on_memory_limit<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Flow {
-        let held = cx.buffers.input.len();
-        self.deliver(cx, cx.config.framing.remainder(held), Cause::MemoryLimit);
+        self.deliver_last(cx, Cause::MemoryLimit);
         self.may_proceed()
     }
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use super::{BUDGET, CALLBACK_COST, Context, Filled, Flow, READ_COST, Step, Verdict, Worker};
-use crate::conn_state::{CloseReason, Flags, Stage};
+use crate::conn_state::{Flags, Stage};
 use crate::handler::Handler;
 use crate::sys::Backend;
 use crate::time::Tick;
@@ -54,7 +54,12 @@ impl<H: Handler> Worker<H> {
                 self.flush_if_large(cx)?;
                 let (bounds, cause) = match self.step(cx) {
                     Step::Deliver(bounds, cause) => (bounds, cause),
-                    Step::Incomplete => break,
+                    Step::Partial => break,
+                    Step::Incomplete(cause) => {
+                        self.call_incomplete(cx, cause);
+                        self.may_proceed()?;
+                        break;
+                    }
                     Step::Close(reason) => return ControlFlow::Break(Verdict::Close(reason)),
                 };
                 if self.is_early(cx) {
@@ -69,7 +74,7 @@ impl<H: Handler> Worker<H> {
             }
             if !self.state.readable {
                 let eof = self.state.eof;
-                let verdict = if eof { Verdict::Close(CloseReason::Eof) } else { Verdict::Wait };
+                let verdict = if eof { self.end_of_file(cx) } else { Verdict::Wait };
                 return ControlFlow::Break(verdict);
             }
             if budget == 0 {
@@ -147,6 +152,7 @@ impl<H: Handler> Worker<H> {
     ) -> Verdict {
         let verdict = self.flush_before_end(cx, verdict);
         let verdict = self.enforce_memory_limit(cx, verdict);
+        let verdict = self.close_write(cx, verdict);
         if !cx.buffers.input.is_empty() && self.state.total_from == Tick::NEVER {
             // The bytes arrived in this visit, or they follow a request that was delivered in this
             // visit. The peer did not cause the delay of this visit, so both deadlines count from

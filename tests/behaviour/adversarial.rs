@@ -430,7 +430,7 @@ fn a_last_reply_survives_input_that_is_never_read() {
 
 #[test]
 fn the_reply_to_an_overlong_frame_survives_the_rest_of_it() {
-    let mut rig = rig(lines().buffer_size(64), |conn, _| {
+    let mut rig = echo(lines().buffer_size(64)).on_incomplete(|conn, _| {
         assert_eq!(conn.cause(), Cause::Overlong);
         conn.write_all(b"too long")
     });
@@ -445,6 +445,8 @@ fn the_reply_to_an_overlong_frame_survives_the_rest_of_it() {
             assert_eq!(&reply, b"too long");
         }
     });
+    assert_eq!(rig.record.incomplete(), vec![(Cause::Overlong, vec![b'y'; 64]); 50]);
+    assert_eq!(rig.record.requests(), []);
 }
 
 #[test]

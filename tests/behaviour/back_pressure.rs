@@ -194,7 +194,8 @@ fn frames_held_while_the_socket_is_full_are_answered_later_in_order() {
 #[test]
 fn frames_held_while_the_socket_is_full_are_answered_after_end_of_file() {
     const FRAMES: usize = 60;
-    let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&[b'r'; 10_000]));
+    let reply = |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(&[b'r'; 10_000]);
+    let mut rig = rig(lines(), reply).on_incomplete(reply);
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(&b"\n".repeat(FRAMES)).unwrap();
     client.write_all(b"rest").unwrap();
@@ -206,7 +207,8 @@ fn frames_held_while_the_socket_is_full_are_answered_after_end_of_file() {
     assert!(rig.record.requests().len() < FRAMES);
     let reply = rig.read_to_end(&mut client).unwrap();
     assert_eq!(reply.len(), (FRAMES + 1) * 10_000);
-    assert_eq!(rig.record.requests().last(), Some(&(Cause::Eof, b"rest".to_vec())));
+    assert_eq!(rig.record.requests(), vec![(Cause::Framed, vec![]); FRAMES]);
+    assert_eq!(rig.record.incomplete(), [(Cause::Eof, b"rest".to_vec())]);
     assert_eq!(rig.record.closed(), [CloseReason::Eof]);
 }
 
@@ -664,13 +666,14 @@ fn a_paused_connection_sees_end_of_file_when_it_is_resumed() {
     rig.quiet();
     assert_eq!(rig.record.ends(), []);
     handle.resume(id).unwrap();
-    assert_eq!(rig.requests(2)[1], (Cause::Eof, b"rest".to_vec()));
+    assert_eq!(rig.incomplete(), [(Cause::Eof, b"rest".to_vec())]);
     assert_eq!(rig.first_close(), CloseReason::Eof);
+    assert_eq!(rig.record.requests(), [(Cause::Framed, b"wait".to_vec())]);
 }
 
 #[test]
 fn a_connection_paused_in_its_last_callback_stays_open_until_resumed() {
-    let mut rig = rig(lines(), |conn: &mut Conn<'_>, _: &[u8]| {
+    let mut rig = rig(lines(), |_, _| Ok(())).on_incomplete(|conn, _| {
         conn.pause();
         Ok(())
     });
@@ -678,7 +681,7 @@ fn a_connection_paused_in_its_last_callback_stays_open_until_resumed() {
     let (mut client, id) = rig.connect();
     client.write_all(b"last").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(rig.requests(1), [(Cause::Eof, b"last".to_vec())]);
+    assert_eq!(rig.incomplete(), [(Cause::Eof, b"last".to_vec())]);
     rig.quiet();
     assert_eq!(rig.record.ends(), []);
     handle.send(id, b"answer").unwrap();
@@ -687,6 +690,7 @@ fn a_connection_paused_in_its_last_callback_stays_open_until_resumed() {
     handle.resume(id).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
     assert_eq!(rig.record.closed(), [CloseReason::Eof]);
+    assert_eq!((rig.record.requests(), rig.record.read_closed()), (vec![], 1));
 }
 
 #[test]

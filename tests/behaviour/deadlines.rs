@@ -49,47 +49,58 @@ where
 }
 
 #[test]
-fn a_served_peer_that_falls_silent_is_closed_without_a_callback() {
+fn a_served_peer_that_falls_silent_is_closed_without_a_request() {
     let mut rig = echo(idle(millis(60)));
     let (mut client, _) = rig.connect();
     client.write_all(b"ping").unwrap();
     assert_eq!(rig.read_exact(&mut client, 4), b"ping");
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
     assert_eq!(rig.record.requests(), [(Cause::Drained, b"ping".to_vec())]);
+    assert_eq!(rig.record.incomplete(), [(Cause::Expired, vec![])]);
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
 
+/// Returns the requests and the calls of `incomplete` of a connection that expires while it holds
+/// these bytes, and that was not served before.
+fn last_call(framing: &Framing, held: &[u8]) -> (Calls, Calls) {
+    let last = vec![(Cause::Expired, held.to_vec())];
+    let stream = matches!(framing, Framing::Filled | Framing::Drained);
+    if stream { (last, vec![]) } else { (vec![], last) }
+}
+
+type Calls = Vec<(Cause, Vec<u8>)>;
+
 #[test]
-fn a_silent_peer_expires_with_one_empty_body_and_gets_its_reply() {
+fn a_silent_peer_expires_with_one_empty_call_and_gets_its_reply() {
     for framing in [Framing::Filled, Framing::Drained, Framing::Delimited(b'\n')] {
-        let config = idle(millis(40)).framing(framing);
-        let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
+        let config = idle(millis(40)).framing(framing.clone());
+        let reply = |conn: &mut Conn<'_>, body: &[u8]| {
             assert_eq!(conn.cause(), Cause::Expired);
             conn.write_all(if body.is_empty() { b"ERROR" } else { b"OK" })
-        });
+        };
+        let mut rig = rig(config, reply).on_incomplete(reply);
         let (mut client, _) = rig.connect();
         assert_eq!(rig.read_to_end(&mut client).unwrap(), b"ERROR");
-        assert_eq!(rig.record.requests(), [(Cause::Expired, vec![])]);
+        let calls = (rig.record.requests(), rig.record.incomplete());
+        assert_eq!(calls, last_call(&framing, b""), "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Expired]);
     }
 }
 
 #[test]
 fn held_bytes_are_delivered_and_answered_at_a_deadline() {
-    for (framing, sent, body) in [
-        (Framing::Filled, &b"part"[..], &b"part"[..]),
-        (Framing::Delimited(b'\n'), b"part", b"part"),
-        (
-            Framing::LengthPrefixed { prefix: pool_manager::Prefix::U16Be, limit: 0 },
-            b"\0\x20part",
-            b"part",
-        ),
+    for (framing, sent) in [
+        (Framing::Filled, &b"part"[..]),
+        (Framing::Delimited(b'\n'), b"part"),
+        (Framing::LengthPrefixed { prefix: pool_manager::Prefix::U16Be, limit: 0 }, b"\0\x20part"),
     ] {
-        let mut rig = echo(idle(millis(40)).framing(framing.clone()));
+        let config = idle(millis(40)).framing(framing.clone());
+        let mut rig = echo(config).on_incomplete(|conn, held| conn.write_all(held));
         let (mut client, _) = rig.connect();
         client.write_all(sent).unwrap();
-        assert_eq!(rig.read_to_end(&mut client).unwrap(), body, "{framing:?}");
-        assert_eq!(rig.record.requests(), [(Cause::Expired, body.to_vec())]);
+        assert_eq!(rig.read_to_end(&mut client).unwrap(), sent, "{framing:?}");
+        let calls = (rig.record.requests(), rig.record.incomplete());
+        assert_eq!(calls, last_call(&framing, sent), "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Expired]);
     }
 }
@@ -198,7 +209,7 @@ fn one_byte_at_a_time_does_not_hold_a_worker_past_the_request_deadline() {
     let deadline = millis(120);
     let config = Config::new().clients_deadline(LONG_DEADLINE).request_deadline(deadline);
     for framing in [Framing::Filled, Framing::Delimited(b'\n')] {
-        let mut rig = echo(config.clone().framing(framing));
+        let mut rig = echo(config.clone().framing(framing.clone()));
         let (mut client, _) = rig.connect();
         suspend(millis(20));
         let (began, mut sent) = (Instant::now(), 0);
@@ -211,10 +222,10 @@ fn one_byte_at_a_time_does_not_hold_a_worker_past_the_request_deadline() {
         }
         let took = began.elapsed();
         assert!(took >= deadline, "{took:?}: the deadline counts from the first byte");
-        let requests = rig.record.requests();
-        assert_eq!(requests.len(), 1);
-        assert_eq!(requests[0].0, Cause::Expired);
-        assert!(requests[0].1.len() >= 2, "the body holds the bytes received by then");
+        let held = vec![b'.'; rig.record.ends()[0].bytes_in as usize];
+        assert!(held.len() >= 2, "more than one byte was received by then");
+        let calls = (rig.record.requests(), rig.record.incomplete());
+        assert_eq!(calls, last_call(&framing, &held), "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Expired]);
     }
 }
@@ -264,7 +275,9 @@ fn each_request_has_its_own_total_deadline() {
     let last = Instant::now();
     rig.first_close();
     assert!(last.elapsed() + millis(1) >= deadline);
-    assert_eq!(rig.record.requests().last(), Some(&(Cause::Expired, b"x".to_vec())));
+    assert_eq!(rig.record.incomplete(), [(Cause::Expired, b"x".to_vec())]);
+    assert_eq!(rig.manager.stats().requests(Cause::Framed), lines as u64);
+    assert_eq!(rig.record.requests().len(), lines);
 }
 
 #[test]
@@ -397,14 +410,15 @@ fn data_and_deadline_in_the_same_turn_count_as_data() {
     rig.turn();
     assert_eq!(rig.read_exact(&mut whole, 5), b"whole");
     assert_eq!(closed_ids(&mut rig, 3)[0], gone_id);
-    let causes: Vec<_> = rig.record.requests();
-    assert!(causes.contains(&(Cause::Framed, b"whole".to_vec())));
-    assert!(causes.contains(&(Cause::Eof, b"gone".to_vec())));
+    assert_eq!(rig.record.requests(), [(Cause::Framed, b"whole".to_vec())]);
+    let incomplete = rig.record.incomplete();
+    assert_eq!(incomplete[0], (Cause::Eof, b"gone".to_vec()));
     assert!(
-        causes.contains(&(Cause::Expired, b"half".to_vec())),
+        incomplete.contains(&(Cause::Expired, b"half".to_vec())),
         "expired later, because the bytes restarted the deadline"
     );
-    assert_eq!(causes.len(), 3);
+    assert!(incomplete.contains(&(Cause::Expired, vec![])), "the served peer has fallen silent");
+    assert_eq!(incomplete.len(), 3);
     assert!(rig.record.ends().iter().any(|end| end.id == half_id));
     assert!(rig.record.ends().iter().any(|end| end.id == whole_id));
 }

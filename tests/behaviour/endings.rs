@@ -119,30 +119,40 @@ fn resuming_a_connection_that_is_not_paused_extends_no_deadline() {
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
 
-/// Returns a rig whose callback pauses the connection if the cause of the call is one that ends a
-/// connection.
+/// Returns a rig that replies to every call of `request` and `incomplete`. It pauses the connection
+/// if the cause of the call is one that ends a connection.
 fn pauses_at_the_end(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
-    rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
+    let reply = |conn: &mut Conn<'_>, _: &[u8]| {
         conn.write_all(b"wait; ")?;
         if matches!(conn.cause(), Cause::Eof | Cause::Expired | Cause::Overlong) {
             conn.pause();
         }
         Ok(())
-    })
+    };
+    rig(config, reply).on_incomplete(reply)
 }
 
-/// Checks that a paused connection stays open, that bytes can be sent to it, and that it closes
-/// with `reason` once it is resumed.
+/// Returns the requests and the calls of `incomplete`.
+fn calls<F>(rig: &Rig<F>) -> Vec<(Cause, Vec<u8>)>
+where
+    F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
+{
+    [rig.record.requests(), rig.record.incomplete()].concat()
+}
+
+/// Checks that a connection that was paused in its only callback stays open, that bytes can be sent
+/// to it, and that it closes with `reason` once it is resumed.
 #[track_caller]
 fn assert_late_answer<F>(
     rig: &mut Rig<F>,
     client: &mut TcpStream,
-    cause: Cause,
+    call: &(Cause, Vec<u8>),
     reason: CloseReason,
 ) where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
-    assert_eq!(rig.requests(1)[0].0, cause);
+    rig.until(|rig| !calls(rig).is_empty());
+    assert_eq!(calls(rig), std::slice::from_ref(call));
     assert_eq!(rig.read_exact(client, 6), b"wait; ");
     let Some(Seen::Opened(id)) = rig.record.all().first().cloned() else { panic!("not opened") };
     let turns = rig.turns_in(millis(100));
@@ -152,30 +162,40 @@ fn assert_late_answer<F>(
     handle.send(id, b"the ".to_vec()).unwrap();
     assert_eq!(rig.read_exact(client, 4), b"the ");
     assert_eq!(rig.record.closed(), [], "a part of the answer does not close it");
+    assert_eq!(rig.record.read_closed(), 0, "not before the connection is resumed");
     handle.send(id, b"answer".to_vec()).unwrap();
     handle.resume(id).unwrap();
     assert_eq!(rig.read_to_end(client).unwrap(), b"answer");
     assert_eq!(rig.record.closed(), [reason]);
-    assert_eq!(rig.record.requests().len(), 1, "no callback follows the last body");
+    assert_eq!(calls(rig).len(), 1, "no request follows the last one");
+    assert_eq!(rig.record.read_closed(), usize::from(reason == CloseReason::Eof));
     assert_eq!(rig.record.ends()[0].bytes_unsent, 0);
 }
 
 #[test]
 fn a_pause_after_end_of_file_keeps_the_connection_until_it_is_resumed() {
-    let mut rig = pauses_at_the_end(lines().clients_deadline(millis(50)));
-    let (mut client, _) = rig.connect();
-    client.write_all(b"question").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_late_answer(&mut rig, &mut client, Cause::Eof, CloseReason::Eof);
+    for framing in [Framing::Delimited(b'\n'), Framing::Filled] {
+        let config = lines().framing(framing).clients_deadline(millis(50));
+        let mut rig = pauses_at_the_end(config);
+        let (mut client, _) = rig.connect();
+        client.write_all(b"question").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let call = (Cause::Eof, b"question".to_vec());
+        assert_late_answer(&mut rig, &mut client, &call, CloseReason::Eof);
+    }
 }
 
 #[test]
 fn a_pause_at_a_deadline_keeps_the_connection_until_it_is_resumed() {
-    for question in ["question", ""] {
-        let mut rig = pauses_at_the_end(lines().clients_deadline(millis(50)));
-        let (mut client, _) = rig.connect();
-        client.write_all(question.as_bytes()).unwrap();
-        assert_late_answer(&mut rig, &mut client, Cause::Expired, CloseReason::Expired);
+    for framing in [Framing::Delimited(b'\n'), Framing::Filled] {
+        for question in ["question", ""] {
+            let config = lines().framing(framing.clone()).clients_deadline(millis(50));
+            let mut rig = pauses_at_the_end(config);
+            let (mut client, _) = rig.connect();
+            client.write_all(question.as_bytes()).unwrap();
+            let call = (Cause::Expired, question.as_bytes().to_vec());
+            assert_late_answer(&mut rig, &mut client, &call, CloseReason::Expired);
+        }
     }
 }
 
@@ -184,7 +204,8 @@ fn a_pause_after_an_overlong_frame_keeps_the_connection_until_resumed() {
     let mut rig = pauses_at_the_end(lines().clients_deadline(millis(50)).buffer_size(8));
     let (mut client, _) = rig.connect();
     client.write_all(b"a long question\n").unwrap();
-    assert_late_answer(&mut rig, &mut client, Cause::Overlong, CloseReason::Overlong);
+    let call = (Cause::Overlong, b"a long q".to_vec());
+    assert_late_answer(&mut rig, &mut client, &call, CloseReason::Overlong);
 }
 
 #[test]
@@ -198,6 +219,8 @@ fn a_connection_paused_after_end_of_file_can_be_closed() {
     rig.manager.handle().close(id).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"never mind");
     assert_eq!(rig.record.open_lives(), 0);
+    assert_eq!(rig.record.closed(), [CloseReason::Requested]);
+    assert_eq!(rig.record.read_closed(), 0);
 }
 
 /// A paused connection does not wait for an answer if the callback fails or closes the connection.
@@ -209,7 +232,7 @@ fn a_connection_that_pauses_and_then_fails_or_closes_is_not_kept() {
         (b"close", CloseReason::Requested),
         (b"abort", CloseReason::Aborted),
     ] {
-        let mut rig = rig(lines(), |conn: &mut Conn<'_>, body: &[u8]| {
+        let ending = |conn: &mut Conn<'_>, body: &[u8]| {
             conn.pause();
             match body {
                 b"fail" => return Err(ErrorKind::Other.into()),
@@ -218,11 +241,16 @@ fn a_connection_that_pauses_and_then_fails_or_closes_is_not_kept() {
                 _ => panic!("a test panic"),
             }
             Ok(())
-        });
-        let (mut client, _) = rig.connect();
-        client.write_all(body).unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(rig.first_close(), reason);
+        };
+        for framing in [Framing::Delimited(b'\n'), Framing::Filled] {
+            let mut rig = rig(lines().framing(framing), ending).on_incomplete(ending);
+            let (mut client, _) = rig.connect();
+            client.write_all(body).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rig.first_close(), reason);
+            assert_eq!(calls(&rig), [(Cause::Eof, body.to_vec())]);
+            assert_eq!(rig.record.read_closed(), 0);
+        }
     }
 }
 

@@ -37,15 +37,20 @@ fn letters() -> Framing {
 }
 
 /// Returns a rig that replies with each body in angle brackets, so that empty bodies are visible.
+/// It replies with the bytes of an incomplete frame in square brackets.
 fn quote(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
-    rig(config, |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(&[b"<", body, b">"].concat()))
+    let request = |conn: &mut Conn<'_>, body: &[u8]| conn.write_all(&[b"<", body, b">"].concat());
+    rig(config, request).on_incomplete(|conn, held| conn.write_all(&[b"[", held, b"]"].concat()))
 }
 
-fn with_cause(cause: Cause, bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
+/// The causes and the bytes of calls of one hook.
+type Calls = Vec<(Cause, Vec<u8>)>;
+
+fn with_cause(cause: Cause, bodies: &[&[u8]]) -> Calls {
     bodies.iter().map(|body| (cause, body.to_vec())).collect()
 }
 
-fn framed(bodies: &[&[u8]]) -> Vec<(Cause, Vec<u8>)> {
+fn framed(bodies: &[&[u8]]) -> Calls {
     with_cause(Cause::Framed, bodies)
 }
 
@@ -144,9 +149,9 @@ fn a_frame_may_come_in_fragments() {
     assert_eq!(rig.read_exact(&mut client, 17), b"<one><two><three>");
 }
 
-/// Sends a stream in fragments of `fragment` bytes, then the end of file. Returns the requests that
-/// were delivered.
-fn delivered(framing: &Framing, stream: &[u8], fragment: usize) -> Vec<(Cause, Vec<u8>)> {
+/// Sends a stream in fragments of `fragment` bytes, then the end of file. Returns the requests and
+/// the calls of `incomplete`.
+fn delivered(framing: &Framing, stream: &[u8], fragment: usize) -> (Calls, Calls) {
     let mut rig = echo(config(framing.clone(), 16));
     let (mut client, _) = rig.connect();
     for (count, piece) in stream.chunks(fragment).enumerate() {
@@ -155,7 +160,8 @@ fn delivered(framing: &Framing, stream: &[u8], fragment: usize) -> Vec<(Cause, V
     }
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Eof);
-    rig.record.requests()
+    assert_eq!(rig.record.read_closed(), 1);
+    (rig.record.requests(), rig.record.incomplete())
 }
 
 #[test]
@@ -166,8 +172,8 @@ fn one_byte_fragmentation_gives_the_same_callbacks_as_one_write() {
         if let Framing::Drained = framing {
             // `Drained` delivers the bytes that have arrived, so each byte is a body.
             let expected: Vec<&[u8]> = stream.chunks(1).collect();
-            assert_eq!(bytes, with_cause(Cause::Drained, &expected));
-            bytes = with_cause(Cause::Drained, &[&bytes.concat_bodies()]);
+            assert_eq!(bytes.0, with_cause(Cause::Drained, &expected));
+            bytes.0 = with_cause(Cause::Drained, &[&bytes.0.concat_bodies()]);
         }
         assert_eq!(bytes, whole, "{framing:?}");
     }
@@ -177,7 +183,7 @@ trait Bodies {
     fn concat_bodies(&self) -> Vec<u8>;
 }
 
-impl Bodies for Vec<(Cause, Vec<u8>)> {
+impl Bodies for Calls {
     fn concat_bodies(&self) -> Vec<u8> {
         self.iter().flat_map(|(_, body)| body.clone()).collect()
     }
@@ -185,27 +191,33 @@ impl Bodies for Vec<(Cause, Vec<u8>)> {
 
 #[test]
 fn held_bytes_are_delivered_and_answered_at_end_of_file() {
-    for (framing, remainder, body) in [
-        (Framing::Filled, &b"rest"[..], &b"rest"[..]),
-        (lines(), b"rest", b"rest"),
-        (prefixed(Prefix::U16Be), b"\0\x09rest", b"rest"),
-        (letters(), b"zrest", b"zrest"),
+    for (framing, held) in [
+        (Framing::Filled, &b"rest"[..]),
+        (lines(), b"rest"),
+        (prefixed(Prefix::U16Be), b"\0\x09rest"),
+        (letters(), b"zrest"),
     ] {
         let mut rig = quote(config(framing.clone(), 16));
         let (mut client, _) = rig.connect();
-        client.write_all(remainder).unwrap();
-        rig.bytes_in(remainder.len() as u64);
-        assert_eq!(rig.record.requests(), [], "{framing:?}: not before the end of file");
+        client.write_all(held).unwrap();
+        rig.bytes_in(held.len() as u64);
+        let calls = (rig.record.requests(), rig.record.incomplete());
+        assert_eq!(calls, (vec![], vec![]), "{framing:?}: not before the end of file");
         client.shutdown(Shutdown::Write).unwrap();
         let reply = rig.read_to_end(&mut client).unwrap();
-        assert_eq!(reply, [b"<", body, b">"].concat(), "a half-closed peer gets its reply");
-        assert_eq!(rig.record.requests(), with_cause(Cause::Eof, &[body]), "{framing:?}");
+        let last = with_cause(Cause::Eof, &[held]);
+        let (expected, calls) = match framing {
+            Framing::Filled => ([b"<", held, b">"].concat(), (last, vec![])),
+            _ => ([b"[", held, b"]"].concat(), (vec![], last)),
+        };
+        assert_eq!(reply, expected, "a half-closed peer gets its reply");
+        assert_eq!((rig.record.requests(), rig.record.incomplete()), calls, "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Eof]);
     }
 }
 
 #[test]
-fn complete_frames_and_the_remainder_have_different_causes() {
+fn complete_frames_and_the_remainder_go_to_different_hooks() {
     for (framing, stream) in streams() {
         let (mut client, ours) = pair();
         client.write_all(stream).unwrap();
@@ -213,56 +225,61 @@ fn complete_frames_and_the_remainder_have_different_causes() {
         let mut rig = quote(config(framing.clone(), 16));
         rig.manager.put(ours).unwrap();
         let reply = rig.read_to_end(&mut client).unwrap();
-        let expected = match framing {
-            Framing::Filled => {
-                let full: [&[u8]; 2] = [&stream[..16], &stream[16..]];
-                with_cause(Cause::Full, &full)
-            }
-            Framing::Drained => with_cause(Cause::Eof, &[stream]),
-            Framing::Delimited(_) | Framing::LengthPrefixed { .. } => {
-                [framed(&[b"one", b"", b"two"]), with_cause(Cause::Eof, &[b"thr"])].concat()
-            }
-            _ => [framed(&[b"a", b"dONE", b"cTW"]), with_cause(Cause::Eof, &[b"zTHREE"])].concat(),
+        let (requests, held): (_, &[u8]) = match framing {
+            Framing::Filled => (with_cause(Cause::Full, &[&stream[..16], &stream[16..]]), b""),
+            Framing::Drained => (with_cause(Cause::Eof, &[stream]), b""),
+            Framing::Delimited(_) => (framed(&[b"one", b"", b"two"]), b"thr"),
+            Framing::LengthPrefixed { .. } => (framed(&[b"one", b"", b"two"]), b"\0\x09thr"),
+            _ => (framed(&[b"a", b"dONE", b"cTW"]), b"zTHREE"),
         };
-        assert_eq!(rig.record.requests(), expected, "{framing:?}");
         let quoted: Vec<u8> =
-            expected.iter().flat_map(|(_, body)| [b"<", &body[..], b">"].concat()).collect();
-        assert_eq!(reply, quoted);
+            requests.iter().flat_map(|(_, body)| [b"<", &body[..], b">"].concat()).collect();
+        assert_eq!(rig.record.requests(), requests, "{framing:?}");
+        if held.is_empty() {
+            assert_eq!((reply, rig.record.incomplete()), (quoted, vec![]), "{framing:?}");
+        } else {
+            assert_eq!(reply, [&quoted[..], b"[", held, b"]"].concat());
+            assert_eq!(rig.record.incomplete(), with_cause(Cause::Eof, &[held]), "{framing:?}");
+        }
         assert_eq!(rig.manager.stats().writes, 1, "{framing:?}: all replies in one write");
     }
 }
 
 #[test]
-fn a_body_never_contains_its_delimiter_or_any_of_its_prefix() {
-    for (framing, stream, expected) in [
-        (lines(), &b"\n\na\n"[..], framed(&[b"", b"", b"a"])),
-        (prefixed(Prefix::U32Be), b"\0\0\0\x05he", with_cause(Cause::Eof, &[b"he"])),
-        (prefixed(Prefix::U32Be), b"\0\0\0\x05", with_cause(Cause::Eof, &[b""])),
-        (prefixed(Prefix::U32Be), b"\0\0", with_cause(Cause::Eof, &[b""])),
+fn a_body_excludes_its_delimiter_or_prefix_and_held_bytes_include_it() {
+    for (framing, stream, bodies, held) in [
+        (lines(), &b"\n\na\n"[..], &[&b""[..], b"", b"a"][..], None),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x02he", &[b"he"], None),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05he", &[], Some(&b"\0\0\0\x05he"[..])),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x05", &[], Some(b"\0\0\0\x05")),
+        (prefixed(Prefix::U32Be), b"\0\0", &[], Some(b"\0\0")),
     ] {
         let mut rig = echo(config(framing, 16));
         let (mut client, _) = rig.connect();
         client.write_all(stream).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rig.first_close(), CloseReason::Eof);
-        assert_eq!(rig.record.requests(), expected, "{stream:?}");
+        assert_eq!(rig.record.requests(), framed(bodies), "{stream:?}");
+        let incomplete: Calls = held.iter().map(|held| (Cause::Eof, held.to_vec())).collect();
+        assert_eq!(rig.record.incomplete(), incomplete, "{stream:?}");
     }
 }
 
 #[test]
-fn end_of_file_without_held_bytes_runs_no_callback() {
+fn end_of_file_without_held_bytes_is_not_a_request() {
     for (framing, _) in streams() {
         let mut rig = echo(config(framing, 16));
         let (client, _) = rig.connect();
         rig.quiet();
         drop(client);
         assert_eq!(rig.first_close(), CloseReason::Eof);
-        assert_eq!(rig.record.requests(), []);
+        assert_eq!((rig.record.requests(), rig.record.incomplete()), (vec![], vec![]));
+        assert_eq!(rig.record.read_closed(), 1);
     }
 }
 
 #[test]
-fn end_of_file_after_a_complete_request_runs_no_callback() {
+fn end_of_file_after_a_complete_request_is_not_a_request() {
     for (framing, request) in [
         (Framing::Filled, &b"0123456789abcdef"[..]),
         (Framing::Drained, b"ping"),
@@ -275,6 +292,7 @@ fn end_of_file_after_a_complete_request_runs_no_callback() {
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rig.first_close(), CloseReason::Eof);
         assert_eq!(rig.record.requests().len(), 1, "{framing:?}");
+        assert_eq!((rig.record.incomplete(), rig.record.read_closed()), (vec![], 1));
     }
 }
 
@@ -292,9 +310,11 @@ fn data_and_end_of_file_in_one_event_do_not_wait_for_a_deadline() {
         rig.manager.put(unix_ours).unwrap();
         rig.until(|rig| rig.record.closed().len() == 2);
         assert_eq!(rig.record.closed(), [CloseReason::Eof; 2]);
-        let last = |stats: pool_manager::Stats| stats.requests(Cause::Eof);
-        assert_eq!(last(rig.manager.stats()), 2, "{framing:?}");
-        assert_eq!(rig.manager.stats().bytes_dropped, 0);
+        let stats = rig.manager.stats();
+        let calls = (stats.requests(Cause::Eof), stats.incomplete(Cause::Eof));
+        let stream = matches!(framing, Framing::Filled | Framing::Drained);
+        assert_eq!(calls, if stream { (2, 0) } else { (0, 2) }, "{framing:?}");
+        assert_eq!((stats.bytes_dropped, rig.record.read_closed()), (0, 2));
     }
 }
 
@@ -394,20 +414,22 @@ fn input_of_about_the_buffer_size_is_split_at_the_buffer_size() {
 fn a_frame_that_cannot_fit_is_overlong_answered_and_closed() {
     let long = pattern(16).iter().map(|byte| byte | 0x80).collect::<Vec<u8>>();
     let limited = Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: 5 };
-    for (framing, stream, body) in [
-        (lines(), &long[..], &long[..]),
-        (limited.clone(), b"\0\0\0\x06", b""),
-        (limited, b"\0\0\0\x06abc", b"abc"),
-        (prefixed(Prefix::U32Be), b"\0\0\0\x0d", b""),
-        (prefixed(Prefix::U32Be), b"\xff\xff\xff\xff", b""),
-        (Framing::custom(|_| Frame::Partial), &long, &long),
+    for (framing, stream) in [
+        (lines(), &long[..]),
+        (limited.clone(), b"\0\0\0\x06"),
+        (limited, b"\0\0\0\x06abc"),
+        (prefixed(Prefix::U32Be), b"\0\0\0\x0d"),
+        (prefixed(Prefix::U32Be), b"\xff\xff\xff\xff"),
+        (Framing::custom(|_| Frame::Partial), &long),
     ] {
         let mut rig = quote(config(framing.clone(), 16));
         let (mut client, _) = rig.connect();
         client.write_all(stream).unwrap();
         let reply = rig.read_to_end(&mut client).unwrap();
-        assert_eq!(reply, [b"<", body, b">"].concat(), "{framing:?}");
-        assert_eq!(rig.record.requests(), with_cause(Cause::Overlong, &[body]), "{framing:?}");
+        assert_eq!(reply, [b"[", stream, b"]"].concat(), "{framing:?}");
+        let overlong = with_cause(Cause::Overlong, &[stream]);
+        assert_eq!(rig.record.incomplete(), overlong, "{framing:?}");
+        assert_eq!(rig.record.requests(), [], "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Overlong]);
     }
 }
@@ -425,7 +447,8 @@ fn the_largest_frame_fits_with_its_delimiter_or_prefix() {
             let mut bytes = stream.to_vec();
             bytes.extend_from_slice(stream);
             let delivered = delivered(&framing, &bytes, fragment);
-            assert_eq!(delivered, framed(&[body, body]), "{framing:?} in {fragment}s");
+            let expected = (framed(&[body, body]), vec![]);
+            assert_eq!(delivered, expected, "{framing:?} in {fragment}s");
         }
     }
 }
@@ -436,7 +459,7 @@ fn the_reply_to_an_overlong_frame_follows_the_earlier_replies() {
     let (mut client, _) = rig.connect();
     client.write_all(b"one\n0123456789abcdefg").unwrap();
     let reply = rig.read_to_end(&mut client).unwrap();
-    assert_eq!(reply, b"<one><0123456789abcdef>");
+    assert_eq!(reply, b"<one>[0123456789abcdef]");
 }
 
 #[test]
@@ -579,7 +602,7 @@ fn all_frames_before_end_of_file_are_answered() {
     let mut rig = quote(config(lines(), 1024));
     rig.manager.put(ours).unwrap();
     let reply = rig.read_to_end(&mut client).unwrap();
-    assert_eq!(reply, [b"<>".repeat(777), b"<rest>".to_vec()].concat());
+    assert_eq!(reply, [b"<>".repeat(777), b"[rest]".to_vec()].concat());
 }
 
 #[test]
@@ -610,7 +633,7 @@ fn input_beyond_the_read_budget_is_read_without_another_event() {
 }
 
 #[test]
-fn each_cause_of_a_request_has_its_own_counter() {
+fn each_cause_of_a_call_has_its_own_counter() {
     let mut rig = echo(config(Framing::Drained, 8).clients_deadline(Duration::from_millis(30)));
     let (mut client, _) = rig.connect();
     client.write_all(b"fullfulldrained").unwrap();
@@ -626,12 +649,13 @@ fn each_cause_of_a_request_has_its_own_counter() {
     line_client.write_all(b"line\n012345678").unwrap();
     rig.until(|rig| rig.record.closed_with(CloseReason::Overlong));
     let stats = rig.manager.stats();
-    for cause in
-        [Cause::Full, Cause::Drained, Cause::Eof, Cause::Expired, Cause::Framed, Cause::Overlong]
-    {
+    for cause in [Cause::Full, Cause::Drained, Cause::Eof, Cause::Expired, Cause::Framed] {
         assert_eq!(stats.requests(cause), 1, "{cause:?}");
     }
-    assert_eq!(stats.requests_total(), 6);
+    assert_eq!((stats.requests(Cause::Overlong), stats.requests_total()), (0, 5));
+    assert_eq!(stats.incomplete(Cause::Overlong), 1);
+    assert_eq!(stats.incomplete(Cause::Expired), 1, "the first client has fallen silent");
+    assert_eq!((stats.incomplete(Cause::Eof), stats.incomplete(Cause::MemoryLimit)), (0, 0));
 }
 
 #[test]

@@ -684,3 +684,60 @@ fn a_connection_closed_by_another_callback_gets_no_later_hooks() {
         rig.record.open_lives();
     }
 }
+
+#[test]
+fn an_abort_by_a_handle_drops_the_output() {
+    let mut rig = echo(long_deadlines());
+    let (mut client, id) = rig.connect();
+    let handle = rig.manager.handle();
+    handle.send(id, b"never sent").unwrap();
+    handle.abort(id).unwrap();
+    handle.send(id, b"returned").unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Aborted);
+    assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
+    let expected = [
+        Seen::Opened(id),
+        Seen::Undelivered(id, b"returned".to_vec()),
+        Seen::Closed(id, CloseReason::Aborted),
+    ];
+    assert_eq!(rig.record.all(), expected);
+    let stats = rig.manager.stats();
+    assert_eq!((stats.bytes_out, stats.bytes_unsent, stats.lingering), (0, 10, 0));
+}
+
+#[test]
+fn an_abort_does_not_wait_for_a_blocked_reply() {
+    let mut rig = echo(long_deadlines().write_limit(64 << 20));
+    let (_client, id) = rig.connect();
+    let handle = rig.manager.handle();
+    handle.send(id, vec![0; 32 << 20]).unwrap();
+    handle.close(id).unwrap();
+    rig.quiet();
+    assert_eq!(rig.record.closed(), [], "the close waits until the output is sent");
+    handle.abort(id).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Aborted);
+    let end = rig.record.ends()[0];
+    assert_eq!(end.bytes_out + end.bytes_unsent, 32 << 20);
+}
+
+#[test]
+fn a_callback_aborts_another_connection() {
+    let mut first = None;
+    let mut rig = rig(long_deadlines(), move |conn: &mut Conn<'_>, body: &[u8]| {
+        if let Some(first) = first {
+            conn.commands().send(first, b"never sent")?;
+            conn.commands().abort(first)?;
+        }
+        first = first.or(Some(conn.id()));
+        conn.write_all(body)
+    });
+    let [(mut first, id), (mut second, _)] = [(); 2].map(|()| rig.connect());
+    first.write_all(b"one").unwrap();
+    assert_eq!(rig.read_exact(&mut first, 3), b"one");
+    second.write_all(b"two").unwrap();
+    assert_eq!(rig.read_exact(&mut second, 3), b"two");
+    assert_eq!(rig.first_close(), CloseReason::Aborted);
+    let end = rig.record.ends()[0];
+    assert_eq!((end.id, end.bytes_out, end.bytes_unsent), (id, 3, 10));
+    assert_eq!(rig.read_to_end(&mut first).unwrap(), b"");
+}

@@ -32,13 +32,14 @@ fn sentences() -> Framing {
     })
 }
 
-/// Returns a rig that replies as an HTTP service does: 413 if a request is too long, 503 if the
-/// memory limit is reached, and 200 otherwise.
+/// Returns a rig that replies as an HTTP service does: 200 to a complete request, 413 if a request
+/// is too long, and 503 if the memory limit is reached.
 fn service(config: Config) -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
-    rig(config, |conn: &mut Conn<'_>, _: &[u8]| match conn.cause() {
+    let rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| conn.write_all(b"200"));
+    rig.on_incomplete(|conn, _| match conn.cause() {
         Cause::Overlong => conn.write_all(b"413"),
         Cause::MemoryLimit => conn.write_all(b"503"),
-        _ => conn.write_all(b"200"),
+        cause => panic!("{cause:?}"),
     })
 }
 
@@ -96,6 +97,9 @@ fn one_byte_more_is_overlong_and_answered() {
         let (mut client, _) = rig.connect();
         client.write_all(&stream).unwrap();
         assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413", "{framing:?}");
+        let first = &stream[..stream.len().min(1000)];
+        assert_eq!(rig.record.incomplete(), [(Cause::Overlong, first.to_vec())], "{framing:?}");
+        assert_eq!(rig.record.requests(), [], "{framing:?}");
         assert_eq!(rig.record.closed(), [CloseReason::Overlong]);
         assert_eq!(held(&rig), 0);
     }
@@ -107,7 +111,8 @@ fn without_max_request_nothing_grows() {
     let (mut client, _) = rig.connect();
     client.write_all(&[b'x'; 17]).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413");
-    assert_eq!(rig.record.requests(), [(Cause::Overlong, vec![b'x'; 16])]);
+    assert_eq!(rig.record.incomplete(), [(Cause::Overlong, vec![b'x'; 16])]);
+    assert_eq!(rig.record.requests(), []);
 }
 
 #[test]
@@ -203,7 +208,8 @@ fn a_request_above_memory_limit_is_answered_and_closed() {
     assert_eq!(held(&rig), 1024, "both are within the limit");
     second.write_all(&[b'x'; 100]).unwrap();
     assert_eq!(rig.read_to_end(&mut second).unwrap(), b"503");
-    assert_eq!(rig.record.requests()[0].0, Cause::MemoryLimit);
+    assert_eq!(rig.record.incomplete(), [(Cause::MemoryLimit, vec![b'x'; 512])]);
+    assert_eq!(rig.record.requests(), []);
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
     let warned = logged(log::Level::Warn);
     assert!(warned.concat().contains("memory_limit is used up"), "{warned:?}");
@@ -227,7 +233,8 @@ fn at_memory_limit_only_whole_requests_are_served() {
     third.write_all(b"begun").unwrap();
     assert_eq!(rig.read_to_end(&mut third).unwrap(), b"503");
     assert_eq!(rig.record.closed(), [CloseReason::MemoryLimit]);
-    assert_eq!(rig.record.requests()[1], (Cause::MemoryLimit, b"begun".to_vec()));
+    assert_eq!(rig.record.requests(), [(Cause::Framed, b"whole".to_vec())]);
+    assert_eq!(rig.record.incomplete(), [(Cause::MemoryLimit, b"begun".to_vec())]);
     first.write_all(b"\n").unwrap();
     assert_eq!(rig.read_exact(&mut first, 3), b"200");
     assert_eq!(held(&rig), 16);
@@ -294,7 +301,8 @@ fn a_blocked_connection_without_held_bytes_survives_memory_limit() {
 
 #[test]
 fn a_pause_at_memory_limit_keeps_the_connection_until_resumed() {
-    let mut rig = rig(lines().max_request(16).memory_limit(16), |conn: &mut Conn<'_>, _: &[u8]| {
+    let rig = echo(lines().max_request(16).memory_limit(16));
+    let mut rig = rig.on_incomplete(|conn, _| {
         conn.pause();
         Ok(())
     });
@@ -303,7 +311,7 @@ fn a_pause_at_memory_limit_keeps_the_connection_until_resumed() {
     rig.bytes_in(5);
     rig.quiet();
     second.write_all(b"begun").unwrap();
-    assert_eq!(rig.requests(1)[0].0, Cause::MemoryLimit);
+    assert_eq!(rig.incomplete(), [(Cause::MemoryLimit, b"begun".to_vec())]);
     rig.quiet();
     assert_eq!(rig.manager.stats().live, 2);
     rig.manager.handle().send(id, b"503".to_vec()).unwrap();

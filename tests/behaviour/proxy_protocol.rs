@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use pool_manager::{CloseReason, Config, Conn, Framing, ListenOptions};
+use pool_manager::{Cause, CloseReason, Config, Conn, Framing, ListenOptions};
 
 use crate::support::{Rig, connect, reset, rig};
 
@@ -18,17 +18,18 @@ fn lines() -> Config {
 /// A rig, and the address on which it expects headers.
 type Listening<F> = (Rig<F>, SocketAddr);
 
-/// Returns a rig that replies to each line with the peer's address, the line and `bytes_in`. It
+/// Returns a rig that replies to each line, and to an incomplete one, with the peer's address, the line and `bytes_in`. It
 /// expects headers on connections from the network `trusted`.
 fn reporting(
     config: Config,
     trusted: &str,
 ) -> Listening<impl FnMut(&mut Conn<'_>, &[u8]) -> std::io::Result<()>> {
-    let mut rig = rig(config, |conn: &mut Conn<'_>, body: &[u8]| {
+    let reply = |conn: &mut Conn<'_>, body: &[u8]| {
         let peer = conn.peer_addr().map_or("unknown".into(), |addr| addr.to_string());
         let body = body.escape_ascii();
         write!(conn, "{peer} sent {body}, {} bytes", conn.bytes_in())
-    });
+    };
+    let mut rig = rig(config, reply).on_incomplete(reply);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let options = ListenOptions::new().proxy_protocol([trusted.parse().unwrap()]);
@@ -151,12 +152,19 @@ fn a_header_counts_against_both_deadlines() {
 }
 
 #[test]
-fn a_client_silent_after_its_header_gets_an_empty_last_request() {
-    let (mut rig, addr) =
-        reporting(lines().clients_deadline(Duration::from_millis(50)), "127.0.0.1");
-    let mut client = connect(addr);
-    client.write_all(HEADER).unwrap();
-    assert_reply(&mut rig, &mut client, "192.0.2.7:4711 sent , 0 bytes");
+fn a_client_silent_after_its_header_causes_an_empty_last_call() {
+    let config = lines().clients_deadline(Duration::from_millis(50));
+    for (framing, requests, incomplete) in
+        [(Framing::Delimited(b'\n'), 0, 1), (Framing::Drained, 1, 0)]
+    {
+        let (mut rig, addr) = reporting(config.clone().framing(framing), "127.0.0.1");
+        let mut client = connect(addr);
+        client.write_all(HEADER).unwrap();
+        assert_reply(&mut rig, &mut client, "192.0.2.7:4711 sent , 0 bytes");
+        let empty = (Cause::Expired, vec![]);
+        assert_eq!(rig.record.requests(), vec![empty.clone(); requests]);
+        assert_eq!(rig.record.incomplete(), vec![empty; incomplete]);
+    }
 }
 
 #[test]

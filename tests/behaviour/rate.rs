@@ -122,7 +122,9 @@ fn a_pause_and_an_end_of_file_are_kept_while_a_request_is_delayed() {
     rig.manager.handle().resume(id).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Eof);
     let bodies: Vec<_> = rig.record.requests().into_iter().map(|(_, body)| body).collect();
-    assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"rest"]);
+    assert_eq!(bodies, [&b"one"[..], b"two", b"three"]);
+    assert_eq!(rig.record.incomplete(), [(Cause::Eof, b"rest".to_vec())]);
+    assert_eq!(rig.record.read_closed(), 1);
 }
 
 #[test]

@@ -565,6 +565,59 @@ fn shutdown_write_is_called_only_if_everything_was_sent() {
     }
 }
 
+/// Returns a rig that echoes each line and then finishes the connection.
+fn finishing() -> Rig<impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> {
+    rig(lines(), |conn: &mut Conn<'_>, line: &[u8]| {
+        conn.write_all(line)?;
+        conn.finish();
+        Ok(())
+    })
+}
+
+#[test]
+fn shutdown_write_is_called_once_for_a_finished_connection() {
+    let mut rig = finishing();
+    let (mut peer, socket, script) = wire();
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"hello\n").unwrap();
+    assert_eq!(rig.read_wire(&mut peer, 5), b"hello");
+    rig.quiet();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end of file");
+    peer.write_all(b"more\n").unwrap();
+    rig.requests(2);
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Eof);
+    let calls = &script.lock().unwrap().calls;
+    assert_eq!(calls.iter().filter(|&&call| call == Call::Shutdown).count(), 1, "{calls:?}");
+}
+
+#[test]
+fn output_of_shutdown_write_is_sent_when_a_connection_is_finished() {
+    let mut rig = finishing();
+    let (mut peer, socket, _) = wire_with(b"goodbye!");
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"hello\n").unwrap();
+    rig.requests(1);
+    rig.quiet();
+    // The peer has read nothing so far. A read would cause an event.
+    let mut got = [0; 13];
+    assert_eq!(peer.read(&mut got).unwrap(), 13, "{}", got.escape_ascii());
+    assert_eq!(&got, b"hellogoodbye!");
+    assert_eq!(rig.record.closed(), []);
+}
+
+#[test]
+fn a_transport_that_panics_when_it_is_finished_ends_its_connection() {
+    let mut rig = finishing();
+    let (mut peer, socket, script) = wire();
+    script.lock().unwrap().panics = Some(Call::Shutdown);
+    rig.manager.put(socket).unwrap();
+    peer.write_all(b"hello\n").unwrap();
+    assert_eq!(rig.first_close(), BROKEN);
+    assert_eq!(rig.read_wire(&mut peer, 5), b"hello");
+    rig.assert_serves_new();
+}
+
 #[test]
 fn shutdown_write_is_not_called_if_a_stop_cuts_off_a_reply() {
     for (reply, shutdowns) in [(5, 1), (Wire::CAPACITY + 1, 0)] {

@@ -1,6 +1,6 @@
 //! Fuzz driver: sends a byte stream in pieces through the real manager. The handler must receive
-//! the bodies that a naive framing finds in the whole stream, and the replies must match these
-//! bodies.
+//! the bodies that a naive framing finds in the whole stream, and then the bytes of an incomplete
+//! frame. The replies must match these bytes.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -74,11 +74,13 @@ pub(crate) fn drive_simulated(u: &mut Unstructured<'_>) -> Result<()> {
 #[derive(Debug, Default)]
 struct Seen {
     bodies: Vec<(Cause, Vec<u8>)>,
+    incomplete: Vec<(Cause, Vec<u8>)>,
+    read_closed: usize,
     closed: Vec<Closed>,
 }
 
 /// Replies to each body with its length, followed by the body. This makes empty bodies and the
-/// boundaries between bodies visible.
+/// boundaries between bodies visible. Replies to an incomplete frame in the same way.
 #[derive(Default)]
 struct Echo(Rc<RefCell<Seen>>);
 
@@ -87,7 +89,19 @@ impl Handler for Echo {
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self.0.borrow_mut().bodies.push((conn.cause(), body.to_vec()));
+        assert_eq!(self.0.borrow().incomplete, [], "no request follows an incomplete one");
         conn.write_all(&reply(body))
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        self.0.borrow_mut().incomplete.push((conn.cause(), held.to_vec()));
+        conn.write_all(&reply(held))
+    }
+
+    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.0.borrow_mut().read_closed += 1;
+        conn.finish();
+        Ok(())
     }
 
     fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
@@ -216,14 +230,17 @@ impl Case {
 
     fn compare(&self, stream: &[u8], seen: &Seen, replies: &[u8]) {
         let bodies: Vec<&[u8]> = seen.bodies.iter().map(|(_, body)| &body[..]).collect();
-        let echoed: Vec<u8> = bodies.iter().flat_map(|body| reply(body)).collect();
+        let incomplete = seen.incomplete.iter().map(|(_, held)| &held[..]);
+        let echoed: Vec<u8> = bodies.iter().copied().chain(incomplete).flat_map(reply).collect();
         assert_eq!(replies, echoed, "the replies that the client received");
         let [end] = seen.closed[..] else {
             panic!("`closed` was not called exactly once: {:?}", seen.closed)
         };
+        assert_eq!(seen.read_closed, usize::from(end.reason == CloseReason::Eof), "{end:?}");
         if self.rules == Rules::Drained {
             assert!(bodies.iter().all(|body| (1..=self.capacity).contains(&body.len())));
             assert_eq!((bodies.concat(), end.reason), (stream.to_vec(), CloseReason::Eof));
+            assert_eq!(seen.incomplete, []);
             return;
         }
         let outcome = self.rules.outcome(stream, self.capacity);
@@ -233,20 +250,32 @@ impl Case {
             let cause = if self.rules == Rules::Filled { Cause::Full } else { Cause::Framed };
             assert_eq!((cause, body), (seen.bodies[number].0, &seen.bodies[number].1));
         }
-        let rest = &stream[outcome.rest..];
-        let last = rest.get(self.rules.prefix()..).unwrap_or(&[]);
-        match (outcome.ending, &seen.bodies[complete..]) {
-            (Ending::Partial, []) => assert!(rest.is_empty(), "{} bytes are lost", rest.len()),
-            (Ending::Partial, [(Cause::Eof, body)]) => assert_eq!(body, last),
-            (Ending::Overlong, [(Cause::Overlong, body)]) => assert!(last.starts_with(body)),
-            (Ending::Invalid, []) => {}
-            (ending, tail) => panic!("{ending:?} expected, but {tail:?} delivered"),
-        }
+        self.compare_last(&stream[outcome.rest..], outcome.ending, &seen.bodies[complete..], seen);
         let reason = match outcome.ending {
             Ending::Partial => CloseReason::Eof,
             Ending::Overlong => CloseReason::Overlong,
             Ending::Invalid => CloseReason::Invalid,
         };
         assert_eq!(end.reason, reason);
+    }
+
+    /// Compares the calls that follow the complete bodies. `rest` is the rest of the stream.
+    fn compare_last(&self, rest: &[u8], ending: Ending, bodies: &[(Cause, Vec<u8>)], seen: &Seen) {
+        match (ending, bodies, &seen.incomplete[..]) {
+            (Ending::Partial, [], []) => assert!(rest.is_empty(), "{} bytes are lost", rest.len()),
+            (Ending::Partial, [(Cause::Eof, last)], []) if self.rules == Rules::Filled => {
+                assert!(!last.is_empty() && last == rest, "{last:?} delivered of {rest:?}");
+            }
+            (Ending::Partial, [], [(Cause::Eof, held)]) if self.rules != Rules::Filled => {
+                assert!(!held.is_empty() && held == rest, "{held:?} delivered of {rest:?}");
+            }
+            (Ending::Overlong, [], [(Cause::Overlong, held)]) => {
+                assert!(!held.is_empty() && rest.starts_with(held));
+            }
+            (Ending::Invalid, [], []) => {}
+            (ending, bodies, incomplete) => {
+                panic!("{ending:?} expected, but {bodies:?} and {incomplete:?} delivered")
+            }
+        }
     }
 }

@@ -138,11 +138,6 @@ impl Rules {
         }
     }
 
-    /// Returns the number of bytes before a body.
-    pub(crate) fn prefix(self) -> usize {
-        if let Self::Prefixed { width, .. } = self { width } else { 0 }
-    }
-
     pub(crate) fn outcome(self, stream: &[u8], capacity: usize) -> Outcome {
         let (mut bodies, mut rest) = (Vec::new(), 0);
         let ending = loop {

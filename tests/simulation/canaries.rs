@@ -360,4 +360,68 @@ pub(crate) const ALL: &[Canary] = &[
         }
         let (now, stats) = (self.cx.now, &self.cx.stats);",
     ),
+    canary(
+        "read_closed_called_at_every_visit",
+        "worker/end_of_file.rs",
+        "if self.state.flags.insert(Flags::READ_CLOSED) {",
+        "if self.state.flags.insert(Flags::READ_CLOSED) || PLANTED {",
+    ),
+    canary(
+        "half_request_at_the_end_of_file_is_a_request",
+        "worker.rs",
+        "Found::Partial if self.state.eof => Step::Incomplete(Cause::Eof),",
+        "Found::Partial if self.state.eof => if PLANTED {
+            Step::Deliver(Bounds::all(input.len()), Cause::Eof)
+        } else { Step::Incomplete(Cause::Eof) },",
+    ),
+    canary(
+        "write_side_closed_before_the_output_is_sent",
+        "worker/end_of_file.rs",
+        "!flags.intersects(Flags::WRITE_CLOSED | Flags::BLOCKED)",
+        "!flags.intersects(Flags::WRITE_CLOSED | if PLANTED { Flags::WRITE_CLOSED } else { Flags::BLOCKED })",
+    ),
+    canary(
+        "write_side_closed_before_the_output_is_sent",
+        "worker/end_of_file.rs",
+        "&& cx.buffers.output.is_empty();",
+        "&& (PLANTED || cx.buffers.output.is_empty());",
+    ),
+    canary(
+        "write_side_never_closed",
+        "worker/end_of_file.rs",
+        "        if !due {\n",
+        "        if !due || PLANTED {\n",
+    ),
+    canary(
+        "half_open_connection_counts_as_idle",
+        "worker.rs",
+        "let busy = Flags::PAUSED | Flags::READ_CLOSED | Flags::FINISHED;",
+        "let busy = if PLANTED { Flags::PAUSED } else {
+            Flags::PAUSED | Flags::READ_CLOSED | Flags::FINISHED
+        };",
+    ),
+    canary(
+        "discarded_output_not_counted",
+        "manager/connections.rs",
+        "output.len() as u64 + state.discarded(),",
+        "output.len() as u64 + if PLANTED { 0 } else { state.discarded() },",
+    ),
+    canary(
+        "output_after_finish_is_sent",
+        "worker/callback.rs",
+        "if self.state.flags.intersects(Flags::FINISHED) && cause != Cause::Opened",
+        "if !PLANTED && self.state.flags.intersects(Flags::FINISHED) && cause != Cause::Opened",
+    ),
+    canary(
+        "silence_after_a_request_ends_without_a_callback",
+        "worker/end_of_file.rs",
+        "        } else {\n            self.call_incomplete(cx, cause);",
+        "        } else if !PLANTED || held > 0 {\n            self.call_incomplete(cx, cause);",
+    ),
+    canary(
+        "silent_peer_of_an_outgoing_connection_makes_a_request",
+        "worker/end_of_file.rs",
+        "&& !self.state.is_outgoing()",
+        "&& (PLANTED || !self.state.is_outgoing())",
+    ),
 ];

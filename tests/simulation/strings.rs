@@ -163,8 +163,10 @@ impl Net for Loopback {
 /// The observations of one connection, from both sides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// The bodies, each with its cause.
+    /// The requests, complete and incomplete, each with its cause.
     delivered: Vec<(String, Vec<u8>)>,
+    /// `read_closed` was called.
+    read_closed: bool,
     closed: Option<CloseReason>,
     got: Vec<u8>,
     /// The end of the connection as the peer saw it.
@@ -194,6 +196,22 @@ impl Handler for Recorder {
             _ => seen.delivered.push((cause, body.to_vec())),
         }
         conn.write_all(body)
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        let mut log = self.log.borrow_mut();
+        let seen = log.entry(conn.id()).or_default();
+        assert_eq!(seen.closed, None, "a callback after the end");
+        seen.delivered.push((format!("incomplete, {:?}", conn.cause()), held.to_vec()));
+        conn.write_all(held)
+    }
+
+    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        let mut log = self.log.borrow_mut();
+        let seen = log.entry(conn.id()).or_default();
+        assert!(!std::mem::replace(&mut seen.read_closed, true), "`read_closed` called twice");
+        conn.finish();
+        Ok(())
     }
 
     fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {

@@ -42,8 +42,11 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) enum Seen {
     Opened(ConnId),
     Request(ConnId, Cause, Vec<u8>),
+    Incomplete(ConnId, Cause, Vec<u8>),
+    ReadClosed(ConnId, Cause),
     Flushed(ConnId),
     Closed(ConnId, CloseReason),
+    Undelivered(ConnId, Vec<u8>),
 }
 
 /// The callbacks of a rig's handler in order, and the details of each close. Shared with the test.
@@ -62,6 +65,20 @@ impl Record {
             _ => None,
         };
         self.0.borrow().iter().filter_map(request).collect()
+    }
+
+    /// Returns the bytes that `incomplete` has got so far, with the causes.
+    pub(crate) fn incomplete(&self) -> Vec<(Cause, Vec<u8>)> {
+        let incomplete = |seen: &Seen| match seen {
+            Seen::Incomplete(_, cause, held) => Some((*cause, held.clone())),
+            _ => None,
+        };
+        self.0.borrow().iter().filter_map(incomplete).collect()
+    }
+
+    /// Returns the number of calls of `read_closed` so far.
+    pub(crate) fn read_closed(&self) -> usize {
+        self.0.borrow().iter().filter(|seen| matches!(seen, Seen::ReadClosed(..))).count()
     }
 
     /// Returns the bodies delivered for all connections except `id`, concatenated.
@@ -92,10 +109,17 @@ impl Record {
     }
 }
 
-/// A handler that records every callback and calls a closure to reply.
+/// What a hook of a [`Recorder`] does after it has recorded its call. The bytes are the held bytes.
+type Hook = Box<dyn FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>>;
+
+/// A handler that records every callback and calls a closure to reply. A test can replace what
+/// `opened`, `incomplete` and `read_closed` do. Otherwise they do what the defaults of the trait do.
 pub(crate) struct Recorder<F> {
     record: Record,
     reply: F,
+    opened: Hook,
+    incomplete: Hook,
+    read_closed: Hook,
 }
 
 impl<F> Handler for Recorder<F>
@@ -106,13 +130,24 @@ where
 
     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
         self.record.0.borrow_mut().push(Seen::Opened(conn.id()));
-        Ok(())
+        (self.opened)(conn, b"")
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         let seen = Seen::Request(conn.id(), conn.cause(), body.to_vec());
         self.record.0.borrow_mut().push(seen);
         (self.reply)(conn, body)
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        let seen = Seen::Incomplete(conn.id(), conn.cause(), held.to_vec());
+        self.record.0.borrow_mut().push(seen);
+        (self.incomplete)(conn, held)
+    }
+
+    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        self.record.0.borrow_mut().push(Seen::ReadClosed(conn.id(), conn.cause()));
+        (self.read_closed)(conn, b"")
     }
 
     fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -123,6 +158,10 @@ where
     fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
         self.record.1.borrow_mut().push(*end);
+    }
+
+    fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _commands: &mut Commands) {
+        self.record.0.borrow_mut().push(Seen::Undelivered(id, bytes));
     }
 }
 
@@ -146,7 +185,16 @@ where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
     let record = Record::default();
-    let recorder = Recorder { record: record.clone(), reply };
+    let recorder = Recorder {
+        record: record.clone(),
+        reply,
+        opened: Box::new(|_, _| Ok(())),
+        incomplete: Box::new(|_, _| Ok(())),
+        read_closed: Box::new(|conn, _| {
+            conn.finish();
+            Ok(())
+        }),
+    };
     let mut manager = Manager::with_handler(config, recorder).expect("a valid configuration");
     manager.start().expect("the manager starts");
     Rig { manager, record }
@@ -156,6 +204,33 @@ impl<F> Rig<F>
 where
     F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>,
 {
+    /// Replaces what `opened` does after its call is recorded.
+    pub(crate) fn on_opened(
+        mut self,
+        mut hook: impl FnMut(&mut Conn<'_>) -> io::Result<()> + 'static,
+    ) -> Self {
+        self.manager.handler_mut().opened = Box::new(move |conn, _| hook(conn));
+        self
+    }
+
+    /// Replaces what `incomplete` does after its call is recorded.
+    pub(crate) fn on_incomplete(
+        mut self,
+        hook: impl FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()> + 'static,
+    ) -> Self {
+        self.manager.handler_mut().incomplete = Box::new(hook);
+        self
+    }
+
+    /// Replaces what `read_closed` does after its call is recorded.
+    pub(crate) fn on_read_closed(
+        mut self,
+        mut hook: impl FnMut(&mut Conn<'_>) -> io::Result<()> + 'static,
+    ) -> Self {
+        self.manager.handler_mut().read_closed = Box::new(move |conn, _| hook(conn));
+        self
+    }
+
     /// Puts a TCP connection. Returns the client's end and the id of the connection.
     pub(crate) fn connect(&mut self) -> (TcpStream, ConnId) {
         let (client, ours) = pair();
@@ -220,6 +295,13 @@ where
     pub(crate) fn requests(&mut self, count: usize) -> Vec<(Cause, Vec<u8>)> {
         self.until(|rig| rig.record.requests().len() >= count);
         self.record.requests()
+    }
+
+    /// Runs turns until `incomplete` was called, and returns all of its calls.
+    #[track_caller]
+    pub(crate) fn incomplete(&mut self) -> Vec<(Cause, Vec<u8>)> {
+        self.until(|rig| !rig.record.incomplete().is_empty());
+        self.record.incomplete()
     }
 
     /// Runs turns until a connection has closed, and returns the reason of the first close.
@@ -400,10 +482,11 @@ pub(crate) fn write_behind(
 
 impl Record {
     /// Fails if a connection was opened or closed twice, or has a callback before `opened` or after
-    /// `closed`. Returns the number of open connections.
+    /// `closed`, or a request after `read_closed`. Returns the number of open connections.
     #[track_caller]
     pub(crate) fn open_lives(&self) -> usize {
         let (mut open, mut ended) = (HashSet::new(), HashSet::new());
+        let mut read_closed = HashSet::new();
         for seen in self.all() {
             match seen {
                 Seen::Opened(id) => {
@@ -413,7 +496,16 @@ impl Record {
                     assert!(open.remove(&id), "{id} closed twice or never opened");
                     ended.insert(id);
                 }
-                Seen::Request(id, ..) | Seen::Flushed(id) => {
+                Seen::Request(id, ..) => {
+                    assert!(open.contains(&id), "a request of {id}, which is not open");
+                    assert!(!read_closed.contains(&id), "a request of {id} after its end of file");
+                }
+                Seen::ReadClosed(id, _) => {
+                    assert!(open.contains(&id), "an end of file of {id}, which is not open");
+                    assert!(read_closed.insert(id), "a second end of file of {id}");
+                }
+                Seen::Undelivered(..) => {}
+                Seen::Incomplete(id, ..) | Seen::Flushed(id) => {
                     assert!(open.contains(&id), "callback for {id}, which is not open");
                 }
             }

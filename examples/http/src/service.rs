@@ -66,14 +66,17 @@ impl Handler for Service {
     type Session = ();
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        match message::parse(held, self.max) {
+            Ok(Some(request)) => self.answer(conn, &request),
+            Ok(None) => self.refuse(conn, BAD_REQUEST),
+            Err(status) => self.refuse(conn, status),
+        }
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
         let status = match conn.cause() {
-            Cause::Framed => match message::parse(held, self.max) {
-                Ok(Some(request)) => return self.answer(conn, &request),
-                Ok(None) => BAD_REQUEST,
-                Err(status) => status,
-            },
-            // The peer has sent nothing. This is normal, because browsers open connections in
-            // advance.
+            // No request is in progress. This is normal, because browsers open connections in
+            // advance and keep them open.
             Cause::Expired if held.is_empty() => return Ok(()),
             Cause::Expired => REQUEST_TIMEOUT,
             Cause::Overlong if message::has_header_section(held) => CONTENT_TOO_LARGE,

@@ -68,11 +68,6 @@ impl Handler for Dispatcher {
         pending: &mut Pending,
         body: &[u8],
     ) -> io::Result<()> {
-        match conn.cause() {
-            Cause::Expired => return Ok(()),
-            Cause::Overlong => return writeln!(conn, "! the line is too long"),
-            _ => {}
-        }
         let text = String::from_utf8_lossy(body);
         let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
         if let Some(batch) = self.jobs.submit(conn.id(), lines) {
@@ -81,6 +76,20 @@ impl Handler for Dispatcher {
             return Ok(());
         }
         text.lines().try_for_each(|_| writeln!(conn, "! too busy, try again later"))
+    }
+
+    fn incomplete(
+        &mut self,
+        conn: &mut Conn<'_>,
+        pending: &mut Pending,
+        held: &[u8],
+    ) -> io::Result<()> {
+        match conn.cause() {
+            // As with `factor`, the last line does not need a newline.
+            Cause::Eof => self.request(conn, pending, held),
+            Cause::Overlong => writeln!(conn, "! the line is too long"),
+            _ => Ok(()),
+        }
     }
 
     /// Cancels the rest of the work for the connection. If an answer was not completely sent,

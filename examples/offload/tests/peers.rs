@@ -150,6 +150,14 @@ fn stop_waits_for_answers_until_its_deadline() {
 }
 
 #[test]
+fn a_line_that_is_too_long_is_answered_and_ends_the_connection() {
+    let (_program, addr) = listening(&[]);
+    let mut client = connect(addr);
+    send(&mut client, &format!("12\n{}", "1".repeat(10_000)));
+    assert_eq!(receive_all(&mut client), "12: 2 2 3\n! the line is too long\n");
+}
+
+#[test]
 fn a_full_job_queue_is_answered_at_once() {
     let (program, addr) = listening(&["--drain-ms", "0", "--threads", "1"]);
     let _busy: Vec<_> = (0..156)

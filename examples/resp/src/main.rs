@@ -103,17 +103,20 @@ impl Handler for Server {
     type Session = Client;
 
     fn request(&mut self, conn: &mut Conn<'_>, client: &mut Client, body: &[u8]) -> io::Result<()> {
+        match self.answer(conn, client, body) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                conn.close();
+                conn.error(&format!("ERR {error}"))
+            }
+        }
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, _: &mut Client, _: &[u8]) -> io::Result<()> {
         match conn.cause() {
-            Cause::Framed => match self.answer(conn, client, body) {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    conn.close();
-                    conn.error(&format!("ERR {error}"))
-                }
-            },
             Cause::Overlong => conn.error("ERR Protocol error: too big request"),
             Cause::MemoryLimit => conn.error("OOM too many large requests at a time"),
-            // The request is incomplete, so there is nothing to answer.
+            // As in Redis, the end of file and the deadline are not answered.
             _ => Ok(()),
         }
     }

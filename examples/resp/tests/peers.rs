@@ -5,7 +5,7 @@
 mod examples;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -320,6 +320,19 @@ fn a_request_above_a_limit_is_rejected_and_others_are_served() {
     partial.write_all(&set[80_000..]).expect("send");
     assert_eq!(receive(&mut partial, 5), "+OK\r\n");
     assert_eq!(answers(addr, &set), "+OK\r\n", "the memory is free again");
+}
+
+#[test]
+fn a_request_cut_short_by_end_of_file_is_neither_executed_nor_answered() {
+    let (_program, addr) = listening(&[]);
+    for cut_short in [&b"SET a 1"[..], b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r"] {
+        let mut client = connect(addr);
+        client.write_all(b"PING\r\n").expect("send");
+        client.write_all(cut_short).expect("send");
+        client.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(receive_all(&mut client), "+PONG\r\n");
+        assert_answers(addr, &[("GET a", "$-1\r\n")]);
+    }
 }
 
 #[test]

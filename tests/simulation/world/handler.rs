@@ -6,7 +6,7 @@ use std::time::Duration;
 use pool_manager::sim::Rng;
 use pool_manager::{Cause, CloseReason, Closed, Commands, Conn, ConnId, Handler, Socket};
 
-use super::model::SENDS;
+use super::model::{Delivery, SENDS};
 use super::{PLANNED, Shared, random};
 
 pub(crate) struct RandomHandler {
@@ -17,6 +17,9 @@ pub(crate) struct RandomHandler {
     pub(crate) hook_rng: Option<Rng>,
     /// Generator for connects. Most seeds have no such generator, for the same reason.
     pub(crate) connect_rng: Option<Rng>,
+    /// Generator for `finish`, and for connections that stay open after the end of file. Most seeds
+    /// have no such generator.
+    pub(crate) finish_rng: Option<Rng>,
 }
 
 /// The result of a callback, or `None` if the callback must panic.
@@ -66,8 +69,8 @@ impl Handler for RandomHandler {
             if model.depth > 1 {
                 model.fail("a callback runs within a callback");
             }
-            let (id, cause) = (conn.id(), conn.cause());
-            model.request(id, number(conn), cause, bytes, body, &self.harness.sim);
+            let delivery = Delivery { complete: true, cause: conn.cause(), bytes, body };
+            model.delivered(conn.id(), number(conn), &delivery, &self.harness.sim);
         }
         let reply = match self.rng.below(40) {
             _ if !self.harness.model.borrow().actions_enabled => body.to_vec(),
@@ -79,6 +82,31 @@ impl Handler for RandomHandler {
         let result = self.act(conn, &reply, "a panic in a callback", 60);
         self.harness.model.borrow_mut().depth -= 1;
         or_panic(result)
+    }
+
+    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+        let bytes = (conn.bytes_in(), conn.bytes_out());
+        let delivery = Delivery { complete: false, cause: conn.cause(), bytes, body: held };
+        let mut model = self.harness.model.borrow_mut();
+        model.delivered(conn.id(), number(conn), &delivery, &self.harness.sim);
+        drop(model);
+        or_panic(self.act(conn, held, "a panic in incomplete", 60))
+    }
+
+    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        let id = conn.id();
+        if conn.cause() != Cause::Eof {
+            self.harness.model.borrow_mut().fail("`read_closed` was called with another cause");
+        }
+        self.harness.model.borrow_mut().read_closed(id, &self.harness.sim);
+        let actions_enabled = self.harness.model.borrow().actions_enabled;
+        if actions_enabled && self.finish_rng.as_mut().is_some_and(|rng| rng.permille(400)) {
+            self.harness.mark("a connection stays open after read_closed");
+            return or_panic(self.act(conn, b"late", "a panic in read_closed", 12));
+        }
+        self.harness.model.borrow_mut().finish(id);
+        conn.finish();
+        Ok(())
     }
 
     fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
@@ -246,7 +274,22 @@ impl RandomHandler {
             7..12 => self.command(conn.commands()),
             _ => {}
         }
+        self.maybe_finish(conn);
         Some(written)
+    }
+
+    /// Finishes the connection in some of the calls. Then writes bytes, which are discarded.
+    fn maybe_finish(&mut self, conn: &mut Conn<'_>) {
+        if !self.finish_rng.as_mut().is_some_and(|rng| rng.permille(30)) {
+            return;
+        }
+        let id = conn.id();
+        self.harness.model.borrow_mut().finish(id);
+        conn.finish();
+        let written = io::Write::write_all(conn, b"discarded");
+        let mut model = self.harness.model.borrow_mut();
+        model.wrote(id, 9, written.is_ok());
+        model.replied(id, b"discarded");
     }
 
     /// Queues a random command.

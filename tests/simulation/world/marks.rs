@@ -40,6 +40,8 @@ pub(crate) const ALL: &[&str] = &[
     "a panic in a callback",
     "a panic in opened",
     "a panic in flushed",
+    "a panic in incomplete",
+    "a panic in read_closed",
     "a panic in blocked",
     "a panic in closed",
     "a panic in tick",
@@ -80,6 +82,12 @@ pub(crate) const ALL: &[&str] = &[
     "stopped before it connects",
     "the loop is notified",
     "a command is queued when a stop begins",
+    "a half request at the end of file",
+    "a connection expires after it was served",
+    "a half-open connection expires",
+    "a connection stays open after read_closed",
+    "a finished connection gets a request",
+    "a reply is discarded after finish",
 ];
 
 /// Number of hits of each mark.

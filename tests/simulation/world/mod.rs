@@ -253,12 +253,15 @@ impl World {
         let connect_rng = connect_rng.permille(250).then_some(connect_rng);
         let mut notify_rng = Rng::new(seed ^ 6);
         let notify_rng = notify_rng.permille(250).then_some(notify_rng);
+        let mut finish_rng = Rng::new(seed ^ 8);
+        let finish_rng = finish_rng.permille(300).then_some(finish_rng);
         let handler_connect_rng = connect_rng.is_some().then(|| Rng::new(seed ^ 5));
         let handler = RandomHandler {
             harness: harness.clone(),
             rng: Rng::new(seed ^ 1),
             hook_rng,
             connect_rng: handler_connect_rng,
+            finish_rng,
         };
         let manager = Manager::with_backend(config, handler, sim.clone()).unwrap();
         Self {

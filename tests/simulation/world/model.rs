@@ -15,6 +15,8 @@ mod deadlines;
 mod events;
 mod rate;
 
+pub(crate) use events::Delivery;
+
 use super::marks::Marks;
 use super::oracle;
 
@@ -123,8 +125,18 @@ pub(crate) struct ConnRecord {
     unserved_turns: u32,
     seen: (u64, u64),
     pub(crate) end: Option<(Closed, Duration)>,
-    /// The last body of the connection was delivered.
+    /// The last request or incomplete request of a connection that then closes was delivered.
     got_last_body: bool,
+    /// The connection began here.
+    outgoing: bool,
+    /// The rest of a stream was delivered at the end of file.
+    got_rest: bool,
+    /// `read_closed` was called.
+    pub(crate) read_closed: bool,
+    /// A callback of the connection called `finish`.
+    pub(crate) finished: bool,
+    /// Number of bytes written after `finish`.
+    discarded: u64,
     /// The peer has shut down its write side.
     pub(crate) write_closed: bool,
     /// The peer has left.
@@ -194,6 +206,8 @@ pub(crate) struct Model {
     opened: u64,
     closed: HashMap<CloseReason, u64>,
     requests: HashMap<Cause, u64>,
+    /// Calls of `incomplete`, by cause.
+    incomplete: HashMap<Cause, u64>,
     totals: [u64; 4],
     /// Three numbers of bytes: sent by commands, returned, and taken by connections.
     sends: [u64; 3],
@@ -241,6 +255,7 @@ impl Model {
             opened: 0,
             closed: HashMap::new(),
             requests: HashMap::new(),
+            incomplete: HashMap::new(),
             totals: [0; 4],
             sends: [0; 3],
             turn_ended: 0,
@@ -503,6 +518,9 @@ impl Model {
         must(&"Unreachable", stats.closed(CloseReason::Unreachable(kind)), unreachable);
         for (cause, count) in &self.requests {
             must(cause, stats.requests(*cause), *count);
+        }
+        for (cause, count) in &self.incomplete {
+            must(cause, stats.incomplete(*cause), *count);
         }
         if live == 0 {
             let counted =

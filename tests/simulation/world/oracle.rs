@@ -61,7 +61,38 @@ pub(crate) fn complete(framing: &Framing, held: &[u8]) -> bool {
     frame(framing, held).is_some()
 }
 
-/// Returns the number of `held` bytes that this body used. The error says why the body is wrong.
+/// Returns whether the framing has no message boundaries.
+pub(crate) fn is_stream(framing: &Framing) -> bool {
+    matches!(framing, Framing::Filled | Framing::Drained)
+}
+
+/// Checks the bytes of a call of `incomplete`.
+pub(crate) fn check_incomplete(
+    framing: &Framing,
+    cause: Cause,
+    held: &[u8],
+    body: &[u8],
+) -> Result<(), String> {
+    if held != body {
+        return Err(format!("{} bytes differ from the {} held bytes", body.len(), held.len()));
+    }
+    // When `memory_limit` is reached, complete requests may have had to wait.
+    if cause != Cause::MemoryLimit && complete(framing, held) {
+        return Err("a complete frame is held".into());
+    }
+    let expired = cause == Cause::Expired;
+    match cause {
+        _ if is_stream(framing) && (!expired || !held.is_empty()) => {
+            Err("the held bytes of a stream are a request".into())
+        }
+        _ if held.is_empty() && !expired => Err("nothing is held".into()),
+        Cause::Eof | Cause::Expired | Cause::Overlong | Cause::MemoryLimit => Ok(()),
+        _ => Err("no cause of an incomplete request".into()),
+    }
+}
+
+/// Returns the number of `held` bytes that this request used. The error says why the body is
+/// wrong.
 pub(crate) fn taken(
     framing: &Framing,
     cause: Cause,
@@ -70,7 +101,7 @@ pub(crate) fn taken(
     sizes: &BTreeSet<usize>,
 ) -> Result<usize, String> {
     let found = frame(framing, held);
-    let stream = matches!(framing, Framing::Filled | Framing::Drained);
+    let stream = is_stream(framing);
     let expected = match cause {
         Cause::Framed => {
             let (taken, range) = found.ok_or("there is no complete frame")?;
@@ -81,19 +112,13 @@ pub(crate) fn taken(
         Cause::Full if !sizes.contains(&body.len()) => {
             return Err(format!("{} bytes fill no buffer, of {sizes:?}", body.len()));
         }
-        Cause::Overlong if stream => return Err("a stream is never too long".into()),
-        // When `memory_limit` is reached, the last callback gets the held bytes, even if they begin
-        // with a frame.
-        _ if found.is_some() && cause != Cause::MemoryLimit => {
-            return Err("a complete frame is held".into());
+        Cause::Eof if held.is_empty() => return Err("nothing is held".into()),
+        Cause::Full | Cause::Drained | Cause::Eof | Cause::Expired | Cause::MemoryLimit
+            if stream =>
+        {
+            (held == body).then_some(held.len())
         }
-        _ => {
-            let skip = match framing {
-                Framing::LengthPrefixed { .. } => held.len().min(2),
-                _ => 0,
-            };
-            (&held[skip..] == body).then_some(held.len())
-        }
+        _ => return Err("the request is incomplete".into()),
     };
     expected.ok_or_else(|| format!("{} bytes differ from the bytes of the peer", body.len()))
 }

@@ -20,6 +20,8 @@ impl ConnRecord {
             snapshot.moved > self.seen_moved || self.called_in_turn || self.resume_turns > 0;
         let paused = self.paused || self.pause_uncertain || self.uncertain_turns > 0;
         let ending = self.closing
+            || self.finished
+            || self.read_closed
             || self.got_last_body
             || self.end.is_some()
             || snapshot.ended
@@ -95,6 +97,8 @@ impl Model {
         }
         if end.bytes_dropped + end.bytes_unsent > 0
             || record.paused_by_callback
+            || record.read_closed
+            || record.finished
             || record.paused_turns > 1
         {
             return Err("evicted although it was not idle".into());

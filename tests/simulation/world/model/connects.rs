@@ -211,6 +211,7 @@ impl Model {
         self.marks.hit("a connect succeeds");
         if let Some(record) = self.record(id) {
             record.connecting = false;
+            record.outgoing = true;
             record.opened = times;
             record.opened_in_stop = (false, false);
             let sent = record.sends_total > 0;

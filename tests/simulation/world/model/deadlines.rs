@@ -43,7 +43,7 @@ pub(super) fn is_unread_in_time(
     snapshot: &ConnSnapshot,
     now: Duration,
 ) -> bool {
-    let unread = snapshot.unread > 0 || snapshot.ended;
+    let unread = snapshot.unread > 0 || snapshot.ended && !record.read_closed;
     unread && configs.iter().all(|config| is_in_time(record, config, now))
 }
 
@@ -74,9 +74,7 @@ impl ConnRecord {
                 self.allowed_reasons.contains(&reason) || self.sent.front() == Some(&6)
             }
             CloseReason::Invalid => self.sent.front() == Some(&5),
-            CloseReason::Expired => {
-                self.got_last_body || end.bytes_in > 0 && end.bytes_dropped == 0
-            }
+            CloseReason::Expired | CloseReason::Overlong => self.got_last_body,
             CloseReason::WriteStalled => end.bytes_unsent > 0 || self.sends_total > 0,
             CloseReason::MemoryLimit => self.got_last_body || self.delivery_may_be_suspended(),
             _ => true,
@@ -171,7 +169,8 @@ impl ConnRecord {
             self.pause_uncertain || (paused || self.got_last_body) && !blocked,
         )?;
         if turn.asleep && !blocked && !suspended {
-            if (snapshot.unread > 0 || snapshot.ended) && !snapshot.pending {
+            let unread = snapshot.unread > 0 || snapshot.ended && !self.read_closed;
+            if unread && !snapshot.pending {
                 return Err("the loop sleeps, but no event will report the unread input".into());
             }
             let sending = self.sends_total > 0 && snapshot.pending;
@@ -182,7 +181,17 @@ impl ConnRecord {
         let quiet = held == 0 && snapshot.sent == self.replied && self.sends_total == 0;
         let nothing_unread = snapshot.unread == 0 && !snapshot.ended && !snapshot.pending;
         let awaits_first_read = self.opened_in_stop.0 && snapshot.received == 0;
+        let half_open = self.finished != self.read_closed;
+        if turn.asleep && self.finished && quiet {
+            if self.read_closed && !paused {
+                return Err("both sides have ended, but it is still open".into());
+            }
+            if !snapshot.finished && !snapshot.broken {
+                return Err("finished, but its write side is still open".into());
+            }
+        }
         if turn.stopping
+            && !half_open
             && turn.asleep
             && quiet
             && nothing_unread

@@ -1,14 +1,55 @@
 //! Events: the actions of peers, callbacks and commands, and the checks of each.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use pool_manager::sim::Sim;
-use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, ERROR_SERVER_BUSY};
+use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, ERROR_SERVER_BUSY, Framing};
 
+use super::super::marks::Marks;
 use super::super::oracle;
 use super::deadlines::{idle, is_early, is_unread_in_time};
-use super::{LINGERING, Model, SENDS, longest_request};
+use super::{ConnRecord, LINGERING, Model, SENDS, longest_request};
+
+/// One call of `request`, or of `incomplete` if `complete` is false.
+pub(crate) struct Delivery<'a> {
+    pub(crate) complete: bool,
+    pub(crate) cause: Cause,
+    /// The bytes read and written so far, as the callback sees them.
+    pub(crate) bytes: (u64, u64),
+    pub(crate) body: &'a [u8],
+}
+
+impl Delivery<'_> {
+    /// Returns the number of `held` bytes that this call used.
+    fn taken(
+        &self,
+        framing: &Framing,
+        held: &[u8],
+        sizes: &BTreeSet<usize>,
+    ) -> Result<usize, String> {
+        if self.complete {
+            oracle::taken(framing, self.cause, held, self.body, sizes)
+        } else {
+            oracle::check_incomplete(framing, self.cause, held, self.body).map(|()| held.len())
+        }
+    }
+
+    fn mark(&self, record: &ConnRecord, marks: &mut Marks) {
+        let (cause, incomplete) = (self.cause, !self.complete);
+        let expired = cause == Cause::Expired;
+        marks.hit_if("a request longer than max_request", cause == Cause::Overlong);
+        marks.hit_if("memory_limit is reached", cause == Cause::MemoryLimit);
+        marks.hit_if("a finished connection gets a request", record.finished && self.complete);
+        marks.hit_if("a half request at the end of file", incomplete && cause == Cause::Eof);
+        marks.hit_if(
+            "a connection expires after it was served",
+            incomplete && expired && self.body.is_empty() && self.bytes.0 > 0,
+        );
+        marks.hit_if("a half-open connection expires", record.read_closed && expired);
+    }
+}
 
 impl Model {
     pub(crate) fn opened(&mut self, id: ConnId, number: usize, key: Option<u64>, sim: &Sim) {
@@ -51,19 +92,20 @@ impl Model {
         }
     }
 
-    /// Checks a delivered body. All bytes that the peer sent must arrive, once and in order.
-    pub(crate) fn request(
+    /// Checks a call of `request` or `incomplete`. All bytes that the peer sent must arrive, once
+    /// and in order.
+    pub(crate) fn delivered(
         &mut self,
         id: ConnId,
         number: usize,
-        cause: Cause,
-        (bytes_in, bytes_out): (u64, u64),
-        body: &[u8],
+        delivery: &Delivery<'_>,
         sim: &Sim,
     ) {
+        let Delivery { complete, cause, bytes: (bytes_in, bytes_out), body } = *delivery;
         let (now, began) = (sim.now(), sim.counters().waited);
         self.note(&|| format!("{id} {cause:?}: {body:?}"), number, 2 | (body.len() as u64) << 8);
-        *self.requests.entry(cause).or_default() += 1;
+        let counts = if complete { &mut self.requests } else { &mut self.incomplete };
+        *counts.entry(cause).or_default() += 1;
         let Some(snapshot) = sim.snapshot(id) else {
             return self.fail(format!("{id}: served but not registered"));
         };
@@ -75,7 +117,8 @@ impl Model {
         if record.connecting {
             wrong.push("a callback before it is open".to_owned());
         }
-        if record.end.is_some() || record.got_last_body {
+        let over = record.got_last_body || record.got_rest && !record.read_closed;
+        if record.end.is_some() || over || record.read_closed && cause != Cause::Expired {
             wrong.push("a callback after the last one".to_owned());
         }
         if record.paused && record.paused_turns > 1 {
@@ -91,24 +134,24 @@ impl Model {
         if cause == Cause::Overlong && fits {
             wrong.push(format!("overlong, but only {count} of {least} bytes"));
         }
-        let framings = self.configs.iter().map(|config| &config.framing);
-        let taken: Vec<_> = framings
-            .map(|framing| oracle::taken(framing, cause, held, body, &self.sizes))
-            .collect();
-        match taken.iter().find_map(|taken| taken.as_ref().ok()) {
-            Some(&taken) => {
+        let framing = &self.configs[0].framing;
+        let stream = oracle::is_stream(framing);
+        match delivery.taken(framing, held, &self.sizes) {
+            Ok(taken) => {
                 record.sent.drain(..taken);
                 record.delivered += taken as u64;
             }
-            None => wrong.push(format!("{cause:?}: {taken:?} of {held:?}")),
+            Err(error) => wrong.push(format!("{cause:?}: {error} of {held:?}")),
         }
         let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
         if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a full buffer that is smaller than buffer_size".to_owned());
         }
-        if matches!(cause, Cause::Expired | Cause::MemoryLimit) {
+        // A stop reads the clock without a wait.
+        let latest = if self.stopping { now } else { began };
+        if matches!(cause, Cause::Expired | Cause::MemoryLimit) || !complete {
             // The last callback does not wait for the rate limit.
-        } else if let Err(too_early) = record.check_rate(&self.configs, began) {
+        } else if let Err(too_early) = record.check_rate(&self.configs, began, latest) {
             wrong.push(too_early);
         }
         let early = is_early(record, &self.configs, &snapshot, now, began);
@@ -116,8 +159,9 @@ impl Model {
             .configs
             .iter()
             .all(|config| record.moved.1 + idle(record, config) + Duration::from_millis(2) < began);
-        if cause == Cause::Expired && count == 0 && snapshot.received > 0 {
-            wrong.push("an empty last callback, although it was served before".to_owned());
+        let silent = snapshot.received == 0 && !record.outgoing && !record.read_closed;
+        if cause == Cause::Expired && count == 0 && stream && silent != complete {
+            wrong.push(format!("an empty last callback, and the peer was silent: {silent}"));
         }
         match cause {
             Cause::Expired if early => wrong.push(format!("expired early, {record:?}")),
@@ -132,10 +176,10 @@ impl Model {
         if cause == Cause::MemoryLimit && unlimited {
             wrong.push("MemoryLimit without a memory_limit".to_owned());
         }
-        self.marks.hit_if("a request longer than max_request", cause == Cause::Overlong);
-        self.marks.hit_if("memory_limit is reached", cause == Cause::MemoryLimit);
+        delivery.mark(record, &mut self.marks);
         record.got_last_body =
-            matches!(cause, Cause::Eof | Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
+            matches!(cause, Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
+        record.got_rest = cause == Cause::Eof;
         record.last_callback = (now, began);
         record.callbacks += 1;
         record.called_in_turn = true;
@@ -146,9 +190,43 @@ impl Model {
         }
     }
 
+    /// Checks a call of `read_closed`.
+    pub(crate) fn read_closed(&mut self, id: ConnId, sim: &Sim) {
+        self.note(&|| format!("{id}: read_closed"), 0, 8);
+        let Some(snapshot) = sim.snapshot(id) else {
+            return self.fail(format!("{id}: `read_closed` called, but not registered"));
+        };
+        let now = (sim.now(), sim.counters().waited);
+        let Some(record) = self.record(id) else {
+            return self.fail(format!("{id}: `read_closed` called, but never opened"));
+        };
+        record.last_callback = now;
+        record.called_in_turn = true;
+        let again = std::mem::replace(&mut record.read_closed, true);
+        let over = again || record.connecting || record.end.is_some() || record.got_last_body;
+        let early = !record.sent.is_empty() || !snapshot.ended || snapshot.unread > 0;
+        let paused = record.paused && record.paused_turns > 1;
+        if over || early || paused {
+            self.fail(format!("{id}: `read_closed` called too often, early or while paused"));
+        }
+    }
+
+    /// Records a call of `finish` by a callback of the connection.
+    pub(crate) fn finish(&mut self, id: ConnId) {
+        if let Some(record) = self.record(id) {
+            record.finished = true;
+        }
+    }
+
     /// Records bytes that the pool has accepted as a reply.
     pub(crate) fn replied(&mut self, id: ConnId, bytes: &[u8]) {
+        let finished = self.record(id).is_some_and(|record| record.finished);
+        self.marks.hit_if("a reply is discarded after finish", finished);
         if let Some(record) = self.record(id) {
+            if finished {
+                record.discarded += bytes.len() as u64;
+                return;
+            }
             record.replies.extend(bytes);
             record.replied += bytes.len() as u64;
         }
@@ -156,7 +234,7 @@ impl Model {
 
     /// Removes the reply of a callback that panicked.
     pub(crate) fn reply_discarded(&mut self, id: ConnId, count: usize) {
-        if let Some(record) = self.record(id) {
+        if let Some(record) = self.record(id).filter(|record| !record.finished) {
             record.replies.truncate(record.replies.len() - count);
             record.replied -= count as u64;
         }
@@ -184,6 +262,9 @@ impl Model {
 
     /// Checks that a reply was accepted or refused as `write_limit` demands.
     pub(crate) fn wrote(&mut self, id: ConnId, count: usize, taken: bool) {
+        if taken && self.record(id).is_some_and(|record| record.finished) {
+            return;
+        }
         let fits = |config: &Config| count <= config.write_limit;
         if !taken && self.configs.iter().all(fits) {
             self.fail(format!("{id}: {count} bytes are no more than write_limit"));
@@ -360,7 +441,13 @@ impl Model {
         lossless: bool,
     ) {
         let Some(record) = self.records.get(&number) else { return };
-        let Some((end, when)) = record.end else { return };
+        let Some((end, when)) = record.end else {
+            if record.finished && !reset && !record.replies.is_empty() {
+                let id = record.id;
+                self.fail(format!("{id:?}: finished, and the peer missed a part of the reply"));
+            }
+            return;
+        };
         let missed = end.bytes_out.saturating_sub(record.got);
         let guaranteed = if reset {
             let lingers = matches!(
@@ -416,7 +503,8 @@ impl Model {
         if end.bytes_in != record.delivered + end.bytes_dropped {
             wrong.push("read bytes were neither delivered nor dropped".to_owned());
         }
-        let (least, max) = (record.replied, record.replied + record.sends_total);
+        let replied = record.replied + record.discarded;
+        let (least, max) = (replied, replied + record.sends_total);
         self.sends[2] += (end.bytes_out + end.bytes_unsent).saturating_sub(least);
         if !(least..=max).contains(&(end.bytes_out + end.bytes_unsent)) {
             wrong.push(format!("expected {least} to {max} bytes sent and unsent"));
@@ -432,10 +520,14 @@ impl Model {
         {
             wrong.push(format!("expired with unread input, {snapshot:?}"));
         }
-        if end.reason == CloseReason::Eof && (!record.sent.is_empty() || end.bytes_dropped > 0) {
-            wrong.push("Eof before everything was delivered".to_owned());
+        let rest = !record.sent.is_empty() || end.bytes_dropped > 0;
+        if end.reason == CloseReason::Eof && (rest || !record.read_closed) {
+            wrong.push("Eof before everything was delivered and `read_closed` called".to_owned());
         }
-        if end.reason == CloseReason::Stopped && end.bytes_unsent > 0 && now < self.drain_until {
+        if end.reason == CloseReason::Stopped
+            && end.bytes_unsent > record.discarded
+            && now < self.drain_until
+        {
             wrong.push("unsent bytes were dropped before the stop deadline".to_owned());
         }
         if let Err(wrong_reason) = record.check_reason(end, &snapshot) {
@@ -450,8 +542,9 @@ impl Model {
         if end.age + tick < least || end.age > max + tick {
             wrong.push(format!("its age is not between {least:?} and {max:?}"));
         }
-        if end.reason == CloseReason::Stopped && snapshot.unread > 0 && now < self.drain_until {
-            wrong.push(format!("closed as idle with unread input, {snapshot:?}"));
+        let busy = snapshot.unread > 0 || record.finished != record.read_closed;
+        if end.reason == CloseReason::Stopped && busy && now < self.drain_until {
+            wrong.push(format!("closed as idle, with unread input or half-open, {snapshot:?}"));
         }
         if end.reason == CloseReason::Stopped
             && record.opened_in_stop.1

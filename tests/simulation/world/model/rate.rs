@@ -26,16 +26,21 @@ impl ConnRecord {
         ahead.map(due).max().unwrap_or_default()
     }
 
-    /// Records a request. Checks that at least one configuration that may be in effect allows it
-    /// now.
-    pub(super) fn check_rate(&mut self, configs: &[Config], now: Duration) -> Result<(), String> {
+    /// Records a request. Checks that at least one configuration that may be in effect allows it.
+    /// The clock of the pool showed a time between `now` and `latest`.
+    pub(super) fn check_rate(
+        &mut self,
+        configs: &[Config],
+        now: Duration,
+        latest: Duration,
+    ) -> Result<(), String> {
         let dues = configs.iter().map(|config| self.due(config.rate_limit));
         let due = dues.min().unwrap_or_default();
         self.requests.push_back(now);
         if self.requests.len() > KNOWN {
             self.requests.pop_front();
         }
-        if now + TOLERANCE < due {
+        if latest + TOLERANCE < due {
             return Err(format!("a request before it was due, at {due:?}"));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::TcpListener;
 
-use pool_manager::{Cause, Config, Conn, Framing, Handler, Manager};
+use pool_manager::{Config, Conn, Framing, Handler, Manager};
 
 use super::{Mode, Service};
 
@@ -21,10 +21,7 @@ fn echo(conn: &mut Conn<'_>, body: &[u8]) -> io::Result<()> {
 
 fn line(conn: &mut Conn<'_>, body: &[u8]) -> io::Result<()> {
     conn.write_all(body)?;
-    match conn.cause() {
-        Cause::Framed => conn.write_all(b"\n"),
-        _ => Ok(()),
-    }
+    conn.write_all(b"\n")
 }
 
 fn run(config: Config, listener: TcpListener, handler: impl Handler) -> io::Result<()> {
