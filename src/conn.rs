@@ -1,6 +1,7 @@
 //! [`Conn`], which gives a callback access to its connection.
 //!
-//! A callback does not write to the socket itself. Its output is queued and sent after the callback.
+//! A callback does not write to the socket itself. Its output is queued and sent after the
+//! callback.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -123,8 +124,10 @@ impl Conn<'_> {
 
     /// Closes the write side of the connection, once the output that was written before this call
     /// is sent. The peer then sees an end of file. Requests are still delivered. What is written
-    /// from now on is discarded and counted in [`Closed::bytes_unsent`](crate::Closed::bytes_unsent), and the write returns `Ok`.
-    /// Bytes of a [`send`](Commands::send) are passed to [`Handler::undelivered`](crate::Handler::undelivered).
+    /// from now on is discarded and counted in
+    /// [`Closed::bytes_unsent`](crate::Closed::bytes_unsent), and the write returns `Ok`. Bytes of
+    /// a [`send`](Commands::send) are passed to
+    /// [`Handler::undelivered`](crate::Handler::undelivered).
     ///
     /// The connection closes when the peer has closed its side too ([`CloseReason::Eof`]). If the
     /// peer does not, the connection closes at its deadline.

@@ -20,8 +20,8 @@ pub type FrameFn = Arc<dyn Fn(&[u8]) -> Frame + Send + Sync>;
 /// connection is about to end.
 ///
 /// A body never contains its delimiter or length prefix. A frame, including its delimiter or
-/// prefix, may be at most [`Config::max_request`](crate::Config::max_request) bytes long. If a frame
-/// is longer, the connection ends with [`Cause::Overlong`](crate::Cause::Overlong).
+/// prefix, may be at most [`Config::max_request`](crate::Config::max_request) bytes long. If a
+/// frame is longer, the connection ends with [`Cause::Overlong`](crate::Cause::Overlong).
 ///
 /// ```
 /// use pool_manager::{Config, Framing, Prefix};

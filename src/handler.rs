@@ -84,10 +84,11 @@ pub trait Handler {
     /// Called with each request. `body` is a complete request, as the framing defines it. It may be
     /// empty.
     ///
-    /// [`Framing::Filled`](crate::Framing::Filled) and [`Framing::Drained`](crate::Framing::Drained)
-    /// have no message boundaries. Under these two framings, all held bytes are a last request at
-    /// the end of file, at a deadline, and when `memory_limit` is reached. If the peer has never
-    /// sent a byte when a deadline passes, the last request is empty.
+    /// [`Framing::Filled`](crate::Framing::Filled) and
+    /// [`Framing::Drained`](crate::Framing::Drained) have no message boundaries. Under these two
+    /// framings, all held bytes are a last request at the end of file, at a deadline, and when
+    /// `memory_limit` is reached. If the peer has never sent a byte when a deadline passes, the
+    /// last request is empty.
     ///
     /// # Errors
     /// An error closes the connection after its output is sent.
@@ -116,8 +117,8 @@ pub trait Handler {
     ///
     /// Under [`Framing::Filled`](crate::Framing::Filled) and
     /// [`Framing::Drained`](crate::Framing::Drained), held bytes are passed to `request` instead.
-    /// Under these framings this hook is only called with [`Cause::Expired`] and without bytes: when
-    /// a connection that was served before has fallen silent, when an
+    /// Under these framings this hook is only called with [`Cause::Expired`] and without bytes:
+    /// when a connection that was served before has fallen silent, when an
     /// [outgoing](crate::Manager::connect) connection has never received a byte, and after
     /// `read_closed`.
     ///
@@ -136,9 +137,10 @@ pub trait Handler {
     /// Called once when the peer has closed its side of the connection, after everything that the
     /// peer sent was delivered. Also called if the peer never sent a byte.
     ///
-    /// The default calls [`Conn::finish`], so that the connection closes when its output is sent. If
-    /// your implementation does not do so, the connection stays open for output. It then closes when
-    /// it is [finished](Conn::finish) or [closed](Conn::close), or when its idle deadline passes.
+    /// The default calls [`Conn::finish`], so that the connection closes when its output is sent.
+    /// If your implementation does not do so, the connection stays open for output. It then closes
+    /// when it is [finished](Conn::finish) or [closed](Conn::close), or when its idle deadline
+    /// passes.
     ///
     /// # Errors
     /// An error closes the connection after its output is sent.

@@ -62,12 +62,14 @@ pub trait Transport: Read + Write + AsFd + Send {
     /// Tells the peer that nothing more will be written. The default shuts down the sending side of
     /// the descriptor.
     ///
-    /// It is called when the connection ends and all output was sent. It is not called when the
-    /// connection is aborted. A peer that sees the end of the stream without this signal therefore
-    /// knows that data may be missing. The method may be called twice.
+    /// It is called when all output was sent, and the connection ends or was
+    /// [finished](crate::Conn::finish). After a call of `finish`, reads continue. The method is not
+    /// called when the connection is aborted. A peer that sees the end of the stream without this
+    /// signal therefore knows that data may be missing. The method may be called twice.
     ///
     /// # Errors
-    /// The error of `shutdown(2)`. The loop then closes the connection at once.
+    /// The error of `shutdown(2)`. The loop then closes the connection at once. If a finished
+    /// connection is not at its end yet, `WouldBlock` makes the loop call the method again later.
     fn shutdown_write(&mut self) -> io::Result<()> {
         as_stream(self.as_fd())?.shutdown(Shutdown::Write)
     }

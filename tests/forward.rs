@@ -81,9 +81,9 @@ fn bytes_and_end_of_file_are_forwarded_in_both_directions() {
 }
 
 #[test]
-fn the_reply_to_a_client_that_has_closed_its_sending_side_is_forwarded() {
+fn each_direction_stays_open_after_the_other_has_ended() {
     let (_program, addr, upstream) = forwarder(&[]);
-    // The end of file arrives before the upstream is connected, or after it.
+    // The client ends its direction first.
     let mut early = connect(addr);
     send(&mut early, "request");
     early.shutdown(Shutdown::Write).expect("shutdown");
@@ -93,6 +93,7 @@ fn the_reply_to_a_client_that_has_closed_its_sending_side_is_forwarded() {
     send(&mut ours, "reply");
     drop(ours);
     assert_eq!(receive_all(&mut early), "reply");
+    // The upstream ends its direction first.
     let (mut client, mut ours) = open(addr, &upstream);
     ours.shutdown(Shutdown::Write).expect("shutdown");
     assert_eq!(receive_all(&mut client), "");

@@ -52,7 +52,7 @@ others+=($!)
 for _ in $(seq 100); do nc -z 127.0.0.1 "$port" && break; sleep 0.05; done
 serve examples/forward --to "127.0.0.1:$port"
 head -c 8388608 "$scratch/web/large" >"$scratch/part"
-# The end of the upload also ends the other direction, so wait for the reply first.
+# Keep the upload open until the reply is there, because nc may stop at the end of its input.
 mkfifo "$scratch/in"
 nc "${addr%:*}" "${addr#*:}" <"$scratch/in" >"$scratch/back" &
 others+=($!)

@@ -46,9 +46,10 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
     }
 
-    /// Appends bytes to the unsent output of a connection. If the connection is closing, finished or
-    /// unknown, the bytes are returned through [`Handler::undelivered`]. If more than `write_limit` bytes
-    /// would be unsent, the bytes are returned in the same way, and the connection is closed.
+    /// Appends bytes to the unsent output of a connection. If the connection is closing, finished
+    /// or unknown, the bytes are returned through [`Handler::undelivered`]. If more than
+    /// `write_limit` bytes would be unsent, the bytes are returned in the same way, and the
+    /// connection is closed.
     fn send(&mut self, id: ConnId, bytes: Vec<u8>) {
         let limit = self.cx.config.write_limit;
         let (mut closing, mut taken) = (false, false);

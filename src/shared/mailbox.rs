@@ -17,8 +17,8 @@
 //! The sender sets `pending` under the lock because of restarts. Without the lock, this could
 //! happen: the sender pushes its command; the loop is stopped, is started again, and begins to
 //! wait; then the sender sets `pending`. The sender calls the wake function of the previous start,
-//! which need not wake the loop any more. The next sender finds `pending` set, and does not wake the loop
-//! either.
+//! which need not wake the loop any more. The next sender finds `pending` set, and does not wake
+//! the loop either.
 
 use std::collections::VecDeque;
 use std::fmt;
