@@ -42,6 +42,10 @@ pub(crate) struct Peer {
 fn random_bytes(rng: &mut Rng, max: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         (0..=rng.below(max)).map(|_| b"\n\0abcdefg\x02\x01\x05\x06"[rng.below(11)]).collect();
+    // One in four has no delimiter, so that some lines are longer than every buffer.
+    if bytes.len() % 4 == 0 {
+        bytes.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b'a');
+    }
     if rng.permille(80) {
         bytes.push(b"\x05\x06"[rng.below(2)]);
     }

@@ -138,6 +138,9 @@ impl Model {
         let stream = oracle::is_stream(framing);
         match delivery.taken(framing, held, &self.sizes) {
             Ok(taken) => {
+                if taken > self.longest {
+                    wrong.push(format!("{taken} bytes, but max_request is {}", self.longest));
+                }
                 record.sent.drain(..taken);
                 record.delivered += taken as u64;
             }
