@@ -138,7 +138,7 @@ impl Balanced {
 impl Handler for Balanced {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         if let Socket::Tcp(stream) = conn.socket() {
             if stream.local_addr()?.port() == self.agent.port() {
                 conn.write_all(self.report().as_bytes())?;

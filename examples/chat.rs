@@ -76,11 +76,11 @@ struct Room {
 impl Handler for Room {
     type Session = Member;
 
-    fn opened(&mut self, conn: &mut Conn<'_>, member: &mut Member) -> io::Result<()> {
-        member.0 = format!("guest-{}", conn.id());
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<Member> {
+        let member = Member(format!("guest-{}", conn.id()));
         self.members.insert(member.0.clone(), conn.id());
         self.broadcast(format_args!("* {} joins", member.0));
-        Ok(())
+        Ok(member)
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, member: &mut Member, line: &[u8]) -> io::Result<()> {
@@ -110,7 +110,8 @@ impl Handler for Room {
         }
     }
 
-    fn closed(&mut self, _: &Closed, member: Member, _: &mut Commands) {
+    fn closed(&mut self, _: &Closed, member: Option<Member>, _: &mut Commands) {
+        let Some(member) = member else { return };
         self.members.remove(&member.0);
         self.broadcast(format_args!("* {} leaves", member.0));
     }

@@ -62,7 +62,7 @@ struct Forwarder {
 impl Handler for Forwarder {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         let id = conn.id();
         let Some(key) = conn.key() else {
             let key = id.as_u64();
@@ -115,7 +115,7 @@ impl Handler for Forwarder {
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), commands: &mut Commands) {
+    fn closed(&mut self, end: &Closed, _: Option<()>, commands: &mut Commands) {
         let other = match self.others.remove(&end.id) {
             Some(other) => {
                 self.others.remove(&other);
@@ -124,8 +124,8 @@ impl Handler for Forwarder {
             // This is an upstream connection that failed, or a client that was still waiting.
             None => self.waiting.remove(&end.key.unwrap_or(end.id.as_u64())),
         };
-        if let CloseReason::Unreachable(kind) = end.reason {
-            log::info!("{} can't be reached: {kind}", self.to);
+        if let (CloseReason::Unreachable, Some(error)) = (end.reason, &end.error) {
+            log::info!("{} can't be reached: {error}", self.to);
         }
         if let Some(other) = other.filter(|&other| other != end.id) {
             // If the command queue is full, the deadline closes the other side.

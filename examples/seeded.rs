@@ -23,6 +23,10 @@ struct Counter;
 impl Handler for Counter {
     type Session = u64;
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<u64> {
+        Ok(0)
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, sum: &mut u64, line: &[u8]) -> io::Result<()> {
         let number = line.strip_prefix(b"add ").and_then(|text| std::str::from_utf8(text).ok());
         let Some(number) = number.and_then(|text| text.parse::<u64>().ok()) else {

@@ -9,6 +9,7 @@ mod flags;
 mod gcra;
 mod stage;
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ struct ConnExtra {
     key: Option<u64>,
     /// Bytes of output that were discarded because the connection was finished.
     discarded: u64,
+    /// The error that ends the connection.
+    error: Option<io::Error>,
 }
 
 /// Invariants: `CLOSING` is set iff there is a close reason. `NOT_OPEN` is set iff the stage is not
@@ -80,19 +83,6 @@ pub(crate) struct ConnState {
     close_reason: Option<CloseReason>,
     stage: Stage,
     pub(crate) flags: Flags,
-    /// The connection is on the ready list.
-    pub(crate) queued: bool,
-    /// The kernel reported the socket readable, and no read has drained it since.
-    pub(crate) readable: bool,
-    /// Reads must continue until the end of file or `WouldBlock`, even after a short read, because
-    /// the kernel might not report the socket as readable again.
-    pub(crate) must_drain: bool,
-    /// The peer will send no more.
-    pub(crate) eof: bool,
-    /// The connection was read once more because the manager is stopping.
-    pub(crate) final_read: bool,
-    /// The connection was accepted while the manager was stopping.
-    pub(crate) accepted_in_stop: bool,
     extra: Option<Box<ConnExtra>>,
 }
 
@@ -111,12 +101,6 @@ impl ConnState {
             close_reason: None,
             stage: Stage::Open,
             flags: Flags::default(),
-            queued: false,
-            readable: false,
-            must_drain: false,
-            eof: false,
-            final_read: false,
-            accepted_in_stop: false,
             extra: None,
         }
     }
@@ -204,6 +188,27 @@ impl ConnState {
         self.flags.remove(Flags::BLOCKED);
         self.set_idle_deadline(Duration::ZERO);
         self.last_activity = now.ceil;
+    }
+
+    /// Stores the error of a socket call that failed, and returns the reason for the close.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn fail(&mut self, error: io::Error) -> CloseReason {
+        let reason = CloseReason::of(&error);
+        self.set_error(error);
+        reason
+    }
+
+    /// Stores the error that ends the connection.
+    #[cold]
+    pub(crate) fn set_error(&mut self, error: io::Error) {
+        self.extra.get_or_insert_default().error = Some(error);
+    }
+
+    /// Returns the stored error, if `reason` is a [failure](CloseReason::is_failure).
+    pub(crate) fn take_error(&mut self, reason: CloseReason) -> Option<io::Error> {
+        let error = self.extra.as_mut()?.error.take();
+        error.filter(|_| reason.is_failure())
     }
 
     /// Returns whether the connection began here, with a call of `connect`.

@@ -204,6 +204,10 @@ impl Handle {
     /// impl Handler for Totals {
     ///     type Session = ();
     ///
+    ///     fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+    ///         Ok(())
+    ///     }
+    ///
     ///     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
     ///         Ok(())
     ///     }

@@ -36,6 +36,10 @@ use crate::socket::Socket;
 /// impl Handler for Counter {
 ///     type Session = u64;
 ///
+///     fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<u64> {
+///         Ok(0)
+///     }
+///
 ///     fn request(
 ///         &mut self,
 ///         conn: &mut Conn<'_>,
@@ -52,9 +56,8 @@ use crate::socket::Socket;
 /// # Ok::<(), pool_manager::Error>(())
 /// ```
 pub trait Handler {
-    /// State that the handler has for each connection. It is created with `default` when the
-    /// connection begins.
-    type Session: Default;
+    /// State that the handler has for each connection. [`opened`](Handler::opened) creates it.
+    type Session;
 
     /// Called for each accepted connection that will be served. Returns the socket to serve. The
     /// default returns the given socket unchanged.
@@ -71,15 +74,12 @@ pub trait Handler {
     }
 
     /// Called when a connection opens: after it was put or accepted, or when an
-    /// [outgoing](crate::Manager::connect) connection is established. Output that is written here
-    /// is sent before any other output.
+    /// [outgoing](crate::Manager::connect) connection is established. Returns the session of the
+    /// connection. Output that is written here is sent before any other output.
     ///
     /// # Errors
-    /// An error closes the connection after its output is sent.
-    fn opened(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) -> io::Result<()> {
-        let _ = (conn, session);
-        Ok(())
-    }
+    /// An error closes the connection after its output is sent. The connection has no session then.
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<Self::Session>;
 
     /// Called with each request. `body` is a complete request, as the framing defines it. It may be
     /// empty.
@@ -187,15 +187,17 @@ pub trait Handler {
     /// Called exactly once when a connection ends. No other callback of this connection follows,
     /// except [`undelivered`](Handler::undelivered).
     ///
-    /// This hook is also called if an [outgoing](crate::Manager::connect) connection fails or is
-    /// closed before it is established. In this case `opened` was not called. [`Closed::id`] and
-    /// [`Closed::key`] identify the connection.
+    /// `session` is what [`opened`](Handler::opened) returned. It is `None` if `opened` has failed.
+    /// It is also `None` if an [outgoing](crate::Manager::connect) connection failed or was closed
+    /// before it was established, because `opened` was not called then. [`Closed::id`] and
+    /// [`Closed::key`] identify the connection. A handler that counts its connections should count
+    /// only the calls with `Some`.
     ///
     /// This hook is not called for a connection that got no worker. Examples are a refused
     /// connection, and a queued socket that cannot be registered
     /// ([`Handle::put`](crate::Handle::put)). It is not called either for a connection that ends
     /// before its PROXY header is complete.
-    fn closed(&mut self, closed: &Closed, session: Self::Session, commands: &mut Commands) {
+    fn closed(&mut self, closed: &Closed, session: Option<Self::Session>, commands: &mut Commands) {
         let _ = (closed, session, commands);
     }
 
@@ -241,6 +243,10 @@ where
 {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self(conn, body)
     }
@@ -255,7 +261,7 @@ where
 ///     println!("{id} closed because {reason}: {bytes_in} in, {bytes_out} out");
 /// }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Closed {
     /// Id of the connection. No later callback refers to this connection, except
@@ -265,6 +271,10 @@ pub struct Closed {
     pub key: Option<u64>,
     /// Reason why the connection ended.
     pub reason: CloseReason,
+    /// The error that ended the connection. It is set if the reason is [`CloseReason::Reset`],
+    /// [`CloseReason::Io`] or [`CloseReason::Unreachable`]. If the reason is
+    /// [`CloseReason::Failed`], it is the error that the callback returned.
+    pub error: Option<io::Error>,
     /// Duration of the connection, in whole milliseconds.
     pub age: Duration,
     /// Bytes read from the connection.
@@ -273,6 +283,19 @@ pub struct Closed {
     pub bytes_out: u64,
     /// Bytes that were read but not delivered to a callback.
     pub bytes_dropped: u64,
-    /// Bytes of output that were not sent.
+    /// Bytes of output that were not sent, including the bytes that were discarded after
+    /// [`Conn::finish`].
     pub bytes_unsent: u64,
+}
+
+impl Clone for Closed {
+    /// Copies all fields. The copy of `error` has the same kind, text and OS error code, but not
+    /// the same source.
+    fn clone(&self) -> Self {
+        let error = self.error.as_ref().map(|error| match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        });
+        Self { error, ..*self }
+    }
 }

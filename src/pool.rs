@@ -161,7 +161,7 @@ impl<H: Handler> Pool<H> {
     #[inline(always)]
     pub(crate) fn mark_ready(&mut self, id: ConnId, event: Event) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
-        if worker.note_event(event) && !mem::replace(&mut worker.state.queued, true) {
+        if worker.note_event(event) && !mem::replace(&mut worker.queued, true) {
             self.ready.push(id);
         }
         true
@@ -170,7 +170,7 @@ impl<H: Handler> Pool<H> {
     /// Appends a worker to the ready list, unless the worker is already there.
     pub(crate) fn enqueue(&mut self, id: ConnId) {
         let Some(worker) = self.get_mut(id) else { return };
-        if !mem::replace(&mut worker.state.queued, true) {
+        if !mem::replace(&mut worker.queued, true) {
             self.ready.push(id);
         }
     }
@@ -193,7 +193,7 @@ impl<H: Handler> Pool<H> {
     /// Returns the worker with this id, and marks it as no longer on the ready list.
     pub(crate) fn dequeue(&mut self, id: ConnId) -> Option<&mut Worker<H>> {
         let worker = self.get_mut(id)?;
-        worker.state.queued = false;
+        worker.queued = false;
         Some(worker)
     }
 
@@ -256,7 +256,7 @@ mod tests {
     fn insert(pool: &mut Pool<Ignore>) -> ConnId {
         let id = pool.next_id();
         let socket = Socket::from(UnixStream::pair().unwrap().0);
-        pool.insert(Worker::new(ConnState::new(id, now(0)), socket, ()), deadlines());
+        pool.insert(Worker::new(ConnState::new(id, now(0)), socket), deadlines());
         id
     }
 
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(pool.ready.len(), 0, "a worker with unsent output is not read");
         pool.mark_ready(id, event(false, true));
         assert_eq!(pool.ready.len(), 1);
-        assert!(pool.get_mut(id).unwrap().state.readable, "the readable event is remembered");
+        assert!(pool.get_mut(id).unwrap().readable, "the readable event is remembered");
         serve(&mut pool);
         pool.mark_ready(id, Event { closed: true, ..event(false, false) });
         assert_eq!(pool.ready.len(), 1, "the next write detects a reset");
@@ -364,8 +364,8 @@ mod tests {
             let id = insert(&mut pool);
             pool.mark_ready(id, Event { closed, priority, ..event(false, false) });
             assert_eq!(serve(&mut pool), [id]);
-            let state = &pool.get_mut(id).unwrap().state;
-            assert!(state.readable && state.must_drain);
+            let worker = pool.get_mut(id).unwrap();
+            assert!(worker.readable && worker.must_drain);
         }
     }
 
@@ -376,7 +376,7 @@ mod tests {
         pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
-        assert!(pool.get_mut(id).unwrap().state.readable);
+        assert!(pool.get_mut(id).unwrap().readable);
     }
 
     #[test]

@@ -137,9 +137,7 @@ impl Stats {
         self.incomplete.get(cause as usize).copied().unwrap_or(0)
     }
 
-    /// Returns the number of connections that ended for this reason. All kinds of
-    /// [`CloseReason::Io`] count as one reason, and so do all kinds of
-    /// [`CloseReason::Unreachable`].
+    /// Returns the number of connections that ended for this reason.
     #[must_use]
     #[inline]
     pub fn closed(&self, reason: CloseReason) -> u64 {

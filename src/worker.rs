@@ -82,14 +82,40 @@ pub(crate) struct Worker<H: Handler> {
     pub(crate) socket: Socket,
     pub(crate) input: Buffer,
     pub(crate) output: Output,
-    pub(crate) session: H::Session,
+    /// The connection is on the ready list.
+    pub(crate) queued: bool,
+    /// The kernel reported the socket readable, and no read has drained it since.
+    pub(crate) readable: bool,
+    /// Reads must continue until the end of file or `WouldBlock`, even after a short read, because
+    /// the kernel might not report the socket as readable again.
+    pub(crate) must_drain: bool,
+    /// The peer will send no more.
+    pub(crate) eof: bool,
+    /// The connection was read once more because the manager is stopping.
+    pub(crate) final_read: bool,
+    /// The connection was accepted while the manager was stopping.
+    pub(crate) accepted_in_stop: bool,
+    /// `None` until the connection is open, and if [`Handler::opened`] has failed.
+    pub(crate) session: Option<H::Session>,
 }
 
 impl<H: Handler> Worker<H> {
-    pub(crate) fn new(state: ConnState, socket: Socket, session: H::Session) -> Self {
+    pub(crate) fn new(state: ConnState, socket: Socket) -> Self {
         let mut state = state;
         state.flags.set(Flags::BOXED, socket.is_boxed());
-        Self { state, socket, input: Buffer::default(), output: Output::default(), session }
+        Self {
+            state,
+            socket,
+            input: Buffer::default(),
+            output: Output::default(),
+            queued: false,
+            readable: false,
+            must_drain: false,
+            eof: false,
+            final_read: false,
+            accepted_in_stop: false,
+            session: None,
+        }
     }
 
     /// Returns whether the connection is blocked or has unsent output.
@@ -115,11 +141,10 @@ impl<H: Handler> Worker<H> {
     /// whose output was queued by a command is already on the ready list.
     #[inline(always)]
     pub(crate) fn note_event(&mut self, event: Event) -> bool {
-        let state = &mut self.state;
         let readable = event.invites_read();
-        state.readable |= readable;
-        state.must_drain |= event.closed | event.priority;
-        if state.flags.is_empty() {
+        self.readable |= readable;
+        self.must_drain |= event.closed | event.priority;
+        if self.state.flags.is_empty() {
             return readable;
         }
         let writable = event.writable || event.closed;
@@ -136,7 +161,7 @@ impl<H: Handler> Worker<H> {
     #[cold]
     fn awaits(&mut self) -> Awaits {
         let boxed = self.state.flags.intersects(Flags::BOXED);
-        self.state.readable |= boxed;
+        self.readable |= boxed;
         match (self.has_unsent(), boxed) {
             (true, false) => Awaits::Writable,
             (false, _) if self.state.is_suspended() => Awaits::Nothing,
@@ -157,11 +182,11 @@ impl<H: Handler> Worker<H> {
     /// one write sends the whole reply. If one of these conditions does not hold, the visit leaves
     /// the fast path. [`visit_rest`](Worker::visit_rest) then continues with the general case.
     pub(crate) fn serve<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
-        if !self.state.flags.is_empty() || !self.state.readable {
+        if !self.state.flags.is_empty() || !self.readable {
             return self.visit_rest(cx, 0);
         }
         match self.fill(cx) {
-            Filled::Bytes(_) if !self.state.readable => {}
+            Filled::Bytes(_) if !self.readable => {}
             Filled::Bytes(count) => return self.visit_rest(cx, count.max(READ_COST)),
             Filled::Nothing | Filled::MemoryLimit => return self.visit_rest(cx, READ_COST),
             Filled::Failed(reason) => return self.end_visit(cx, Verdict::Close(reason)),
@@ -185,7 +210,8 @@ impl<H: Handler> Worker<H> {
     /// unsent, the handler gets a last callback.
     pub(crate) fn expire<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
         if self.state.stage() == Stage::Connecting {
-            return Verdict::Close(CloseReason::Unreachable(io::ErrorKind::TimedOut));
+            self.state.set_error(io::ErrorKind::TimedOut.into());
+            return Verdict::Close(CloseReason::Unreachable);
         }
         if self.has_unsent() {
             return Verdict::Close(CloseReason::WriteStalled);
@@ -272,7 +298,7 @@ impl<H: Handler> Worker<H> {
             Found::Partial if input.is_full() && input.capacity() >= cx.max_request => {
                 Step::Incomplete(Cause::Overlong)
             }
-            Found::Partial if self.state.eof => Step::Incomplete(Cause::Eof),
+            Found::Partial if self.eof => Step::Incomplete(Cause::Eof),
             Found::Partial => Step::Partial,
         }
     }
@@ -282,9 +308,9 @@ impl<H: Handler> Worker<H> {
     fn step_stream(&self, input: &Buffer, framing: &Framing) -> Step {
         let cause = if input.is_full() {
             Cause::Full
-        } else if self.state.eof {
+        } else if self.eof {
             Cause::Eof
-        } else if !self.state.readable && matches!(framing, Framing::Drained) {
+        } else if !self.readable && matches!(framing, Framing::Drained) {
             Cause::Drained
         } else {
             return Step::Partial;

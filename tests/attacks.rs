@@ -202,9 +202,8 @@ struct Recorder<F> {
     reply: F,
 }
 
-#[derive(Default)]
 struct Times {
-    opened: Option<Instant>,
+    opened: Instant,
     first_request: Option<Instant>,
     last_length: usize,
 }
@@ -212,9 +211,8 @@ struct Times {
 impl<F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> Handler for Recorder<F> {
     type Session = Times;
 
-    fn opened(&mut self, _conn: &mut Conn<'_>, times: &mut Times) -> io::Result<()> {
-        times.opened = Some(Instant::now());
-        Ok(())
+    fn opened(&mut self, _conn: &mut Conn<'_>) -> io::Result<Times> {
+        Ok(Times { opened: Instant::now(), first_request: None, last_length: 0 })
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, times: &mut Times, body: &[u8]) -> io::Result<()> {
@@ -233,12 +231,12 @@ impl<F: FnMut(&mut Conn<'_>, &[u8]) -> io::Result<()>> Handler for Recorder<F> {
         (self.reply)(conn, held)
     }
 
-    fn closed(&mut self, closed: &Closed, times: Times, _commands: &mut Commands) {
-        let opened = times.opened.expect("opened before it is closed");
+    fn closed(&mut self, closed: &Closed, times: Option<Times>, _commands: &mut Commands) {
+        let times = times.expect("opened before it is closed");
         let since_request = times.first_request.map(|first_request| first_request.elapsed());
         let history = History {
-            closed: *closed,
-            lifetime: opened.elapsed(),
+            closed: closed.clone(),
+            lifetime: times.opened.elapsed(),
             since_request,
             last_length: times.last_length,
         };

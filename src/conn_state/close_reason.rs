@@ -30,22 +30,22 @@ pub enum CloseReason {
     /// ([`ListenOptions`](crate::ListenOptions)). The handler gets no callback for it.
     BadHeader,
     /// An outgoing connection ([`Manager::connect`](crate::Manager::connect)) failed, for example
-    /// because it was refused, the address is unreachable, or no descriptor was left. The kind is
-    /// [`TimedOut`](io::ErrorKind::TimedOut) if the connect deadline passed.
-    /// [`Handler::opened`](crate::Handler::opened) was not called.
-    Unreachable(io::ErrorKind),
+    /// because it was refused, the address is unreachable, or no descriptor was left. The kind of
+    /// [`Closed::error`](crate::Closed::error) is [`TimedOut`](io::ErrorKind::TimedOut) if the
+    /// connect deadline passed. [`Handler::opened`](crate::Handler::opened) was not called.
+    Unreachable,
     /// A callback or a handle closed the connection.
     Requested,
     /// A callback aborted the connection, without sending its output.
     Aborted,
-    /// A callback returned an error.
+    /// A callback returned an error, which is [`Closed::error`](crate::Closed::error).
     Failed,
     /// A callback panicked.
     Panicked,
     /// The peer reset the connection.
     Reset,
-    /// The socket failed in another way.
-    Io(io::ErrorKind),
+    /// The socket failed in another way. [`Closed::error`](crate::Closed::error) is its error.
+    Io,
     /// The manager was stopped or dropped.
     Stopped,
     /// The connection was idle, and its worker was needed for a new connection
@@ -57,8 +57,7 @@ impl CloseReason {
     /// The number of classes that [`CloseReason::class`] returns.
     pub(crate) const CLASSES: usize = 17;
 
-    /// Returns the class of the reason, which is its index in arrays of counters. All kinds of
-    /// [`CloseReason::Io`] are one class. All kinds of [`CloseReason::Unreachable`] are another.
+    /// Returns the class of the reason, which is its index in arrays of counters.
     pub(crate) fn class(self) -> usize {
         match self {
             Self::Eof => 0,
@@ -72,12 +71,12 @@ impl CloseReason {
             Self::Failed => 8,
             Self::Panicked => 9,
             Self::Reset => 10,
-            Self::Io(_) => 11,
+            Self::Io => 11,
             Self::Stopped => 12,
             Self::MemoryLimit => 13,
             Self::BadHeader => 14,
             Self::Evicted => 15,
-            Self::Unreachable(_) => 16,
+            Self::Unreachable => 16,
         }
     }
 
@@ -86,7 +85,7 @@ impl CloseReason {
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe => Self::Reset,
-            kind => Self::Io(kind),
+            _ => Self::Io,
         }
     }
 
@@ -97,6 +96,12 @@ impl CloseReason {
         matches!(self, Self::Eof | Self::Expired | Self::Overlong | Self::MemoryLimit)
     }
 
+    /// Returns whether the connection ended because of an error that the handler gets in
+    /// [`Closed::error`](crate::Closed::error).
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(self, Self::Reset | Self::Io | Self::Unreachable | Self::Failed)
+    }
+
     /// Returns whether unsent output is sent before the close. The socket may linger only in this
     /// case.
     pub(crate) fn is_polite(self) -> bool {
@@ -105,10 +110,10 @@ impl CloseReason {
             Self::WriteStalled
                 | Self::WriteLimit
                 | Self::BadHeader
-                | Self::Unreachable(_)
+                | Self::Unreachable
                 | Self::Aborted
                 | Self::Reset
-                | Self::Io(_)
+                | Self::Io
         )
     }
 }
@@ -124,13 +129,13 @@ impl fmt::Display for CloseReason {
             Self::MemoryLimit => "memory_limit was used up",
             Self::Invalid => "the framing found its bytes invalid",
             Self::BadHeader => "it did not begin with a PROXY header",
-            Self::Unreachable(kind) => return write!(f, "it could not be reached: {kind}"),
+            Self::Unreachable => "it could not be reached",
             Self::Requested => "a callback or a handle closed it",
             Self::Aborted => "it was aborted",
             Self::Failed => "its callback failed",
             Self::Panicked => "its callback panicked",
             Self::Reset => "the peer reset it",
-            Self::Io(kind) => return write!(f, "its socket failed: {kind}"),
+            Self::Io => "its socket failed",
             Self::Stopped => "the manager stopped",
             Self::Evicted => "it was idle and its worker was needed",
         })
@@ -156,11 +161,11 @@ mod tests {
             CloseReason::Failed,
             CloseReason::Panicked,
             CloseReason::Reset,
-            CloseReason::Io(io::ErrorKind::Other),
+            CloseReason::Io,
             CloseReason::Stopped,
             CloseReason::Evicted,
             CloseReason::BadHeader,
-            CloseReason::Unreachable(io::ErrorKind::Other),
+            CloseReason::Unreachable,
         ];
         let mut classes: Vec<usize> = reasons.iter().map(|reason| reason.class()).collect();
         let mut words: Vec<String> = reasons.iter().map(CloseReason::to_string).collect();

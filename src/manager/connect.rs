@@ -11,7 +11,6 @@ use crate::connect_options::{ConnectOptions, ConnectRequest};
 use crate::error::Error;
 use crate::handler::{Closed, Handler};
 use crate::id::ConnId;
-use crate::panics::catch;
 use crate::socket::uninterrupted;
 use crate::sys::Backend;
 
@@ -44,7 +43,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// impl Handler for Client {
     ///     type Session = ();
     ///
-    ///     fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    ///     fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
     ///         conn.write_all(b"hello")
     ///     }
     ///
@@ -97,7 +96,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             return self.abandon_connect(request);
         }
         if let Err(error) = self.start_connect(request) {
-            self.report_not_started(request, CloseReason::Unreachable(error.kind()));
+            self.report_not_started(request, CloseReason::Unreachable, Some(error));
         }
     }
 
@@ -105,7 +104,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// [`Handler::closed`] with the reason [`CloseReason::Stopped`].
     pub(super) fn abandon_connect(&mut self, request: ConnectRequest) {
         self.mailbox.permits.release();
-        self.report_not_started(request, CloseReason::Stopped);
+        self.report_not_started(request, CloseReason::Stopped, None);
     }
 
     /// Starts a connection that has a permit, and creates its worker. On failure the permit is
@@ -133,7 +132,12 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Calls [`Handler::closed`] for a connection that was not started. The connection gets an id
     /// that no other connection has.
-    fn report_not_started(&mut self, request: ConnectRequest, reason: CloseReason) {
+    fn report_not_started(
+        &mut self,
+        request: ConnectRequest,
+        reason: CloseReason,
+        error: Option<io::Error>,
+    ) {
         let id = self.pool.use_up_id();
         self.cx.stats.put += 1;
         self.cx.stats.connects += 1;
@@ -145,17 +149,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             id,
             key: request.key(),
             reason,
+            error,
             age: Duration::ZERO,
             bytes_in: 0,
             bytes_out: 0,
             bytes_dropped: 0,
             bytes_unsent: 0,
         };
-        match catch(H::Session::default) {
-            Some(session) => {
-                self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
-            }
-            None => self.cx.stats.panics += 1,
-        }
+        self.cx.run_hook(|handler, commands| handler.closed(&closed, None, commands));
     }
 }

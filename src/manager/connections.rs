@@ -54,12 +54,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// connection is opened later, when its header has arrived.
     fn admit(&mut self, socket: Socket, proxied: bool) -> Result<ConnId, (Socket, io::Error)> {
         let mut state = ConnState::new(self.pool.next_id(), self.cx.now);
-        state.accepted_in_stop = self.is_stopping();
         if proxied {
             state.set_stage(Stage::AwaitingHeader);
         }
         let id = self.register(state, socket)?;
+        let stopping = self.is_stopping();
         if let Some(worker) = self.pool.get_mut(id) {
+            worker.accepted_in_stop = stopping;
             if !proxied {
                 worker.open(&mut self.cx);
             }
@@ -81,18 +82,11 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         socket: Socket,
     ) -> Result<ConnId, (Socket, io::Error)> {
         let id = state.id;
-        let session = catch(H::Session::default)
-            .ok_or_else(|| io::Error::other("the session's default panicked"));
-        let registered = session
-            .and_then(|session| self.cx.backend.register(&socket, id.token()).map(|()| session));
-        let session = match registered {
-            Ok(session) => session,
-            Err(error) => {
-                self.mailbox.permits.release();
-                return Err((socket, error));
-            }
-        };
-        let worker = Worker::new(state, socket, session);
+        if let Err(error) = self.cx.backend.register(&socket, id.token()) {
+            self.mailbox.permits.release();
+            return Err((socket, error));
+        }
+        let worker = Worker::new(state, socket);
         self.pool.insert(worker, self.cx.deadlines);
         self.cx.stats.put += 1;
         self.cx.stats.peak = self.cx.stats.peak.max(self.pool.live() as u64);
@@ -192,7 +186,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             let before = worker.state.bytes_in;
             self.read_once_more(id);
             let Some(worker) = self.pool.get_mut(id) else { return true };
-            let silent = worker.state.bytes_in == before && !worker.state.readable;
+            let silent = worker.state.bytes_in == before && !worker.readable;
             if silent && worker.is_idle() {
                 self.close(id, CloseReason::Evicted);
                 return true;
@@ -222,7 +216,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// yet.
     pub(super) fn read_once_more(&mut self, id: ConnId) {
         if let Some(worker) = self.pool.get_mut(id) {
-            worker.state.readable |= !worker.state.eof;
+            worker.readable |= !worker.eof;
         }
         self.serve(id);
     }
@@ -276,13 +270,13 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         let Some(worker) = self.pool.get_mut(id).filter(|worker| worker.is_idle()) else {
             return false;
         };
-        if worker.state.accepted_in_stop && worker.state.bytes_in == 0 && !worker.state.eof {
+        if worker.accepted_in_stop && worker.state.bytes_in == 0 && !worker.eof {
             return false;
         }
-        if worker.state.eof || std::mem::replace(&mut worker.state.final_read, true) {
+        if worker.eof || std::mem::replace(&mut worker.final_read, true) {
             return true;
         }
-        worker.state.readable = true;
+        worker.readable = true;
         self.pool.enqueue(id);
         false
     }
@@ -291,7 +285,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// caller that wants to send the output must do so before this call.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let Some(worker) = self.pool.remove(id) else { return };
-        let Worker { state, mut socket, input, output, session } = worker;
+        let Worker { mut state, mut socket, input, output, session, eof, .. } = worker;
         let opened = state.stage() == Stage::Open;
         if !opened {
             // Bytes of an incomplete header are not counted as received.
@@ -302,6 +296,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             id,
             key: state.key(),
             reason,
+            error: state.take_error(reason),
             age: state.opened.until(self.cx.now.floor),
             bytes_in: state.bytes_in,
             bytes_out: state.bytes_out,
@@ -314,7 +309,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.cx.stats.bytes_unsent += closed.bytes_unsent;
         self.cx.buffers.recycle(input);
         self.cx.backend.deregister(&socket);
-        if self.lingers(&state, reason) {
+        if !eof && self.lingers(&state, reason) {
             self.linger(socket);
         } else {
             let closed = state.flags.intersects(Flags::WRITE_CLOSED);
@@ -327,24 +322,28 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         }
         self.mailbox.permits.release();
         if self.cx.config.debug {
-            log::debug!("{id}: closed after {:?}: {reason}", closed.age);
+            let kind = closed.error.as_ref().map(|error| format!(" ({})", error.kind()));
+            let kind = kind.unwrap_or_default();
+            log::debug!("{id}: closed after {:?}: {reason}{kind}", closed.age);
         }
-        if state.stage() == Stage::AwaitingHeader {
-            return drop_catching(session);
+        if state.stage() != Stage::AwaitingHeader {
+            self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
         }
-        self.cx.run_hook(|handler, commands| handler.closed(&closed, session, commands));
+        if let Some(error) = closed.error {
+            drop_catching(error);
+        }
     }
 
     /// Returns whether the socket has to linger, because a reply may still be on its way to the
-    /// peer. Without lingering, unread input could cause a reset that destroys the reply. A
-    /// connection that is idle when a stop begins does not linger. A connection that is aborted by
-    /// the stop does not linger either.
+    /// peer, which has not closed its side. Without lingering, unread input could cause a reset
+    /// that destroys the reply. A connection that is idle when a stop begins does not linger. A
+    /// connection that is aborted by the stop does not linger either.
     fn lingers(&self, state: &ConnState, reason: CloseReason) -> bool {
         let wanted = match reason {
             CloseReason::Stopped => self.is_stopping(),
             _ => reason.is_polite(),
         };
         let recent = state.last_activity.after(lingering::TIME) > self.cx.now.floor;
-        wanted && recent && state.bytes_out > 0 && !state.eof
+        wanted && recent && state.bytes_out > 0
     }
 }

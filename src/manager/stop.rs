@@ -154,7 +154,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         self.close_idle();
         // Connections that `close_idle` has served, and that are idle again, can be closed now.
         for id in self.pool.ids() {
-            if !self.pool.get_mut(id).is_some_and(|worker| worker.state.queued) {
+            if !self.pool.get_mut(id).is_some_and(|worker| worker.queued) {
                 self.apply_verdict(id, Verdict::Wait);
             }
         }
@@ -178,7 +178,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 continue;
             }
             let before = worker.state.bytes_in;
-            worker.state.final_read = true;
+            worker.final_read = true;
             self.read_once_more(id);
             let Some(worker) = self.pool.get_mut(id) else { continue };
             if worker.is_idle() && worker.state.bytes_in == before {

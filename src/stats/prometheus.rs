@@ -4,7 +4,6 @@
 //! serves the text must send `Content-Type: text/plain; version=0.0.4`.
 
 use std::fmt;
-use std::io;
 
 use super::Stats;
 use crate::conn_state::{Cause, CloseReason};
@@ -42,12 +41,12 @@ const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [
     (CloseReason::Failed, "failed"),
     (CloseReason::Panicked, "panicked"),
     (CloseReason::Reset, "reset"),
-    (CloseReason::Io(io::ErrorKind::Other), "io"),
+    (CloseReason::Io, "io"),
     (CloseReason::Stopped, "stopped"),
     (CloseReason::MemoryLimit, "memory_limit"),
     (CloseReason::BadHeader, "bad_header"),
     (CloseReason::Evicted, "evicted"),
-    (CloseReason::Unreachable(io::ErrorKind::Other), "unreachable"),
+    (CloseReason::Unreachable, "unreachable"),
 ];
 
 impl Stats {

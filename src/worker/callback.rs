@@ -11,21 +11,37 @@ use crate::panics::{catch, drop_catching};
 use crate::sys::Backend;
 
 impl<H: Handler> Worker<H> {
-    /// Calls [`Handler::opened`], the first hook of every connection.
+    /// Calls [`Handler::opened`], the first hook of every connection, and stores the session.
     pub(super) fn call_opened<B: Backend>(&mut self, cx: &mut Context<H, B>) {
-        self.run_callback(cx, Cause::Opened, |handler, conn, session, _| {
-            handler.opened(conn, session)
+        self.run(cx, Cause::Opened, |handler, conn, session, _| {
+            *session = Some(handler.opened(conn)?);
+            Ok(())
         });
     }
 
-    /// Runs one callback. An error or a panic ends the connection. The output of a callback that
-    /// panics is dropped.
+    /// Runs one callback of an open connection. If [`Handler::opened`] has failed, the connection
+    /// has no session and is closing. The callback is not run then.
     #[inline(always)]
     pub(super) fn run_callback<B: Backend>(
         &mut self,
         cx: &mut Context<H, B>,
         cause: Cause,
         callback: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session, &[u8]) -> io::Result<()>,
+    ) {
+        self.run(cx, cause, |handler, conn, session, held| match session {
+            Some(session) => callback(handler, conn, session, held),
+            None => Ok(()),
+        });
+    }
+
+    /// Runs one callback. An error or a panic ends the connection. The output of a callback that
+    /// panics is dropped.
+    #[inline(always)]
+    fn run<B: Backend>(
+        &mut self,
+        cx: &mut Context<H, B>,
+        cause: Cause,
+        callback: impl FnOnce(&mut H, &mut Conn<'_>, &mut Option<H::Session>, &[u8]) -> io::Result<()>,
     ) {
         if cx.config.slow_callback.is_some() {
             cx.callback_began = cx.backend.now();
@@ -74,6 +90,10 @@ impl<H: Handler> Worker<H> {
             log::debug!("{}: {cause:?} callback failed: {}", self.state.id, error.kind());
         }
         self.state.end(CloseReason::Failed);
-        drop_catching(error);
+        if self.state.close_reason() == Some(CloseReason::Failed) {
+            self.state.set_error(error);
+        } else {
+            drop_catching(error);
+        }
     }
 }

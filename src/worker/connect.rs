@@ -24,8 +24,8 @@ impl<H: Handler> Worker<H> {
             Ok(true) => {}
             Ok(false) => return ControlFlow::Break(Verdict::Wait),
             Err(error) => {
-                let reason = CloseReason::Unreachable(error.kind());
-                return ControlFlow::Break(Verdict::Close(reason));
+                self.state.set_error(error);
+                return ControlFlow::Break(Verdict::Close(CloseReason::Unreachable));
             }
         }
         self.state.set_connected(cx.now);

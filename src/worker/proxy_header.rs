@@ -25,13 +25,13 @@ impl<H: Handler> Worker<H> {
                     self.open_after_header(cx, length);
                     return self.may_proceed();
                 }
-                Parsed::Partial if self.state.eof && input.is_empty() => {
+                Parsed::Partial if self.eof && input.is_empty() => {
                     return ControlFlow::Break(Verdict::Close(CloseReason::Eof));
                 }
-                Parsed::Partial if !self.state.eof && !input.is_full() => {}
+                Parsed::Partial if !self.eof && !input.is_full() => {}
                 _ => return ControlFlow::Break(Verdict::Close(CloseReason::BadHeader)),
             }
-            if !self.state.readable {
+            if !self.readable {
                 return ControlFlow::Break(Verdict::Wait);
             }
             if let Filled::Failed(reason) = self.fill(cx) {

@@ -30,12 +30,11 @@ impl<H: Handler> Worker<H> {
         if room == 0 {
             return if self.grow(cx) { Filled::Nothing } else { Filled::MemoryLimit };
         }
-        let state = &mut self.state;
         cx.stats.reads += 1;
         match cx.backend.read(&mut self.socket, spare) {
             Ok(0) => {
-                state.eof = true;
-                state.readable = false;
+                self.eof = true;
+                self.readable = false;
                 Filled::Nothing
             }
             Ok(count) => {
@@ -44,21 +43,21 @@ impl<H: Handler> Worker<H> {
                 assert!(count <= room, "a backend read more than there was room for");
                 cx.buffers.input.commit(count);
                 cx.stats.bytes_in += count as u64;
-                state.bytes_in += count as u64;
-                state.last_activity = cx.now.ceil;
-                let short = count < room && !state.must_drain;
+                self.state.bytes_in += count as u64;
+                self.state.last_activity = cx.now.ceil;
+                let short = count < room && !self.must_drain;
                 if short && cx.backend.short_read_is_drained(&self.socket) {
-                    state.readable = false;
+                    self.readable = false;
                 }
                 Filled::Bytes(count)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                state.readable = false;
-                state.must_drain = false;
+                self.readable = false;
+                self.must_drain = false;
                 Filled::Nothing
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Filled::Nothing,
-            Err(error) => Filled::Failed(CloseReason::of(&error)),
+            Err(error) => Filled::Failed(self.state.fail(error)),
         }
     }
 }

@@ -72,8 +72,8 @@ impl<H: Handler> Worker<H> {
                     return ControlFlow::Break(Verdict::Again);
                 }
             }
-            if !self.state.readable {
-                let eof = self.state.eof;
+            if !self.readable {
+                let eof = self.eof;
                 let verdict = if eof { self.end_of_file(cx) } else { Verdict::Wait };
                 return ControlFlow::Break(verdict);
             }

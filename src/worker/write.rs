@@ -110,7 +110,7 @@ impl<H: Handler> Worker<H> {
         };
         match outcome {
             Ok(0) if flushes => Sent::All,
-            Ok(0) => Sent::Failed(CloseReason::Io(ErrorKind::WriteZero)),
+            Ok(0) => Sent::Failed(self.state.fail(ErrorKind::WriteZero.into())),
             Ok(count) => {
                 self.state.bytes_out += count as u64;
                 self.state.last_activity = cx.now.ceil;
@@ -120,7 +120,7 @@ impl<H: Handler> Worker<H> {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Blocked,
             Err(error) if error.kind() == ErrorKind::Interrupted => Sent::Partial,
-            Err(error) => Sent::Failed(CloseReason::of(&error)),
+            Err(error) => Sent::Failed(self.state.fail(error)),
         }
     }
 

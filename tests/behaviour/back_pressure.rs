@@ -187,7 +187,7 @@ fn frames_held_while_the_socket_is_full_are_answered_later_in_order() {
         let expected: Vec<u8> = (0..FRAMES).flat_map(|number| [number as u8; REPLY]).collect();
         assert!(reply == expected, "in order");
         assert_eq!(rig.record.requests().len(), FRAMES);
-        assert_eq!(rig.record.ends(), []);
+        assert_eq!(rig.record.closed(), []);
     }
 }
 
@@ -223,7 +223,7 @@ fn a_peer_that_reads_nothing_is_closed_at_its_deadline() {
     let began = Instant::now();
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
     assert!(began.elapsed() < deadline + millis(1000));
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert!(end.age >= deadline, "{end:?}");
     assert!(end.bytes_unsent > 0);
     assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
@@ -281,7 +281,7 @@ fn a_slow_reader_survives_the_idle_deadline_but_not_the_total_one() {
     rig.requests(1);
     read_slowly(&mut rig, &mut client);
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert!(end.age >= total, "{end:?}: closed at the total deadline, not at the idle one");
     assert!(end.bytes_unsent > 0);
 }
@@ -301,7 +301,7 @@ fn without_a_total_deadline_a_slow_reader_gets_the_whole_reply() {
         [CloseReason::Expired],
         "closed while idle, after the whole reply"
     );
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert!(end.age >= millis(300), "{end:?}: the reply took longer than the idle deadline");
     assert_eq!((end.bytes_out, end.bytes_unsent), (REPLY as u64, 0));
     assert!(received <= REPLY);
@@ -318,7 +318,7 @@ fn the_total_deadline_of_a_reply_ends_when_the_reply_is_sent() {
     assert!(rig.manager.stats().bytes_out < LONG_REPLY as u64, "part of the reply had to wait");
     rig.read_exact(&mut client, LONG_REPLY);
     rig.pass(2 * total);
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
 }
 
 /// A transport that writes at most 10 bytes per call.
@@ -390,7 +390,7 @@ fn peers_that_never_read_use_at_most_their_limit_and_delay_no_other() {
         assert_eq!(rig.read_exact(&mut reader, 2_500), b"hello".repeat(500));
     }
     rig.quiet();
-    assert_eq!(rig.record.ends(), [], "requests wait, so that write_limit is not exceeded");
+    assert_eq!(rig.record.closed(), [], "requests wait, so that write_limit is not exceeded");
     let bytes_in = rig.manager.stats().bytes_in;
     let reads = rig.manager.stats().reads;
     reader.write_all(b"hello\n").unwrap();
@@ -420,7 +420,7 @@ fn close_waits_until_the_reply_is_sent() {
     client.write_all(b"bye").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert_eq!(rig.record.ends(), [], "not closed before the reply is sent");
+    assert_eq!(rig.record.closed(), [], "not closed before the reply is sent");
     assert!(rig.read_to_end(&mut client).unwrap() == pattern(LONG_REPLY));
     assert_eq!(rig.record.closed(), [CloseReason::Requested]);
     assert_eq!(flushes(&rig.record.all()), 0, "no hook runs for a closing connection");
@@ -449,7 +449,7 @@ fn a_closing_connection_still_has_a_deadline() {
     let (mut client, _) = connect_unix(&mut rig);
     client.write_all(b"bye").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
 }
 
@@ -465,7 +465,7 @@ fn abort_does_not_flush() {
     let (mut client, _) = rig.connect();
     client.write_all(b"one\nabort\nlost\n").unwrap();
     assert_eq!(rig.first_close(), CloseReason::Aborted);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.bytes_out, end.bytes_unsent, end.bytes_dropped), (0, 8, 5));
     assert_eq!(rig.read_to_end(&mut client).unwrap_or_default(), b"");
     assert_eq!(rig.manager.stats().writes, 0);
@@ -478,7 +478,7 @@ struct AbortsInOpened;
 impl Handler for AbortsInOpened {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         conn.write_all(b"not sent!!")?;
         conn.abort();
         Ok(())
@@ -548,10 +548,10 @@ fn a_reset_while_a_reply_is_blocked_closes_at_once() {
     client.write_all(b"long").unwrap();
     rig.requests(1);
     rig.quiet();
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     reset(client);
     assert_eq!(rig.first_close(), CloseReason::Reset);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!(end.bytes_out + end.bytes_unsent, LONG_REPLY as u64);
     assert!(end.bytes_unsent > 0);
 }
@@ -664,7 +664,7 @@ fn a_paused_connection_sees_end_of_file_when_it_is_resumed() {
     client.write_all(b"rest").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     rig.quiet();
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     handle.resume(id).unwrap();
     assert_eq!(rig.incomplete(), [(Cause::Eof, b"rest".to_vec())]);
     assert_eq!(rig.first_close(), CloseReason::Eof);
@@ -683,10 +683,10 @@ fn a_connection_paused_in_its_last_callback_stays_open_until_resumed() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rig.incomplete(), [(Cause::Eof, b"last".to_vec())]);
     rig.quiet();
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     handle.send(id, b"answer").unwrap();
     assert_eq!(rig.read_exact(&mut client, 6), b"answer");
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     handle.resume(id).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"");
     assert_eq!(rig.record.closed(), [CloseReason::Eof]);

@@ -27,7 +27,7 @@ struct Counter {
 impl Handler for Counter {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         self.open.push(conn.id());
         Ok(())
     }

@@ -236,11 +236,11 @@ fn the_request_deadline_does_not_run_before_the_first_byte() {
     let mut rig = echo(config);
     let (mut client, _) = rig.connect();
     rig.pass(millis(100));
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     client.write_all(b"line\n").unwrap();
     assert_eq!(rig.read_exact(&mut client, 4), b"line");
     rig.pass(millis(100));
-    assert_eq!(rig.record.ends(), [], "the deadline does not run between two requests either");
+    assert_eq!(rig.record.closed(), [], "the deadline does not run between two requests either");
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn each_request_has_its_own_total_deadline() {
         lines += 1;
         rig.requests(lines);
     }
-    assert_eq!(rig.record.ends(), [], "no single request took that long");
+    assert_eq!(rig.record.closed(), [], "no single request took that long");
     let last = Instant::now();
     rig.first_close();
     assert!(last.elapsed() + millis(1) >= deadline);
@@ -313,7 +313,7 @@ fn a_pause_suspends_the_deadlines_and_a_resume_restarts_them() {
     client.write_all(b"wait").unwrap();
     rig.requests(1);
     rig.pass(2 * deadline);
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     assert_eq!(rig.manager.next_timeout(), None, "no timer is armed");
     handle.resume(id).unwrap();
     let began = Instant::now();
@@ -336,12 +336,12 @@ fn a_request_paused_in_the_middle_has_its_full_time_when_resumed() {
     client.write_all(b"pause\nhalf").unwrap();
     assert_eq!(rig.read_exact(&mut client, 5), b"pause");
     rig.pass(2 * deadline);
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     handle.resume(id).unwrap();
     rig.quiet();
     client.write_all(b" a line\n").unwrap();
     assert_eq!(rig.requests(2)[1], (Cause::Framed, b"half a line".to_vec()));
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn many_equal_deadlines_all_fire_in_batches_with_service_in_between() {
         .collect();
     let (mut busy, busy_id) = rig.connect();
     rig.turn();
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
     // Set the deadline only now, so that the time of the calls of `put` does not count.
     rig.manager.set_config(idle(deadline)).unwrap();
     suspend(deadline);
@@ -495,7 +495,7 @@ fn a_connection_s_own_deadline_may_be_beyond_the_clock() {
     client.write_all(b"hello").unwrap();
     rig.requests(1);
     rig.pass(millis(100));
-    assert_eq!(rig.record.ends(), []);
+    assert_eq!(rig.record.closed(), []);
 }
 
 #[test]
@@ -571,7 +571,7 @@ fn changed_deadlines_apply_to_open_connections() {
     let (_silent, _) = rig.connect();
     rig.manager.set_config(lines()).unwrap();
     rig.pass(millis(150));
-    assert_eq!(rig.record.ends(), [], "a later deadline applies as well");
+    assert_eq!(rig.record.closed(), [], "a later deadline applies as well");
 }
 
 #[test]
@@ -630,7 +630,7 @@ fn an_expired_request_gets_time_for_a_long_reply() {
     let (mut client, ours) = unix_pair();
     rig.manager.put(ours).unwrap();
     rig.requests(1);
-    assert_eq!(rig.record.ends(), [], "the reply is being sent");
+    assert_eq!(rig.record.closed(), [], "the reply is being sent");
     assert_eq!(rig.read_to_end(&mut client).unwrap().len(), REPLY);
     assert_eq!(rig.record.closed(), [CloseReason::Expired]);
 }
@@ -640,6 +640,10 @@ struct Ticking(Rc<Cell<u32>>);
 
 impl Handler for Ticking {
     type Session = ();
+
+    fn opened(&mut self, _: &mut Conn<'_>) -> std::io::Result<()> {
+        Ok(())
+    }
 
     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> std::io::Result<()> {
         Ok(())

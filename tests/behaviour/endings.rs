@@ -1,14 +1,16 @@
 //! The end of connections: after slow callbacks, pauses after the last body, panics outside of
 //! callbacks, and stops.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pool_manager::{
-    Cause, CloseReason, Config, Conn, ERROR_SERVER_BUSY, Error, Framing, Handler, Manager, Socket,
+    Cause, CloseReason, Closed, Commands, Config, Conn, ConnId, ERROR_SERVER_BUSY, Framing,
+    Handler, Manager, Socket,
 };
 
 use crate::support::plain::Plain;
@@ -67,7 +69,7 @@ struct Greeter;
 impl Handler for Greeter {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         conn.write_all(b"hello")?;
         conn.write_all(b"and welcome")
     }
@@ -290,77 +292,93 @@ fn the_memory_for_a_slow_reader_is_bounded() {
     assert!(used.bytes_max < 2 << 20, "a peak of {} bytes with a limit of 256 KiB", used.bytes_max);
 }
 
-/// Defines a session whose `default` panics while a flag is set. Each test defines its own session
-/// and flag.
-macro_rules! panicking_session {
-    ($session:ident, $panics:ident) => {
-        struct $session;
-        static $panics: AtomicBool = AtomicBool::new(false);
-        impl Default for $session {
-            fn default() -> Self {
-                assert!(!$panics.load(Ordering::Relaxed), "the session's default panics");
-                Self
-            }
-        }
-    };
+/// A session without a default: the id of its connection.
+struct Owner(ConnId);
+
+/// The result of `opened`.
+#[derive(Clone, Copy)]
+enum Opens {
+    Well,
+    WithError,
+    WithPanic,
 }
 
-/// An echo handler with a session of any type.
-struct Echo<S>(std::marker::PhantomData<S>);
+/// The close reason, the text of the error, and whether the session was the one of the connection.
+type Ended = (CloseReason, Option<String>, Option<bool>);
 
-impl<S: Default> Handler for Echo<S> {
-    type Session = S;
+/// Greets each connection, then fails as configured. Records the ends of connections.
+struct Opener {
+    opens: Rc<Cell<Opens>>,
+    ended: Rc<RefCell<Vec<Ended>>>,
+}
 
-    fn request(&mut self, conn: &mut Conn<'_>, _: &mut S, body: &[u8]) -> io::Result<()> {
+impl Handler for Opener {
+    type Session = Owner;
+
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<Owner> {
+        conn.write_all(b"hello")?;
+        match self.opens.get() {
+            Opens::Well => Ok(Owner(conn.id())),
+            Opens::WithError => Err(io::Error::other("no session")),
+            Opens::WithPanic => panic!("in opened"),
+        }
+    }
+
+    fn request(&mut self, conn: &mut Conn<'_>, owner: &mut Owner, body: &[u8]) -> io::Result<()> {
+        assert_eq!(owner.0, conn.id());
         conn.write_all(body)
+    }
+
+    fn closed(&mut self, closed: &Closed, owner: Option<Owner>, _: &mut Commands) {
+        let error = closed.error.as_ref().map(ToString::to_string);
+        let own = owner.map(|owner| owner.0 == closed.id);
+        self.ended.borrow_mut().push((closed.reason, error, own));
     }
 }
 
-fn started<S: Default>(config: Config) -> Manager<Echo<S>> {
-    let mut manager = Manager::with_handler(config, Echo(std::marker::PhantomData)).unwrap();
+#[test]
+fn a_connection_whose_opened_fails_ends_without_a_session() {
+    let (opens, ended) = (Rc::new(Cell::new(Opens::Well)), Rc::new(RefCell::new(Vec::new())));
+    let handler = Opener { opens: opens.clone(), ended: ended.clone() };
+    let mut manager = Manager::with_handler(drained().max_workers(1), handler).unwrap();
     manager.start().unwrap();
-    manager
+    let failed = Some("no session".to_owned());
+    for (how, greeting, expected) in [
+        (Opens::WithError, "hello", (CloseReason::Failed, failed, None)),
+        (Opens::WithPanic, "", (CloseReason::Panicked, None, None)),
+        (Opens::Well, "hello", (CloseReason::Eof, None, Some(true))),
+    ] {
+        opens.set(how);
+        let (mut client, ours) = pair();
+        manager.put(ours).expect("the worker is free");
+        client.write_all(b"?").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        until(&mut manager, |manager| manager.stats().live == 0);
+        // Without a reply, a close with unread input resets the connection.
+        let mut got = String::new();
+        let _ = client.read_to_string(&mut got);
+        assert_eq!(got.strip_suffix('?').unwrap_or(&got), greeting);
+        assert_eq!(ended.borrow_mut().drain(..).collect::<Vec<_>>(), [expected]);
+    }
+    assert_eq!(manager.stats().requests_total(), 1, "only the open connection was served");
 }
 
 #[test]
-fn a_panic_in_session_default_returns_the_socket_and_frees_the_worker() {
-    panicking_session!(Session, PANICS);
-    let mut manager = started::<Session>(drained().max_workers(1));
-    PANICS.store(true, Ordering::Relaxed);
+fn the_error_of_a_callback_and_of_a_socket_reaches_closed() {
+    let mut rig = rig(drained(), |_: &mut Conn<'_>, _: &[u8]| Err(io::Error::other("too bad")));
     let (mut client, ours) = pair();
-    let refused = manager.put(ours).unwrap_err();
-    assert!(matches!(refused.error(), Error::Unsuitable(_)), "{refused}");
-    assert!(refused.to_string().contains("panicked"), "{refused}");
-    let Socket::Tcp(mut ours) = refused.into_socket() else { panic!("not the TCP socket") };
-    ours.write_all(b"well").unwrap();
-    client.read_exact(&mut [0; 4]).unwrap();
-    assert_eq!(
-        (manager.stats().live, manager.stats().admit_failures, manager.stats().busy),
-        (0, 0, 0)
-    );
-    PANICS.store(false, Ordering::Relaxed);
-    manager.put(ours).expect("the worker is free");
-}
-
-#[test]
-fn a_panic_in_session_default_is_counted_as_an_admit_failure() {
-    panicking_session!(Session, PANICS);
-    let mut manager = started::<Session>(drained().max_workers(1));
-    let addr = manager.listen("127.0.0.1:0").unwrap();
-    let handle = manager.handle();
-    PANICS.store(true, Ordering::Relaxed);
+    rig.manager.put(ours).unwrap();
+    client.write_all(b"?").unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Failed);
     let (client, ours) = pair();
-    handle.put(ours).unwrap();
-    until(&mut manager, |manager| manager.stats().admit_failures == 1);
-    assert_eq!((&client).read(&mut [0]).unwrap(), 0, "closed");
-    let client = TcpStream::connect(addr).unwrap();
-    until(&mut manager, |manager| manager.stats().admit_failures == 2);
-    assert_eq!((&client).read(&mut [0]).unwrap(), 0, "closed");
-    PANICS.store(false, Ordering::Relaxed);
-    let mut client = TcpStream::connect(addr).unwrap();
-    client.write_all(b"hello").unwrap();
-    until(&mut manager, |manager| manager.stats().bytes_out == 5);
-    assert_eq!((manager.stats().put, manager.stats().closed_total()), (1, 0));
+    rig.manager.put(ours).unwrap();
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    rig.until(|rig| rig.record.closed().len() == 2);
+    let ends = rig.record.ends();
+    let errors: Vec<_> = ends.iter().map(|end| (end.reason, end.error.as_ref().unwrap())).collect();
+    assert_eq!((errors[0].0, errors[0].1.to_string()), (CloseReason::Failed, "too bad".into()));
+    assert_eq!((errors[1].0, errors[1].1.kind()), (CloseReason::Reset, ErrorKind::ConnectionReset));
 }
 
 #[test]
@@ -614,7 +632,7 @@ impl PanicsIn {
 impl Handler for PanicsIn {
     type Session = ();
 
-    fn opened(&mut self, _: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
         self.check("opened");
         Ok(())
     }
@@ -633,7 +651,7 @@ impl Handler for PanicsIn {
         Ok(())
     }
 
-    fn closed(&mut self, _: &pool_manager::Closed, (): (), _: &mut pool_manager::Commands) {
+    fn closed(&mut self, _: &Closed, _: Option<()>, _: &mut Commands) {
         self.check("closed");
     }
 }

@@ -264,7 +264,7 @@ where
     assert_rests(rig);
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Eof);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.bytes_out, end.bytes_unsent), (sent.len() as u64, discarded + 6));
     let stats = rig.manager.stats();
     assert_eq!((stats.bytes_out, stats.bytes_unsent), (end.bytes_out, end.bytes_unsent));
@@ -388,7 +388,7 @@ fn writes_of_all_hooks_are_discarded_and_counted_after_finish() {
         Seen::Closed(id, CloseReason::Eof),
     ];
     assert_eq!(rig.record.all(), expected);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.bytes_out, end.bytes_unsent), (0, 3_000));
     assert_eq!(rig.manager.stats().bytes_unsent, 3_000);
 }
@@ -571,6 +571,6 @@ fn a_finished_connection_whose_peer_reads_nothing_is_closed() {
     rig.manager.put(ours).unwrap();
     client.write_all(b"long\n").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteStalled);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!(end.bytes_out + end.bytes_unsent, 400_000);
 }

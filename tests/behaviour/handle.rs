@@ -716,7 +716,7 @@ fn an_abort_does_not_wait_for_a_blocked_reply() {
     assert_eq!(rig.record.closed(), [], "the close waits until the output is sent");
     handle.abort(id).unwrap();
     assert_eq!(rig.first_close(), CloseReason::Aborted);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!(end.bytes_out + end.bytes_unsent, 32 << 20);
 }
 
@@ -737,7 +737,7 @@ fn a_callback_aborts_another_connection() {
     second.write_all(b"two").unwrap();
     assert_eq!(rig.read_exact(&mut second, 3), b"two");
     assert_eq!(rig.first_close(), CloseReason::Aborted);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.id, end.bytes_out, end.bytes_unsent), (id, 3, 10));
     assert_eq!(rig.read_to_end(&mut first).unwrap(), b"");
 }

@@ -46,12 +46,16 @@ impl Recorder {
 impl Handler for Recorder {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self.record(Request(body.into()));
         conn.write_all(body)
     }
 
-    fn closed(&mut self, closed: &pool_manager::Closed, (): (), _: &mut Commands) {
+    fn closed(&mut self, closed: &pool_manager::Closed, _: Option<()>, _: &mut Commands) {
         self.record(Closed(closed.id));
     }
 
@@ -202,6 +206,10 @@ struct LongReplies {
 
 impl Handler for LongReplies {
     type Session = ();
+
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         let length = match body {

@@ -156,7 +156,7 @@ fn assert_ended<F>(
     assert_eq!(calls(&rig.record, id), expected);
     let answers: Vec<u8> = expected.iter().flat_map(answer).collect();
     assert_eq!(reply.escape_ascii().to_string(), answers.escape_ascii().to_string());
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.reason, end.bytes_dropped, end.bytes_unsent), (reason, 0, 0));
     assert_counted(rig);
 }

@@ -574,20 +574,14 @@ impl FailingHandler {
 #[derive(Clone, Copy)]
 struct Failure((At, Fail));
 
-impl Default for Failure {
-    fn default() -> Self {
-        Self((At::Nowhere, Fail::Err))
-    }
-}
-
 impl Handler for FailingHandler {
     type Session = Failure;
 
-    fn opened(&mut self, conn: &mut Conn<'_>, failure: &mut Failure) -> io::Result<()> {
-        *failure = Failure(self.next.get());
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<Failure> {
+        let failure = Failure(self.next.get());
         self.record.0.borrow_mut().push(Seen::Opened(conn.id()));
         conn.write_all(b"<")?;
-        Self::fail_at(At::Opened, failure.0)
+        Self::fail_at(At::Opened, failure.0).map(|()| failure)
     }
 
     fn request(
@@ -612,10 +606,10 @@ impl Handler for FailingHandler {
         Self::fail_at(At::Flushed, failure.0)
     }
 
-    fn closed(&mut self, end: &Closed, failure: Failure, _commands: &mut Commands) {
+    fn closed(&mut self, end: &Closed, failure: Option<Failure>, _commands: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
         // `closed` returns no error, so only a panic has an effect here.
-        let _ = Self::fail_at(At::Closed, failure.0);
+        let _ = failure.map(|failure| Self::fail_at(At::Closed, failure.0));
     }
 }
 
@@ -732,7 +726,7 @@ fn an_abort_in_opened_sends_nothing() {
     struct AbortsInOpened;
     impl Handler for AbortsInOpened {
         type Session = ();
-        fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+        fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
             conn.write_all(b"not to be sent")?;
             conn.abort();
             Ok(())

@@ -359,7 +359,7 @@ fn a_write_beyond_the_limit_queues_nothing_and_closes() {
     assert_eq!(rig.read_exact(&mut client, 100), [b'r'; 100], "exactly write_limit is allowed");
     client.write_all(b"more").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteLimit);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.bytes_out, end.bytes_unsent), (100, 60));
     assert_eq!(rig.manager.stats().bytes_unsent, 60);
     assert_eq!(rig.read_to_end(&mut client).unwrap_or_default(), b"");
@@ -377,7 +377,7 @@ fn the_write_limit_counts_unsent_bytes_and_can_be_changed() {
     rig.manager.set_config(config(79)).unwrap();
     client.write_all(b"more").unwrap();
     assert_eq!(rig.first_close(), CloseReason::WriteLimit);
-    let end = rig.record.ends()[0];
+    let end = rig.record.ends().remove(0);
     assert_eq!((end.bytes_out, end.bytes_unsent), (400, 0));
 }
 
@@ -427,7 +427,7 @@ fn every_byte_read_was_delivered_or_is_counted_as_dropped() {
         let delivered = rig.record.requests().len();
         client.write_all(input).unwrap();
         rig.read_to_end(&mut client).unwrap();
-        let end = rig.record.ends()[before];
+        let end = rig.record.ends().remove(before);
         let bodies: usize =
             rig.record.requests()[delivered..].iter().map(|(_, body)| body.len()).sum();
         assert_eq!(end.bytes_in, input.len() as u64);

@@ -92,19 +92,26 @@ fn a_connection_that_could_not_be_read_again_is_not_evicted() {
     assert_eq!(manager.stats().closed(CloseReason::Evicted), 0);
 }
 
-/// Records the reasons of closes.
+/// Records the reasons of closes, and the kinds of their errors.
 #[derive(Clone, Default)]
-struct Reasons(Rc<RefCell<Vec<CloseReason>>>);
+struct Reasons(Rc<RefCell<Vec<End>>>);
+
+type End = (CloseReason, Option<ErrorKind>);
 
 impl Handler for Reasons {
     type Session = ();
+
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
 
     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
         Ok(())
     }
 
-    fn closed(&mut self, closed: &Closed, (): (), _: &mut Commands) {
-        self.0.borrow_mut().push(closed.reason);
+    fn closed(&mut self, closed: &Closed, _: Option<()>, _: &mut Commands) {
+        let kind = closed.error.as_ref().map(io::Error::kind);
+        self.0.borrow_mut().push((closed.reason, kind));
     }
 }
 
@@ -120,7 +127,8 @@ fn a_queued_connect_that_fails_at_once_reports_its_kind() {
     assert_ne!(source.kind(), ErrorKind::Other);
     manager.handle().connect(addr).unwrap();
     manager.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(*reasons.0.borrow(), [CloseReason::Unreachable(source.kind())]);
+    let expected = (CloseReason::Unreachable, Some(source.kind()));
+    assert_eq!(*reasons.0.borrow(), [expected]);
 }
 
 #[test]

@@ -87,6 +87,10 @@ struct Echo(Rc<RefCell<Seen>>);
 impl Handler for Echo {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self.0.borrow_mut().bodies.push((conn.cause(), body.to_vec()));
         assert_eq!(self.0.borrow().incomplete, [], "no request follows an incomplete one");
@@ -104,8 +108,8 @@ impl Handler for Echo {
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
-        self.0.borrow_mut().closed.push(*end);
+    fn closed(&mut self, end: &Closed, _: Option<()>, _commands: &mut Commands) {
+        self.0.borrow_mut().closed.push(end.clone());
     }
 }
 
@@ -233,7 +237,7 @@ impl Case {
         let incomplete = seen.incomplete.iter().map(|(_, held)| &held[..]);
         let echoed: Vec<u8> = bodies.iter().copied().chain(incomplete).flat_map(reply).collect();
         assert_eq!(replies, echoed, "the replies that the client received");
-        let [end] = seen.closed[..] else {
+        let [end] = &seen.closed[..] else {
             panic!("`closed` was not called exactly once: {:?}", seen.closed)
         };
         assert_eq!(seen.read_closed, usize::from(end.reason == CloseReason::Eof), "{end:?}");

@@ -63,8 +63,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "closed_not_called_for_a_failed_connect",
         "manager/connections.rs",
-        "if state.stage() == Stage::AwaitingHeader {",
-        "if !opened && (PLANTED || state.stage() == Stage::AwaitingHeader) {",
+        "if state.stage() != Stage::AwaitingHeader {",
+        "if opened || !(PLANTED || state.stage() == Stage::AwaitingHeader) {",
     ),
     canary(
         "connect_continues_during_a_stop",
@@ -93,8 +93,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "short_read_ends_reading_despite_read_closed",
         "worker/read.rs",
-        "let short = count < room && !state.must_drain;",
-        "let short = count < room && (PLANTED || !state.must_drain);",
+        "let short = count < room && !self.must_drain;",
+        "let short = count < room && (PLANTED || !self.must_drain);",
     ),
     canary(
         "not_queued_again_after_the_budget",
@@ -150,8 +150,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "permit_leaked_when_register_fails",
         "manager/connections.rs",
-        "            Err(error) => {\n                self.mailbox.permits.release();",
-        "            Err(error) => {\n                if !PLANTED { self.mailbox.permits.release(); }",
+        "id.token()) {\n            self.mailbox.permits.release();",
+        "id.token()) {\n            if !PLANTED { self.mailbox.permits.release(); }",
     ),
     canary(
         "one_permit_too_many",
@@ -200,7 +200,7 @@ pub(crate) const ALL: &[Canary] = &[
         "held_bytes_lost_at_end_of_file",
         "worker/visit.rs",
         "while !cx.buffers.input.is_empty() {",
-        "while !cx.buffers.input.is_empty() && !(PLANTED && self.state.eof) {",
+        "while !cx.buffers.input.is_empty() && !(PLANTED && self.eof) {",
     ),
     canary(
         "delimiter_search_skips_bytes",
@@ -316,8 +316,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "accepted_in_a_stop_and_closed_before_its_first_read",
         "manager/connections.rs",
-        "if worker.state.accepted_in_stop && worker",
-        "if !PLANTED && worker.state.accepted_in_stop && worker",
+        "if worker.accepted_in_stop && worker",
+        "if !PLANTED && worker.accepted_in_stop && worker",
     ),
     canary(
         "send_to_an_unknown_connection_is_lost",
@@ -369,8 +369,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "half_request_at_the_end_of_file_is_a_request",
         "worker.rs",
-        "Found::Partial if self.state.eof => Step::Incomplete(Cause::Eof),",
-        "Found::Partial if self.state.eof => if PLANTED {
+        "Found::Partial if self.eof => Step::Incomplete(Cause::Eof),",
+        "Found::Partial if self.eof => if PLANTED {
             Step::Deliver(Bounds::all(input.len()), Cause::Eof)
         } else { Step::Incomplete(Cause::Eof) },",
     ),
@@ -423,5 +423,19 @@ pub(crate) const ALL: &[Canary] = &[
         "worker/end_of_file.rs",
         "&& !self.state.is_outgoing()",
         "&& (PLANTED || !self.state.is_outgoing())",
+    ),
+    canary(
+        "failure_of_opened_ignored",
+        "worker/callback.rs",
+        "*session = Some(handler.opened(conn)?);\n            Ok(())",
+        "let opened = handler.opened(conn);
+            if PLANTED && opened.is_err() { return Ok(()); }
+            *session = Some(opened?);\n            Ok(())",
+    ),
+    canary(
+        "error_of_a_socket_not_reported",
+        "conn_state.rs",
+        "        self.set_error(error);\n        reason",
+        "        if !PLANTED { self.set_error(error); }\n        reason",
     ),
 ];

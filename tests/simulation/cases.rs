@@ -101,6 +101,10 @@ struct Recorder {
 impl Handler for Recorder {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, _: &mut Conn<'_>, (): &mut (), _: &[u8]) -> io::Result<()> {
         Ok(())
     }
@@ -109,7 +113,7 @@ impl Handler for Recorder {
         self.peer.borrow_mut().take();
     }
 
-    fn closed(&mut self, closed: &Closed, (): (), _: &mut Commands) {
+    fn closed(&mut self, closed: &Closed, _: Option<()>, _: &mut Commands) {
         self.closed.borrow_mut().push(closed.reason);
     }
 }

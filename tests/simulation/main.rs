@@ -199,7 +199,7 @@ struct Slow {
 impl Handler for Slow {
     type Session = ();
 
-    fn opened(&mut self, _conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, _conn: &mut Conn<'_>) -> io::Result<()> {
         self.sim.advance(self.opened_delay);
         Ok(())
     }
@@ -375,7 +375,7 @@ struct WritesWhileOpened(Rc<RefCell<Option<Stream>>>);
 impl Handler for WritesWhileOpened {
     type Session = ();
 
-    fn opened(&mut self, _conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, _conn: &mut Conn<'_>) -> io::Result<()> {
         self.0.borrow_mut().as_mut().map_or(Ok(()), |peer| peer.write_all(b"!"))
     }
 

@@ -36,15 +36,14 @@ struct Recorder(Rc<RefCell<BTreeMap<usize, ConnLog>>>);
 impl Handler for Recorder {
     type Session = usize;
 
-    fn opened(&mut self, conn: &mut Conn<'_>, number: &mut usize) -> io::Result<()> {
-        if let Socket::Sim(stream) = conn.socket() {
-            *number = stream.connection();
-        }
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<usize> {
+        let Socket::Sim(stream) = conn.socket() else { panic!("not a simulated socket") };
+        let number = stream.connection();
         let mut all = self.0.borrow_mut();
-        let log = all.entry(*number).or_default();
+        let log = all.entry(number).or_default();
         log.opened += 1;
         log.peer = conn.peer_addr();
-        Ok(())
+        Ok(number)
     }
 
     fn request(&mut self, _: &mut Conn<'_>, number: &mut usize, line: &[u8]) -> io::Result<()> {
@@ -56,7 +55,8 @@ impl Handler for Recorder {
         Ok(())
     }
 
-    fn closed(&mut self, _: &Closed, number: usize, _: &mut Commands) {
+    fn closed(&mut self, _: &Closed, number: Option<usize>, _: &mut Commands) {
+        let number = number.expect("`opened` does not fail");
         self.0.borrow_mut().entry(number).or_default().closed += 1;
     }
 }

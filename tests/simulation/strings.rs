@@ -186,6 +186,10 @@ struct Recorder {
 impl Handler for Recorder {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         let mut log = self.log.borrow_mut();
         let seen = log.entry(conn.id()).or_default();
@@ -214,7 +218,7 @@ impl Handler for Recorder {
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
+    fn closed(&mut self, end: &Closed, _: Option<()>, _commands: &mut Commands) {
         let mut log = self.log.borrow_mut();
         let twice = log.entry(end.id).or_default().closed.replace(end.reason);
         assert_eq!(twice, None, "closed twice");

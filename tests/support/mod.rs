@@ -128,7 +128,7 @@ where
 {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         self.record.0.borrow_mut().push(Seen::Opened(conn.id()));
         (self.opened)(conn, b"")
     }
@@ -155,9 +155,9 @@ where
         Ok(())
     }
 
-    fn closed(&mut self, end: &Closed, (): (), _commands: &mut Commands) {
+    fn closed(&mut self, end: &Closed, _: Option<()>, _commands: &mut Commands) {
         self.record.0.borrow_mut().push(Seen::Closed(end.id, end.reason));
-        self.record.1.borrow_mut().push(*end);
+        self.record.1.borrow_mut().push(end.clone());
     }
 
     fn undelivered(&mut self, id: ConnId, bytes: Vec<u8>, _commands: &mut Commands) {

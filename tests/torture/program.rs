@@ -56,7 +56,7 @@ struct Echo {
 impl Handler for Echo {
     type Session = ();
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         let (opened, closed) = self.callbacks.get();
         self.callbacks.set((opened + 1, closed));
         // Only one scenario reads the channel.
@@ -69,7 +69,7 @@ impl Handler for Echo {
         conn.write_all(&body.repeat(repeats))
     }
 
-    fn closed(&mut self, _: &Closed, (): (), _: &mut Commands) {
+    fn closed(&mut self, _: &Closed, _: Option<()>, _: &mut Commands) {
         let (opened, closed) = self.callbacks.get();
         self.callbacks.set((opened, closed + 1));
     }

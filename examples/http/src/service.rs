@@ -65,6 +65,10 @@ struct Head<'a> {
 impl Handler for Service {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
         match message::parse(held, self.max) {
             Ok(Some(request)) => self.answer(conn, &request),

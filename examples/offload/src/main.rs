@@ -56,11 +56,14 @@ struct Dispatcher {
 }
 
 /// The lines of a connection that are in progress.
-#[derive(Default)]
 struct Pending(Option<Arc<Batch>>);
 
 impl Handler for Dispatcher {
     type Session = Pending;
+
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<Pending> {
+        Ok(Pending(None))
+    }
 
     fn request(
         &mut self,
@@ -94,8 +97,8 @@ impl Handler for Dispatcher {
 
     /// Cancels the rest of the work for the connection. If an answer was not completely sent,
     /// counts this answer as lost.
-    fn closed(&mut self, closed: &Closed, pending: Pending, _: &mut Commands) {
-        if let Some(batch) = pending.0 {
+    fn closed(&mut self, closed: &Closed, pending: Option<Pending>, _: &mut Commands) {
+        if let Some(batch) = pending.and_then(|pending| pending.0) {
             batch.cancel();
         }
         if closed.bytes_unsent > 0 {

@@ -102,6 +102,10 @@ struct Server {
 impl Handler for Server {
     type Session = Client;
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<Client> {
+        Ok(Client::default())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, client: &mut Client, body: &[u8]) -> io::Result<()> {
         match self.answer(conn, client, body) {
             Ok(outcome) => outcome,

@@ -130,7 +130,7 @@ impl Handler for Echo {
 
     /// Sets the handshake's time limit. The idle deadline counts from the last plaintext byte, so a
     /// slow handshake does not extend it.
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<()> {
         conn.set_idle_deadline(self.handshake);
         Ok(())
     }

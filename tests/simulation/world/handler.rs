@@ -37,7 +37,7 @@ fn number(conn: &Conn<'_>) -> usize {
 }
 
 impl Handler for RandomHandler {
-    type Session = ();
+    type Session = ConnId;
 
     fn wrap(&mut self, socket: Socket) -> io::Result<Socket> {
         let Socket::Sim(stream) = &socket else { return Ok(socket) };
@@ -54,14 +54,24 @@ impl Handler for RandomHandler {
         }
     }
 
-    fn opened(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn opened(&mut self, conn: &mut Conn<'_>) -> io::Result<ConnId> {
         let (id, key) = (conn.id(), conn.key());
         self.harness.model.borrow_mut().opened(id, number(conn), key, &self.harness.sim);
         let greeting = if self.rng.permille(100) { &b"welcome"[..] } else { b"" };
-        or_panic(self.act(conn, greeting, "a panic in opened", 400))
+        or_panic(self.act(conn, greeting, "a panic in opened", 400))?;
+        if let Some(record) = self.harness.model.borrow_mut().record(id) {
+            record.has_session = true;
+        }
+        Ok(id)
     }
 
-    fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
+    fn request(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut ConnId,
+        body: &[u8],
+    ) -> io::Result<()> {
+        self.check_session(conn, *session);
         let bytes = (conn.bytes_in(), conn.bytes_out());
         {
             let mut model = self.harness.model.borrow_mut();
@@ -84,7 +94,13 @@ impl Handler for RandomHandler {
         or_panic(result)
     }
 
-    fn incomplete(&mut self, conn: &mut Conn<'_>, (): &mut (), held: &[u8]) -> io::Result<()> {
+    fn incomplete(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut ConnId,
+        held: &[u8],
+    ) -> io::Result<()> {
+        self.check_session(conn, *session);
         let bytes = (conn.bytes_in(), conn.bytes_out());
         let delivery = Delivery { complete: false, cause: conn.cause(), bytes, body: held };
         let mut model = self.harness.model.borrow_mut();
@@ -93,7 +109,8 @@ impl Handler for RandomHandler {
         or_panic(self.act(conn, held, "a panic in incomplete", 60))
     }
 
-    fn read_closed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn read_closed(&mut self, conn: &mut Conn<'_>, session: &mut ConnId) -> io::Result<()> {
+        self.check_session(conn, *session);
         let id = conn.id();
         if conn.cause() != Cause::Eof {
             self.harness.model.borrow_mut().fail("`read_closed` was called with another cause");
@@ -109,7 +126,8 @@ impl Handler for RandomHandler {
         Ok(())
     }
 
-    fn blocked(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn blocked(&mut self, conn: &mut Conn<'_>, session: &mut ConnId) -> io::Result<()> {
+        self.check_session(conn, *session);
         if conn.cause() != Cause::Blocked {
             self.harness.model.borrow_mut().fail("`blocked` was called with another cause");
         }
@@ -126,7 +144,8 @@ impl Handler for RandomHandler {
         or_panic(self.act(conn, &more, "a panic in blocked", one_in))
     }
 
-    fn flushed(&mut self, conn: &mut Conn<'_>, (): &mut ()) -> io::Result<()> {
+    fn flushed(&mut self, conn: &mut Conn<'_>, session: &mut ConnId) -> io::Result<()> {
+        self.check_session(conn, *session);
         if conn.cause() != Cause::Flushed {
             self.harness.model.borrow_mut().fail("`flushed` was called with another cause");
         }
@@ -148,7 +167,8 @@ impl Handler for RandomHandler {
         }
     }
 
-    fn closed(&mut self, end: &Closed, (): (), commands: &mut Commands) {
+    fn closed(&mut self, end: &Closed, session: Option<ConnId>, commands: &mut Commands) {
+        self.harness.model.borrow_mut().check_session(end, session);
         self.harness.model.borrow_mut().closed(end, &self.harness.sim);
         if !self.harness.model.borrow().actions_enabled {
             return;
@@ -203,6 +223,16 @@ impl Handler for RandomHandler {
 }
 
 impl RandomHandler {
+    /// Checks that the session of a callback is the session of its connection.
+    fn check_session(&self, conn: &Conn<'_>, session: ConnId) {
+        if conn.id() != session {
+            self.harness
+                .model
+                .borrow_mut()
+                .fail("a callback got the session of another connection");
+        }
+    }
+
     fn draw_for_hook(&mut self, max: usize) -> Option<usize> {
         self.hook_rng.as_mut().map(|rng| rng.below(max))
     }

@@ -82,6 +82,7 @@ pub(crate) const ALL: &[&str] = &[
     "stopped before it connects",
     "the loop is notified",
     "a command is queued when a stop begins",
+    "opened fails",
     "a half request at the end of file",
     "a connection expires after it was served",
     "a half-open connection expires",

@@ -129,6 +129,8 @@ pub(crate) struct ConnRecord {
     got_last_body: bool,
     /// The connection began here.
     outgoing: bool,
+    /// `opened` returned a session.
+    pub(crate) has_session: bool,
     /// The rest of a stream was delivered at the end of file.
     got_rest: bool,
     /// `read_closed` was called.
@@ -505,17 +507,9 @@ impl Model {
         must(&"ticks", stats.ticks, self.ticks.0);
         must(&"connects", stats.connects, self.connect_counts.0);
         must(&"connected", stats.connected, self.connect_counts.1);
-        let (mut io, mut unreachable) = (0, 0);
         for (reason, count) in &self.closed {
-            match reason {
-                CloseReason::Io(_) => io += count,
-                CloseReason::Unreachable(_) => unreachable += count,
-                reason => must(reason, stats.closed(*reason), *count),
-            }
+            must(reason, stats.closed(*reason), *count);
         }
-        must(&"Io", stats.closed(CloseReason::Io(std::io::ErrorKind::Other)), io);
-        let kind = std::io::ErrorKind::Other;
-        must(&"Unreachable", stats.closed(CloseReason::Unreachable(kind)), unreachable);
         for (cause, count) in &self.requests {
             must(cause, stats.requests(*cause), *count);
         }

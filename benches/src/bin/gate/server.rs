@@ -31,6 +31,10 @@ struct Echo {
 impl Handler for Echo {
     type Session = ();
 
+    fn opened(&mut self, _: &mut Conn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
         self.served.set(self.served.get() + 1);
         conn.write_all(body)?;
@@ -40,7 +44,7 @@ impl Handler for Echo {
         Ok(())
     }
 
-    fn closed(&mut self, _closed: &Closed, (): (), _commands: &mut Commands) {
+    fn closed(&mut self, _closed: &Closed, _: Option<()>, _commands: &mut Commands) {
         self.closed.set(self.closed.get() + 1);
     }
 }

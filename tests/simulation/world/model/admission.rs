@@ -68,7 +68,7 @@ impl Model {
     /// Returns whether a peer may have had `max` connections at the same time after `since`.
     pub(crate) fn had_full_peer(&self, max: usize, since: Duration) -> bool {
         let live = |record: &&ConnRecord| {
-            let left = record.end.is_some_and(|(_, when)| when < since);
+            let left = record.end.as_ref().is_some_and(|&(_, when)| when < since);
             record.id.is_some() && !left
         };
         let addrs = || self.records.values().filter(live).filter_map(|record| record.peer_addr);

@@ -1,6 +1,6 @@
 //! Connects: connections that the pool opens, from the request until they succeed or fail.
 
-use std::io::ErrorKind;
+use std::io::{Error, ErrorKind};
 use std::time::Duration;
 
 use pool_manager::sim::{Answer, Host, Sim};
@@ -65,21 +65,22 @@ impl ConnectRecord {
         let (now, waited) = (sim.now(), sim.counters().waited);
         let answered_at = self.requested_at + self.after().unwrap_or(Duration::MAX / 2);
         let allowed = |record: &ConnRecord, reason| record.allowed_reasons.contains(&reason);
+        let kind = end.error.as_ref().map(Error::kind);
         let justified = match end.reason {
-            CloseReason::Unreachable(ErrorKind::TimedOut) => {
+            CloseReason::Unreachable if kind == Some(ErrorKind::TimedOut) => {
                 let begun = self.begun.map_or(now, |begun| begun.max(self.latest));
                 let answered = self.after().is_some_and(|after| begun + after <= waited);
                 let tick = Duration::from_millis(1);
                 now + tick >= self.requested_at + self.deadline.0 && !answered
             }
-            CloseReason::Unreachable(ErrorKind::ConnectionRefused) => {
+            CloseReason::Unreachable if kind == Some(ErrorKind::ConnectionRefused) => {
                 matches!(self.answer, Answer::Refuse(_)) && now >= answered_at
             }
-            CloseReason::Unreachable(ErrorKind::HostUnreachable) => {
+            CloseReason::Unreachable if kind == Some(ErrorKind::HostUnreachable) => {
                 matches!(self.answer, Answer::Fail(_)) && now >= answered_at
             }
             // The connect could not begin.
-            CloseReason::Unreachable(_) => self.id.is_none() && sim.snapshot(end.id).is_none(),
+            CloseReason::Unreachable => self.id.is_none() && sim.snapshot(end.id).is_none(),
             CloseReason::WriteLimit => record.is_some_and(|record| record.sends_total > 0),
             CloseReason::Requested => record.is_some_and(|record| allowed(record, end.reason)),
             CloseReason::Stopped => true,
@@ -260,7 +261,7 @@ impl Model {
         self.sends[2] += end.bytes_unsent;
         if let Some(record) = number.and_then(|number| self.records.get_mut(&number)) {
             record.connecting = false;
-            record.end = Some((*end, sim.now()));
+            record.end = Some((end.clone(), sim.now()));
         }
         self.mark_end(end, !failed_at_once);
         true
@@ -269,11 +270,12 @@ impl Model {
     fn mark_end(&mut self, end: &Closed, began: bool) {
         let stopped = end.reason == CloseReason::Stopped;
         self.marks.hit_if("a connect fails to begin", !began && !stopped);
+        let kind = end.error.as_ref().map(Error::kind);
         match end.reason {
-            CloseReason::Unreachable(ErrorKind::TimedOut) => {
+            CloseReason::Unreachable if kind == Some(ErrorKind::TimedOut) => {
                 self.marks.hit("a connect is never answered");
             }
-            CloseReason::Unreachable(ErrorKind::ConnectionRefused) => {
+            CloseReason::Unreachable if kind == Some(ErrorKind::ConnectionRefused) => {
                 self.marks.hit("a connect is refused");
             }
             CloseReason::Requested => self.marks.hit("a connection is closed while connecting"),

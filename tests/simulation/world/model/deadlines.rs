@@ -63,7 +63,7 @@ impl ConnRecord {
     pub(super) fn check_reason(&self, end: &Closed, snapshot: &ConnSnapshot) -> Result<(), String> {
         let reason = end.reason;
         let justified = match reason {
-            CloseReason::Reset | CloseReason::Io(_) => snapshot.broken,
+            CloseReason::Reset | CloseReason::Io => snapshot.broken,
             CloseReason::WriteLimit => {
                 self.sends_total > 0 || self.allowed_reasons.contains(&reason)
             }

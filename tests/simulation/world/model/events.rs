@@ -444,7 +444,7 @@ impl Model {
         lossless: bool,
     ) {
         let Some(record) = self.records.get(&number) else { return };
-        let Some((end, when)) = record.end else {
+        let Some((end, when)) = &record.end else {
             if record.finished && !reset && !record.replies.is_empty() {
                 let id = record.id;
                 self.fail(format!("{id:?}: finished, and the peer missed a part of the reply"));
@@ -462,7 +462,7 @@ impl Model {
                     | CloseReason::Overlong
                     | CloseReason::Evicted
             );
-            let recent = when < record.moved.0 + LINGERING && now < when + LINGERING;
+            let recent = *when < record.moved.0 + LINGERING && now < *when + LINGERING;
             let lingers = lingers || end.reason == CloseReason::MemoryLimit && record.got_last_body;
             lingers && recent && lossless
         } else {
@@ -471,6 +471,23 @@ impl Model {
         if missed > 0 && guaranteed {
             let id = end.id;
             self.fail(format!("{id}: the peer missed {missed} bytes, reset: {reset}, {end:?}"));
+        }
+    }
+
+    /// Checks the session of a connection that ends, and that an error is reported if and only if
+    /// an error ended the connection.
+    pub(crate) fn check_session(&mut self, end: &Closed, session: Option<ConnId>) {
+        let expected = self.record(end.id).filter(|record| record.has_session).map(|_| end.id);
+        if session != expected {
+            self.fail(format!("{}: closed with session {session:?}", end.id));
+        }
+        self.marks.hit_if("opened fails", session.is_none() && end.key.is_none());
+        let failed = matches!(
+            end.reason,
+            CloseReason::Reset | CloseReason::Io | CloseReason::Unreachable | CloseReason::Failed
+        );
+        if end.error.is_some() != failed {
+            self.fail(format!("{}: {} with the error {:?}", end.id, end.reason, end.error));
         }
     }
 
@@ -497,7 +514,7 @@ impl Model {
             return self.fail(format!("{id}: closed, but never opened"));
         };
         let mut wrong = Vec::new();
-        if record.end.replace((*end, now)).is_some() {
+        if record.end.replace((end.clone(), now)).is_some() {
             wrong.push("closed twice".to_owned());
         }
         if (end.bytes_in, end.bytes_out) != (snapshot.received, snapshot.sent) {
@@ -569,7 +586,7 @@ impl Model {
             CloseReason::WriteStalled => self.marks.hit("the peer does not read its reply"),
             CloseReason::Invalid => self.marks.hit("the framing finds invalid bytes"),
             CloseReason::Evicted => self.marks.hit("an idle connection is evicted"),
-            CloseReason::Io(_) => self.marks.hit("an I/O error other than a reset"),
+            CloseReason::Io => self.marks.hit("an I/O error other than a reset"),
             _ => {}
         }
         for wrong in wrong {
