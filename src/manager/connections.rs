@@ -303,6 +303,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
             bytes_dropped: dropped,
             bytes_unsent: output.len() as u64 + state.discarded(),
         };
+        debug_assert_eq!(closed.error.is_some(), reason.is_failure(), "{id}: {reason}");
         self.peer_counts.remove(id.index());
         self.cx.stats.count_closed(reason);
         self.cx.stats.bytes_dropped += closed.bytes_dropped;

@@ -82,7 +82,7 @@ impl<H: Handler> Worker<H> {
             }
             // A transport may need another event before it can make its closing message.
             Err(error) if error.kind() == ErrorKind::WouldBlock => verdict,
-            Err(error) if self.socket.is_boxed() => Verdict::Close(CloseReason::of(&error)),
+            Err(error) if self.socket.is_boxed() => Verdict::Close(self.state.fail(error)),
             // The connection was reset. The next read reports it.
             Err(_) => {
                 self.state.flags.insert(Flags::WRITE_CLOSED);
@@ -103,7 +103,7 @@ impl<H: Handler> Worker<H> {
         }
         match uninterrupted(|| cx.backend.flush(&mut self.socket)) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => {
-                Verdict::Close(CloseReason::of(&error))
+                Verdict::Close(self.state.fail(error))
             }
             _ => verdict,
         }
