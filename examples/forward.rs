@@ -151,6 +151,8 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         .framing(Framing::Drained)
         .buffer_size(BUFFER)
         .request_deadline(Duration::ZERO)
+        // A side is paused while the other side is blocked. The deadline of the other side applies.
+        .paused_deadline(None)
         .clients_deadline(Duration::from_secs(60));
     let mut parser = lexopt::Parser::from_env();
     while let Some(option) = parser.next()? {

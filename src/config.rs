@@ -27,6 +27,7 @@ const MAX_REQUEST_MAX: usize = 1 << 30;
 const WRITE_LIMIT: usize = 1 << 20;
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(3);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+const PAUSED_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const REAP_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -101,6 +102,18 @@ pub struct Config {
     /// sent completely within this time. Traffic does not extend the deadline. Default: 30 s. Zero
     /// means no total deadline.
     pub request_deadline: Duration,
+    /// Maximum duration of a pause ([`Conn::pause`](crate::Conn::pause)). It counts from the
+    /// pause, or from the last byte that was sent since. When it has passed,
+    /// [`incomplete`](crate::Handler::incomplete) is called with
+    /// [`Cause::Unanswered`](crate::Cause::Unanswered) and without bytes, and the connection
+    /// closes. Bytes that are held are dropped. Default: 30 s. `None` means no limit.
+    ///
+    /// If the peer of a paused connection has gone entirely, which the kernel reports as a hang-up
+    /// or an error, the connection is read once. If nothing is held then, the connection closes at
+    /// once. If bytes are held, they wait until the connection is resumed. A peer that has only
+    /// closed its sending side is not gone. On TCP, a peer that has closed its socket looks the
+    /// same until a reply is sent to it, so this deadline ends most of these pauses.
+    pub paused_deadline: Option<Duration>,
     /// Maximum time until an outgoing connection is established. The
     /// [options](crate::ConnectOptions) of a connection can set another time. A change of this
     /// field applies only to connections that are started afterwards. Default: 3 s. Zero means the
@@ -183,6 +196,7 @@ impl Default for Config {
             max_workers: 0,
             clients_deadline: CLIENTS_DEADLINE,
             request_deadline: REQUEST_DEADLINE,
+            paused_deadline: Some(PAUSED_DEADLINE),
             connect_deadline: CONNECT_DEADLINE,
             framing: Framing::default(),
             write_limit: WRITE_LIMIT,

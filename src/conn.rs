@@ -37,6 +37,7 @@ pub struct Conn<'a> {
     pub(crate) output: &'a mut Output,
     pub(crate) commands: &'a mut Commands,
     pub(crate) write_limit: usize,
+    /// The time of this turn, rounded up.
     pub(crate) now: Tick,
     pub(crate) cause: Cause,
 }
@@ -100,14 +101,14 @@ impl Conn<'_> {
     /// Returns the time of this turn, as [`Commands::now`] does.
     #[must_use]
     pub fn now(&self) -> Duration {
-        Tick(0).until(self.now)
+        self.commands.now()
     }
 
     /// Returns the time since the connection was put, accepted or started, in whole milliseconds,
     /// as of the beginning of this turn.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.state.opened.until(self.now)
+        self.now().saturating_sub(Tick(0).until(self.state.opened))
     }
 
     /// Closes the connection after this callback, once its output is sent. Held input is not
@@ -138,14 +139,18 @@ impl Conn<'_> {
 
     /// Pauses this connection after this callback, until a [`Handle`](crate::Handle) or
     /// [`Commands`] resumes it. While the connection is paused, nothing is read from it, and none
-    /// of its requests are delivered. Output is still sent. The deadlines are suspended, except
-    /// while output is unsent.
+    /// of its requests are delivered. Output is still sent. The idle deadline and the total
+    /// deadline are suspended, except while output is unsent.
+    ///
+    /// The connection closes if it is still paused when
+    /// [`paused_deadline`](crate::Config::paused_deadline) passes. It also closes if the peer has
+    /// gone: see [`Config::paused_deadline`](crate::Config::paused_deadline).
     ///
     /// If a callback with the cause [`Cause::Eof`], [`Cause::Expired`], [`Cause::Overlong`] or
     /// [`Cause::MemoryLimit`] pauses the connection, the connection is not closed until it is
     /// resumed. The reply can therefore be sent later.
     pub fn pause(&mut self) {
-        self.state.flags.insert(Flags::PAUSED);
+        self.state.pause(self.now);
     }
 
     /// Sets the idle deadline of this connection. The deadline replaces

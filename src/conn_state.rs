@@ -28,6 +28,8 @@ pub(crate) struct Deadlines {
     idle: u64,
     /// The total deadline. `u64::MAX` if it is off.
     total: u64,
+    /// The deadline of a paused connection. `u64::MAX` if it is off.
+    paused: u64,
     /// The limit on the rate of requests of each connection.
     pub(crate) rate: Gcra,
 }
@@ -37,8 +39,9 @@ impl From<&Config> for Deadlines {
         let millis = |deadline| Tick(0).after(deadline).0;
         let total = config.request_deadline;
         let total = if total.is_zero() { u64::MAX } else { millis(total) };
+        let paused = config.paused_deadline.map_or(u64::MAX, millis);
         let rate = Gcra::from(config.rate_limit);
-        Self { idle: millis(config.clients_deadline), total, rate }
+        Self { idle: millis(config.clients_deadline), total, paused, rate }
     }
 }
 
@@ -111,13 +114,17 @@ impl ConnState {
         self.flags.intersects(Flags::PAUSED | Flags::THROTTLED)
     }
 
-    /// Returns the idle or the total deadline, whichever is sooner. Returns `NEVER` if the
-    /// connection is suspended and not blocked, because its deadlines do not run then.
+    /// Returns the idle or the total deadline, whichever is sooner. These two deadlines do not run
+    /// while the connection is suspended and not blocked. A paused connection has another deadline
+    /// then. A connection that is only throttled has none, so this is `NEVER`.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Tick {
-        if self.is_suspended() && !self.flags.intersects(Flags::BLOCKED) {
-            return Tick::NEVER;
+        if !self.is_suspended() || self.flags.intersects(Flags::BLOCKED) {
+            self.running_deadline(deadlines)
+        } else if self.flags.intersects(Flags::PAUSED) {
+            Tick(self.last_activity.0.saturating_add(deadlines.paused))
+        } else {
+            Tick::NEVER
         }
-        self.running_deadline(deadlines)
     }
 
     fn running_deadline(&self, deadlines: Deadlines) -> Tick {
@@ -303,6 +310,14 @@ impl ConnState {
         }
     }
 
+    /// Begins a pause. If the connection is not blocked, the deadline of the pause counts from
+    /// `now`. If it is blocked, this deadline counts from the last byte that is sent.
+    pub(crate) fn pause(&mut self, now: Tick) {
+        if self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
+            self.last_activity = now;
+        }
+    }
+
     /// Ends a pause. If the deadlines were suspended, both of them count from `now`.
     pub(crate) fn resume(&mut self, now: Tick) {
         self.flags.insert(Flags::TIMER_STALE);
@@ -352,13 +367,29 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_of_a_paused_connection_runs_only_while_output_waits() {
+    fn a_paused_connection_has_its_own_deadline_unless_output_waits() {
         let config = Config::new();
+        let unlimited = Deadlines::from(&config.clone().paused_deadline(None));
         let mut state = state();
-        state.flags.insert(Flags::PAUSED);
-        assert_eq!(state.deadline(Deadlines::from(&config)), Tick::NEVER);
+        state.pause(Tick(1_000));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(31_000));
+        assert_eq!(state.deadline(unlimited), Tick::NEVER);
+        state.pause(Tick(2_000));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(31_000), "it was paused before");
         state.flags.insert(Flags::BLOCKED);
-        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(3_100));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(4_000));
+        assert_eq!(state.deadline(unlimited), Tick(4_000));
+    }
+
+    #[test]
+    fn the_deadline_of_a_pause_counts_from_the_last_byte_sent() {
+        let (config, mut state) = (Config::new(), state());
+        state.flags.insert(Flags::BLOCKED);
+        state.pause(Tick(1_000));
+        assert_eq!(state.last_activity, Tick(100), "the output does not get more time");
+        state.last_activity = Tick(2_000);
+        state.flags.remove(Flags::BLOCKED);
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(32_000));
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Handle {
     }
 
     /// Pauses a connection: nothing is read from it, and none of its requests are delivered. Output
-    /// is still sent. The deadlines of the connection are suspended, except while output is unsent.
+    /// is still sent. The pause ends as described at [`Conn::pause`](crate::Conn::pause).
     ///
     /// # Errors
     /// As [`Handle::send`].

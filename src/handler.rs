@@ -111,14 +111,15 @@ pub trait Handler {
     /// | [`Cause::Expired`] | may be empty | the connection closes |
     /// | [`Cause::Overlong`] | not empty | the connection closes |
     /// | [`Cause::MemoryLimit`] | not empty | the connection closes |
+    /// | [`Cause::Unanswered`] | empty | the connection closes |
     ///
     /// With [`Cause::MemoryLimit`], `held` may begin with complete requests that had to wait for
     /// the next turn or for the rate limit.
     ///
     /// Under [`Framing::Filled`](crate::Framing::Filled) and
     /// [`Framing::Drained`](crate::Framing::Drained), held bytes are passed to `request` instead.
-    /// Under these framings this hook is only called with [`Cause::Expired`] and without bytes:
-    /// when a connection that was served before has fallen silent, when an
+    /// Under these framings this hook is only called with [`Cause::Unanswered`], and with
+    /// [`Cause::Expired`] and without bytes: when a connection that was served before has fallen silent, when an
     /// [outgoing](crate::Manager::connect) connection has never received a byte, and after
     /// `read_closed`.
     ///

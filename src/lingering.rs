@@ -256,7 +256,14 @@ mod tests {
     }
 
     fn readable() -> Event {
-        Event { token: 0, readable: true, writable: false, closed: false, priority: false }
+        Event {
+            token: 0,
+            readable: true,
+            writable: false,
+            closed: false,
+            hung_up: false,
+            priority: false,
+        }
     }
 
     #[test]

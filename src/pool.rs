@@ -271,7 +271,7 @@ mod tests {
     }
 
     fn event(readable: bool, writable: bool) -> Event {
-        Event { token: 0, readable, writable, closed: false, priority: false }
+        Event { token: 0, readable, writable, closed: false, hung_up: false, priority: false }
     }
 
     /// Adds up what the pool stores per connection: its slot, its generation, its entry on the
@@ -377,6 +377,8 @@ mod tests {
         pool.mark_ready(id, event(true, true));
         assert_eq!(pool.ready.len(), 0);
         assert!(pool.get_mut(id).unwrap().readable);
+        pool.mark_ready(id, Event { hung_up: true, ..event(true, true) });
+        assert_eq!(pool.ready, [id], "its peer has gone");
     }
 
     #[test]
@@ -407,9 +409,10 @@ mod tests {
     fn a_suspended_deadline_arms_no_timer() {
         let mut pool = Pool::new();
         let id = insert(&mut pool);
+        let unlimited = Deadlines::from(&Config::new().paused_deadline(None));
         pool.get_mut(id).unwrap().state.flags.insert(Flags::PAUSED);
-        while pool.pop_due(now(5_000), &deadlines()).is_some() {}
-        pool.arm_timer(id, deadlines());
+        while pool.pop_due(now(5_000), &unlimited).is_some() {}
+        pool.arm_timer(id, unlimited);
         assert_eq!(pool.next_due(), Tick::NEVER);
     }
 

@@ -305,8 +305,11 @@ impl Network {
         if self.ends[end].reset || self.ends[end].broken {
             return Err(ErrorKind::NotConnected.into());
         }
-        self.ends[end].shut = true;
-        let peer = self.ends[end].peer;
+        let me = &mut self.ends[end];
+        me.shut = true;
+        me.edge.hung_up |= me.fin;
+        me.edge.closed |= me.fin;
+        let peer = me.peer;
         self.finish(peer);
         Ok(())
     }
@@ -316,6 +319,7 @@ impl Network {
         if !end.reset && !std::mem::replace(&mut end.fin, true) {
             end.edge.readable = true;
             end.edge.closed = true;
+            end.edge.hung_up |= end.shut;
         }
     }
 

@@ -13,7 +13,7 @@ use crate::conn_state::{Cause, CloseReason};
 
 /// The number of causes of [`Handler::request`](crate::Handler::request) and
 /// [`Handler::incomplete`](crate::Handler::incomplete).
-const CAUSES: usize = Cause::Overlong as usize + 1;
+const CAUSES: usize = Cause::Unanswered as usize + 1;
 
 /// A snapshot of a manager's counters. The counters start at zero when the manager is created. A
 /// stop or a restart does not reset the counters.

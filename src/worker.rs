@@ -71,6 +71,7 @@ enum Awaits {
     Readable,
     Writable,
     Either,
+    /// Only a hang-up.
     Nothing,
 }
 
@@ -91,6 +92,8 @@ pub(crate) struct Worker<H: Handler> {
     pub(crate) must_drain: bool,
     /// The peer will send no more.
     pub(crate) eof: bool,
+    /// The kernel reported that the peer can neither send nor receive any more.
+    pub(crate) hung_up: bool,
     /// The connection was read once more because the manager is stopping.
     pub(crate) final_read: bool,
     /// The connection was accepted while the manager was stopping.
@@ -112,6 +115,7 @@ impl<H: Handler> Worker<H> {
             readable: false,
             must_drain: false,
             eof: false,
+            hung_up: false,
             final_read: false,
             accepted_in_stop: false,
             session: None,
@@ -143,7 +147,10 @@ impl<H: Handler> Worker<H> {
     pub(crate) fn note_event(&mut self, event: Event) -> bool {
         let readable = event.invites_read();
         self.readable |= readable;
-        self.must_drain |= event.closed | event.priority;
+        if event.closed | event.priority {
+            self.must_drain = true;
+            self.hung_up |= event.hung_up;
+        }
         if self.state.flags.is_empty() {
             return readable;
         }
@@ -152,7 +159,7 @@ impl<H: Handler> Worker<H> {
             Awaits::Readable => readable,
             Awaits::Writable => writable,
             Awaits::Either => true,
-            Awaits::Nothing => false,
+            Awaits::Nothing => event.hung_up,
         }
     }
 
@@ -220,6 +227,9 @@ impl<H: Handler> Worker<H> {
             return Verdict::Close(CloseReason::Expired);
         }
         self.attach(&mut cx.buffers);
+        if self.state.flags.intersects(Flags::PAUSED) {
+            return self.expire_pause(cx);
+        }
         self.deliver_last(cx, Cause::Expired);
         let reason = self.state.close_reason().unwrap_or(CloseReason::Expired);
         self.end_visit(cx, self.end(reason))

@@ -45,7 +45,14 @@ impl Backend for Memory {
     fn events(&mut self, mut each: impl FnMut(Event)) {
         for &token in &self.tokens {
             let (readable, writable) = (true, true);
-            each(Event { token, readable, writable, closed: false, priority: false });
+            each(Event {
+                token,
+                readable,
+                writable,
+                closed: false,
+                hung_up: false,
+                priority: false,
+            });
         }
     }
 

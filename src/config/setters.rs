@@ -69,6 +69,13 @@ impl Config {
         self
     }
 
+    /// Sets [`paused_deadline`](Self::paused_deadline).
+    #[must_use]
+    pub fn paused_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.paused_deadline = deadline.into();
+        self
+    }
+
     /// Sets [`connect_deadline`](Self::connect_deadline).
     #[must_use]
     pub fn connect_deadline(mut self, deadline: Duration) -> Self {

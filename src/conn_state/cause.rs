@@ -35,6 +35,9 @@ pub enum Cause {
     /// The frame is longer than `max_request`, or than the framing's limit. The connection closes
     /// after the reply.
     Overlong,
+    /// The connection was paused for [`paused_deadline`](crate::Config::paused_deadline). The
+    /// connection closes after the reply.
+    Unanswered,
     /// In [`Handler::opened`](crate::Handler::opened): the connection is new.
     Opened,
     /// In [`Handler::blocked`](crate::Handler::blocked): the socket did not take all of the output.
@@ -50,14 +53,14 @@ impl Cause {
         [Self::Drained, Self::Framed, Self::Full, Self::Eof, Self::Expired, Self::MemoryLimit];
 
     /// The causes of [`Handler::incomplete`](crate::Handler::incomplete).
-    pub(crate) const INCOMPLETE: [Self; 4] =
-        [Self::Eof, Self::Expired, Self::MemoryLimit, Self::Overlong];
+    pub(crate) const INCOMPLETE: [Self; 5] =
+        [Self::Eof, Self::Expired, Self::MemoryLimit, Self::Overlong, Self::Unanswered];
 
     /// Returns the reason for which the connection closes after a callback with this cause. Returns
     /// `None` if the connection stays open.
     pub(crate) fn ends(self) -> Option<CloseReason> {
         match self {
-            Self::Expired => Some(CloseReason::Expired),
+            Self::Expired | Self::Unanswered => Some(CloseReason::Expired),
             Self::Overlong => Some(CloseReason::Overlong),
             Self::MemoryLimit => Some(CloseReason::MemoryLimit),
             _ => None,

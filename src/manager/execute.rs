@@ -37,7 +37,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
                 self.change(id, |worker| worker.state.flags.set(Flags::FINISHED, true));
             }
             Command::Pause(id) => {
-                self.change(id, |worker| worker.state.flags.set(Flags::PAUSED, true));
+                let now = self.cx.now.ceil;
+                self.change(id, |worker| worker.state.pause(now));
             }
             Command::Resume(id) => {
                 let now = self.cx.now.ceil;

@@ -23,13 +23,15 @@ pub(crate) struct Edge {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
     pub(crate) closed: bool,
+    pub(crate) hung_up: bool,
 }
 
 impl Edge {
-    pub(super) const ALL: Self = Self { readable: true, writable: true, closed: true };
+    pub(crate) const ALL: Self =
+        Self { readable: true, writable: true, closed: true, hung_up: true };
 
     pub(crate) fn any(self) -> bool {
-        self.readable || self.writable || self.closed
+        self.readable || self.writable || self.closed || self.hung_up
     }
 }
 
@@ -83,7 +85,7 @@ impl Network {
         me.edge = if me.connecting {
             Edge::default()
         } else {
-            Edge { readable, writable: room, closed: ended }
+            Edge { readable, writable: room, closed: ended, hung_up: me.reset }
         };
         Ok(())
     }

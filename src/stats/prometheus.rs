@@ -19,7 +19,7 @@ enum Kind {
 
 /// Label values for causes and reasons. They are part of the stable interface, unlike the texts
 /// that `Display` writes.
-const CAUSES: [(Cause, &str); 7] = [
+const CAUSES: [(Cause, &str); 8] = [
     (Cause::Drained, "drained"),
     (Cause::Framed, "framed"),
     (Cause::Full, "full"),
@@ -27,6 +27,7 @@ const CAUSES: [(Cause, &str); 7] = [
     (Cause::Expired, "expired"),
     (Cause::MemoryLimit, "memory_limit"),
     (Cause::Overlong, "overlong"),
+    (Cause::Unanswered, "unanswered"),
 ];
 
 const REASONS: [(CloseReason, &str); CloseReason::CLASSES] = [

@@ -228,6 +228,9 @@ pub struct Event {
     /// One side is closed, or there is an error. Reads must continue until they return the end of
     /// file or the error.
     pub closed: bool,
+    /// The peer can neither send nor receive any more: both sides are closed, or there is an error.
+    /// `closed` is set too.
+    pub hung_up: bool,
     /// There is urgent data. It ends a read early, even if more bytes have arrived.
     pub priority: bool,
 }

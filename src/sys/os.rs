@@ -142,11 +142,13 @@ impl Backend for Os {
     #[inline]
     fn events(&mut self, mut each: impl FnMut(Event)) {
         for event in &self.events {
+            let hung_up = event.is_error() || event.is_write_closed();
             let event = Event {
                 token: event.token().0 as u64,
                 readable: event.is_readable(),
                 writable: event.is_writable(),
-                closed: event.is_error() || event.is_read_closed() || event.is_write_closed(),
+                closed: hung_up || event.is_read_closed(),
+                hung_up,
                 priority: event.is_priority(),
             };
             if REARM {

@@ -308,7 +308,7 @@ impl Backend for Sim {
         }
         for (permille, dead) in [(faults.spurious_events, false), (faults.stale_events, true)] {
             if net.rng.permille(permille) {
-                let edge = Edge { readable: true, writable: true, closed: net.rng.permille(300) };
+                let edge = Edge { closed: net.rng.permille(300), hung_up: false, ..Edge::ALL };
                 if let Some(token) = net.any_token(dead) {
                     report(&mut self.events, token, edge, faults.split_events);
                 }
@@ -383,11 +383,11 @@ fn simulated(socket: &Socket) -> io::Result<&Stream> {
 }
 
 fn report(events: &mut Vec<Event>, token: u64, edge: Edge, split: bool) {
-    let Edge { readable, writable, closed } = edge;
-    let event = Event { token, readable, writable, closed, priority: false };
+    let Edge { readable, writable, closed, hung_up } = edge;
+    let event = Event { token, readable, writable, closed, hung_up, priority: false };
     if split && readable && writable {
         events.push(Event { writable: false, ..event });
-        events.push(Event { readable: false, closed: false, ..event });
+        events.push(Event { readable: false, closed: false, hung_up: false, ..event });
     } else {
         events.push(event);
     }

@@ -65,7 +65,7 @@ impl<H: Handler> Worker<H> {
             output,
             commands: &mut cx.commands,
             write_limit,
-            now: cx.now.floor,
+            now: cx.now.ceil,
             cause,
         };
         let (handler, session) = (&mut cx.handler, &mut self.session);

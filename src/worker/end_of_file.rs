@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{Bounds, Context, Verdict, Worker};
+use super::{Bounds, Context, Filled, Verdict, Worker};
 use crate::conn_state::{Cause, CloseReason, Flags, Stage};
 use crate::handler::Handler;
 use crate::socket::uninterrupted;
@@ -37,6 +37,47 @@ impl<H: Handler> Worker<H> {
         });
         let held = cx.buffers.input.len();
         self.consume(cx, held, cause);
+    }
+
+    /// Ends a pause whose deadline has passed. The handler gets a last callback. The held bytes are
+    /// not part of a request in progress, so the callback does not get them. They are dropped when
+    /// the connection closes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn expire_pause<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
+        cx.stats.count_incomplete(Cause::Unanswered);
+        self.run_callback(cx, Cause::Unanswered, |handler, conn, session, _| {
+            handler.incomplete(conn, session, b"")
+        });
+        // The callback may have paused the connection again.
+        self.state.flags.remove(Flags::PAUSED);
+        self.state.end(CloseReason::Expired);
+        let reason = self.state.close_reason().unwrap_or(CloseReason::Expired);
+        self.end_visit(cx, Verdict::Close(reason))
+    }
+
+    /// Reads a paused connection whose peer has gone, unless bytes are held. If there are no bytes,
+    /// nobody waits for an answer, and the connection closes. A connection that is already closing
+    /// closes without a read. Returns the verdict of the visit.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn read_paused<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
+        if let Some(reason) = self.state.close_reason() {
+            return Verdict::Close(reason);
+        }
+        if self.state.stage() != Stage::Open || !cx.buffers.input.is_empty() {
+            return Verdict::Wait;
+        }
+        if !self.eof {
+            match self.fill(cx) {
+                Filled::Failed(reason) => return Verdict::Close(reason),
+                Filled::Nothing if self.readable => return Verdict::Again,
+                _ if !self.eof => return Verdict::Wait,
+                _ => {}
+            }
+        }
+        self.end_of_file(cx);
+        Verdict::Close(self.state.close_reason().unwrap_or(CloseReason::Eof))
     }
 
     /// Calls [`Handler::read_closed`], once per connection. Everything that the peer sent was

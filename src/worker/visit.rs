@@ -150,6 +150,12 @@ impl<H: Handler> Worker<H> {
         cx: &mut Context<H, B>,
         verdict: Verdict,
     ) -> Verdict {
+        let is_paused = self.state.flags.intersects(Flags::PAUSED);
+        let verdict = if self.hung_up && is_paused && verdict == Verdict::Wait {
+            self.read_paused(cx)
+        } else {
+            verdict
+        };
         let verdict = self.flush_before_end(cx, verdict);
         let verdict = self.enforce_memory_limit(cx, verdict);
         let verdict = self.close_write(cx, verdict);

@@ -304,7 +304,8 @@ fn a_connection_may_have_its_own_idle_deadline() {
 #[test]
 fn a_pause_suspends_the_deadlines_and_a_resume_restarts_them() {
     let deadline = millis(80);
-    let mut rig = rig(idle(deadline), |conn: &mut Conn<'_>, _: &[u8]| {
+    let config = idle(deadline).paused_deadline(None);
+    let mut rig = rig(config, |conn: &mut Conn<'_>, _: &[u8]| {
         conn.pause();
         Ok(())
     });

@@ -20,6 +20,7 @@ mod ledger;
 mod life_cycle;
 mod limits;
 mod listener;
+mod pauses;
 mod proxy_protocol;
 mod random;
 mod rate;

@@ -64,7 +64,7 @@ impl ScriptedBackend {
 }
 
 fn readable(token: u64) -> Event {
-    Event { token, readable: true, writable: false, closed: false, priority: false }
+    Event { token, readable: true, writable: false, closed: false, hung_up: false, priority: false }
 }
 
 impl Backend for ScriptedBackend {

@@ -260,6 +260,30 @@ pub(crate) const ALL: &[Canary] = &[
         "if !self.state.flags.intersects(Flags::CLOSING) && (PLANTED || !self.state.flags.intersects(Flags::PAUSED)) {",
     ),
     canary(
+        "paused_deadline_ignored",
+        "conn_state.rs",
+        "Tick(self.last_activity.0.saturating_add(deadlines.paused))",
+        "Tick(self.last_activity.0.saturating_add(if PLANTED { u64::MAX } else { deadlines.paused }))",
+    ),
+    canary(
+        "pause_deadline_counts_from_before_the_pause",
+        "conn_state.rs",
+        "if self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {",
+        "if self.flags.insert(Flags::PAUSED) && !PLANTED && !self.flags.intersects(Flags::BLOCKED) {",
+    ),
+    canary(
+        "hang_up_ignored_while_paused",
+        "worker.rs",
+        "Awaits::Nothing => event.hung_up,",
+        "Awaits::Nothing => event.hung_up && !PLANTED,",
+    ),
+    canary(
+        "bytes_before_a_hang_up_not_delivered_after_a_pause",
+        "worker/end_of_file.rs",
+        "if self.state.stage() != Stage::Open || !cx.buffers.input.is_empty() {",
+        "if self.state.stage() != Stage::Open || !PLANTED && !cx.buffers.input.is_empty() {",
+    ),
+    canary(
         "no_lingering",
         "manager/connections.rs",
         "wanted && recent && state.bytes_out > 0",

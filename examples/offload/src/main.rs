@@ -91,6 +91,7 @@ impl Handler for Dispatcher {
             // As with `factor`, the last line does not need a newline.
             Cause::Eof => self.request(conn, pending, held),
             Cause::Overlong => writeln!(conn, "! the line is too long"),
+            Cause::Unanswered => writeln!(conn, "! the answer takes too long"),
             _ => Ok(()),
         }
     }

@@ -119,17 +119,18 @@ fn counts(line: &str) -> [u64; 3] {
 }
 
 #[test]
-fn a_lost_answer_is_reported_and_the_rest_of_the_work_is_skipped() {
+fn work_for_a_peer_that_has_gone_is_skipped() {
     let (program, addr) = listening(&["--threads", "1"]);
     drop(busy(addr, 63));
-    // About two of the 63 answers are computed before the kernel reports that the peer has closed.
-    program.stderr.find("an answer of 35 bytes is lost: the connection has closed");
+    // The first answer that is sent to the peer makes the kernel report that it has gone. The
+    // connection is closed then. If it was not, this stop would abort it after ten seconds.
     program.signal("-TERM");
     let (status, stdout, _) = program.end();
     assert_eq!(status.code(), Some(0));
     let [answered, skipped, lost] = counts(&stdout[1]);
     assert_eq!(answered + skipped, 64, "{stdout:#?}");
-    assert!(skipped >= 60 && lost == 1, "{stdout:#?}");
+    // The thread may have computed more answers before the connection was closed.
+    assert!(skipped >= 60 && lost <= 1, "{stdout:#?}");
 }
 
 #[test]

@@ -219,7 +219,7 @@ impl World {
                 handle.resume(id).unwrap();
             }
             3..5 => {
-                model.pause(id);
+                model.pause(id, self.harness.sim.counters().waited);
                 handle.pause(id).unwrap();
             }
             5 => {

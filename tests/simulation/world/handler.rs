@@ -106,7 +106,11 @@ impl Handler for RandomHandler {
         let mut model = self.harness.model.borrow_mut();
         model.delivered(conn.id(), number(conn), &delivery, &self.harness.sim);
         drop(model);
-        or_panic(self.act(conn, held, "a panic in incomplete", 60))
+        let result = self.act(conn, held, "a panic in incomplete", 60);
+        if conn.cause() == Cause::Unanswered {
+            self.harness.model.borrow_mut().pause_expired(conn.id());
+        }
+        or_panic(result)
     }
 
     fn read_closed(&mut self, conn: &mut Conn<'_>, session: &mut ConnId) -> io::Result<()> {
@@ -275,7 +279,8 @@ impl RandomHandler {
                 conn.abort();
             }
             2 => {
-                self.harness.model.borrow_mut().pause_by_callback(id);
+                let began = self.harness.sim.counters().waited;
+                self.harness.model.borrow_mut().pause_by_callback(id, began);
                 conn.pause();
             }
             3 => {
@@ -342,7 +347,8 @@ impl RandomHandler {
                 }
             }
             (4, Some(id)) => {
-                self.harness.model.borrow_mut().pause(id);
+                let began = self.harness.sim.counters().waited;
+                self.harness.model.borrow_mut().pause(id, began);
                 let _ = commands.pause(id);
             }
             (5, Some(id)) => {

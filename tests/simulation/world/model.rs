@@ -82,6 +82,8 @@ pub(crate) struct ConnRecord {
     had_unsent: bool,
     /// Number of turns in which a requested resume may still take effect.
     resume_turns: u8,
+    /// Earliest and latest time at which the pause may have begun.
+    pause_began: (Duration, Duration),
     /// Number of turns in a row that ended while the connection was paused.
     paused_turns: u32,
     /// A close was requested, so nothing more is read.

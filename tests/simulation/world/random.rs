@@ -36,6 +36,7 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
     let (max_request, memory_limit) = request_limits(&mut Rng::new(!deadline.as_nanos() as u64));
     let tick = Rng::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
+    let paused = Rng::new(deadline.as_nanos() as u64 ^ 9).below(1_200).checked_sub(600);
     let connect = 1 + Rng::new(deadline.as_nanos() as u64 ^ 8).below(400);
     let buffer_size = 8 + rng.below(200);
     Config::new()
@@ -44,6 +45,7 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
         .spin(Duration::from_micros(spin as u64))
         .tick(millis(tick))
         .connect_deadline(millis(connect))
+        .paused_deadline(paused.map(millis))
         .framing(framing(rng))
         .buffer_size(buffer_size)
         .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })

@@ -25,15 +25,38 @@ pub(super) fn is_early(
     now: Duration,
     began: Duration,
 ) -> bool {
+    let moved = earliest_move(record, snapshot, began);
+    configs
+        .iter()
+        .all(|config| now < moved + idle(record, config) && is_in_time(record, config, now))
+}
+
+/// Returns whether the peer can neither send nor receive any more.
+pub(super) fn has_gone(snapshot: &ConnSnapshot) -> bool {
+    snapshot.broken || snapshot.ended && snapshot.finished
+}
+
+/// Returns whether `paused_deadline` cannot have passed.
+pub(super) fn is_pause_early(
+    record: &ConnRecord,
+    configs: &[Config],
+    snapshot: &ConnSnapshot,
+    now: Duration,
+    began: Duration,
+) -> bool {
+    let from = earliest_move(record, snapshot, began).max(record.pause_began.0);
+    let early = |config: &Config| config.paused_deadline.is_none_or(|limit| now < from + limit);
+    // A requested resume has moved the times of the model, but the pool may not have executed it.
+    record.resume_turns == 0 && configs.iter().all(early)
+}
+
+/// Returns the earliest time that the pool may have recorded as the time of the last activity.
+fn earliest_move(record: &ConnRecord, snapshot: &ConnSnapshot, began: Duration) -> Duration {
     // For activity in a turn, the pool may record the time at which the turn began. For activity in
     // a slow call outside a turn, it may record a time just before the end of the call.
     let tick = Duration::from_millis(1);
     let moved_since = snapshot.moved > record.seen_moved;
-    let moved =
-        if moved_since { snapshot.moved.min(began).saturating_sub(tick) } else { record.moved.0 };
-    configs
-        .iter()
-        .all(|config| now < moved + idle(record, config) && is_in_time(record, config, now))
+    if moved_since { snapshot.moved.min(began).saturating_sub(tick) } else { record.moved.0 }
 }
 
 /// Returns whether the connection has unread input and `request_deadline` cannot have passed.
@@ -59,7 +82,8 @@ impl ConnRecord {
     }
 
     /// Checks that the close reason is justified. If a callback has paused the connection, the
-    /// connection must not end because of an end of file, a deadline or an overlong request.
+    /// connection must not end because of an end of file, a deadline or an overlong request, unless
+    /// its peer has gone.
     pub(super) fn check_reason(&self, end: &Closed, snapshot: &ConnSnapshot) -> Result<(), String> {
         let reason = end.reason;
         let justified = match reason {
@@ -84,7 +108,7 @@ impl ConnRecord {
         }
         let natural =
             matches!(reason, CloseReason::Eof | CloseReason::Expired | CloseReason::Overlong);
-        if natural && self.paused_by_callback {
+        if natural && self.paused_by_callback && !has_gone(snapshot) {
             return Err("ended although a callback paused it to answer later".into());
         }
         Ok(())
@@ -99,8 +123,13 @@ impl ConnRecord {
     }
 
     /// Records a pause or a resume. Commands of callbacks and of handles may be executed in either
-    /// order.
-    pub(super) fn set_paused(&mut self, pause: bool) {
+    /// order. `began` is the time at which the turn began.
+    pub(super) fn set_paused(&mut self, pause: bool, began: Duration) {
+        if self.uncertain_turns > 0 || !pause {
+            self.pause_began.0 = Duration::ZERO;
+        } else if !self.paused {
+            self.pause_began.0 = began;
+        }
         self.pause_uncertain = self.uncertain_turns > 0 && pause != self.paused;
         self.uncertain_turns = 2;
         self.paused_turns = 0;
@@ -162,6 +191,11 @@ impl ConnRecord {
         let paused = self.paused || self.pause_uncertain;
         self.paused_turns =
             if self.paused && !self.pause_uncertain { self.paused_turns + 1 } else { 0 };
+        if self.paused_turns < 2 {
+            self.pause_began.1 = turn.ended;
+        } else if !blocked && self.sends_total == 0 {
+            self.check_pause(turn, config, snapshot, held)?;
+        }
         let suspended = paused || self.got_last_body || self.closing || rate_limited;
         self.check_deadlines(
             turn,
@@ -230,7 +264,8 @@ impl ConnRecord {
         let (before, read) = turn.before;
         let recent =
             |time: Duration| if ticks(time) >= ticks(before) { time.max(read) } else { time };
-        for clock in std::iter::once(&mut self.moved.1).chain(&mut self.total_since) {
+        let clocks = [&mut self.moved.1, &mut self.pause_began.1];
+        for clock in clocks.into_iter().chain(&mut self.total_since) {
             *clock = recent(*clock);
         }
         let in_turn = |time: Duration| time >= turn.began;
@@ -277,6 +312,26 @@ impl ConnRecord {
         }
         self.total_since = self.total_since.map(latest);
         self.had_unsent = blocked;
+    }
+
+    /// Checks that a pause ends at its deadline, or when the peer has gone and nothing is held.
+    fn check_pause(
+        &self,
+        turn: TurnRecord,
+        config: &Config,
+        snapshot: ConnSnapshot,
+        held: usize,
+    ) -> Result<(), String> {
+        let from = self.moved.1.max(self.pause_began.1) + Duration::from_millis(2);
+        let over = |deadline| turn.began > from + deadline;
+        if turn.punctual && config.paused_deadline.is_some_and(over) {
+            return Err(format!("paused past its deadline, from {from:?}"));
+        }
+        let left = snapshot.unread > 0 || held > 0;
+        if turn.asleep && has_gone(&snapshot) && !snapshot.pending && !left {
+            return Err("paused, and its peer has gone, but it is still open".into());
+        }
+        Ok(())
     }
 
     pub(super) fn check_deadlines(

@@ -9,7 +9,7 @@ use pool_manager::{Cause, CloseReason, Closed, Config, ConnId, ERROR_SERVER_BUSY
 
 use super::super::marks::Marks;
 use super::super::oracle;
-use super::deadlines::{idle, is_early, is_unread_in_time};
+use super::deadlines::{has_gone, idle, is_early, is_pause_early, is_unread_in_time};
 use super::{ConnRecord, LINGERING, Model, SENDS, longest_request};
 
 /// One call of `request`, or of `incomplete` if `complete` is false.
@@ -29,7 +29,10 @@ impl Delivery<'_> {
         held: &[u8],
         sizes: &BTreeSet<usize>,
     ) -> Result<usize, String> {
-        if self.complete {
+        if self.cause == Cause::Unanswered {
+            // Held bytes are dropped.
+            if self.body.is_empty() { Ok(0) } else { Err("bytes at the end of a pause".into()) }
+        } else if self.complete {
             oracle::taken(framing, self.cause, held, self.body, sizes)
         } else {
             oracle::check_incomplete(framing, self.cause, held, self.body).map(|()| held.len())
@@ -48,6 +51,10 @@ impl Delivery<'_> {
             incomplete && expired && self.body.is_empty() && self.bytes.0 > 0,
         );
         marks.hit_if("a half-open connection expires", record.read_closed && expired);
+        marks.hit_if(
+            "bytes are held when a pause ends at its deadline",
+            cause == Cause::Unanswered && self.bytes.0 > record.delivered,
+        );
     }
 }
 
@@ -117,12 +124,19 @@ impl Model {
         if record.connecting {
             wrong.push("a callback before it is open".to_owned());
         }
-        let over = record.got_last_body || record.got_rest && !record.read_closed;
-        if record.end.is_some() || over || record.read_closed && cause != Cause::Expired {
+        let unanswered = cause == Cause::Unanswered;
+        let over = record.got_last_body
+            || record.got_rest && !record.read_closed
+            || record.read_closed && cause != Cause::Expired;
+        if record.end.is_some() || over && !unanswered {
             wrong.push("a callback after the last one".to_owned());
         }
-        if record.paused && record.paused_turns > 1 {
+        if record.paused && record.paused_turns > 1 && !unanswered {
             wrong.push("a callback while paused".to_owned());
+        }
+        let may_be_paused = record.paused || record.pause_uncertain || record.resume_turns > 0;
+        if unanswered && (complete || !may_be_paused) {
+            wrong.push("the end of a pause, but it was not paused".to_owned());
         }
         if (bytes_in, bytes_out) != (snapshot.received, snapshot.sent) {
             wrong.push(format!("{bytes_in} bytes in and {bytes_out} out, but {snapshot:?}"));
@@ -167,6 +181,9 @@ impl Model {
             wrong.push(format!("an empty last callback, and the peer was silent: {silent}"));
         }
         match cause {
+            Cause::Unanswered if is_pause_early(record, &self.configs, &snapshot, now, began) => {
+                wrong.push(format!("a pause ended early, {record:?}"));
+            }
             Cause::Expired if early => wrong.push(format!("expired early, {record:?}")),
             Cause::Expired if is_unread_in_time(record, &self.configs, &snapshot, now) => {
                 wrong.push(format!("expired with unread input, {snapshot:?}"));
@@ -180,8 +197,10 @@ impl Model {
             wrong.push("MemoryLimit without a memory_limit".to_owned());
         }
         delivery.mark(record, &mut self.marks);
-        record.got_last_body =
-            matches!(cause, Cause::Expired | Cause::Overlong | Cause::MemoryLimit);
+        record.got_last_body = matches!(
+            cause,
+            Cause::Expired | Cause::Overlong | Cause::MemoryLimit | Cause::Unanswered
+        );
         record.got_rest = cause == Cause::Eof;
         record.last_callback = (now, began);
         record.callbacks += 1;
@@ -209,6 +228,8 @@ impl Model {
         let over = again || record.connecting || record.end.is_some() || record.got_last_body;
         let early = !record.sent.is_empty() || !snapshot.ended || snapshot.unread > 0;
         let paused = record.paused && record.paused_turns > 1;
+        self.marks.hit_if("a paused connection ends because its peer has gone", paused);
+        let paused = paused && !has_gone(&snapshot);
         if over || early || paused {
             self.fail(format!("{id}: `read_closed` called too often, early or while paused"));
         }
@@ -300,17 +321,28 @@ impl Model {
     }
 
     /// Records that a callback paused its own connection.
-    pub(crate) fn pause_by_callback(&mut self, id: ConnId) {
-        self.pause(id);
+    pub(crate) fn pause_by_callback(&mut self, id: ConnId, began: Duration) {
+        self.pause(id, began);
         if let Some(record) = self.record(id) {
             record.paused_by_callback = !record.pause_uncertain;
         }
     }
 
-    pub(crate) fn pause(&mut self, id: ConnId) {
+    pub(crate) fn pause(&mut self, id: ConnId, began: Duration) {
         self.note(&|| format!("{id}: pause requested"), 0, 4);
         if let Some(record) = self.record(id) {
-            record.set_paused(true);
+            record.set_paused(true, began);
+        }
+    }
+
+    /// Records the end of a pause whose deadline has passed. A queued command may pause the
+    /// connection again.
+    pub(crate) fn pause_expired(&mut self, id: ConnId) {
+        self.marks.hit("a pause ends at its deadline");
+        if let Some(record) = self.record(id) {
+            record.paused = false;
+            record.pause_uncertain = true;
+            record.paused_by_callback = false;
         }
     }
 
@@ -325,7 +357,7 @@ impl Model {
                 record.moved.0 = record.moved.0.max(now);
                 record.quiet = record.quiet.max(now);
             }
-            record.set_paused(false);
+            record.set_paused(false, now);
         }
     }
 
