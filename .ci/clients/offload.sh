@@ -30,15 +30,15 @@ done
 for client in "${clients[@]}"; do wait "$client" || fail 'one of eight clients: the answers differ from those of factor'; done
 echo 'nc, eight concurrent clients: 2000 answers each are those of factor'
 
-# A client closes while much of its work is queued: the threads skip the rest.
+# A client closes while much of its work is queued. The next answer makes the kernel report this, so
+# the connection is closed and the threads skip the rest.
 exec 3<>"/dev/tcp/$host/$port"
 yes 9999999999999937 2>/dev/null | head -64 >&3 || true
 read -r first <&3
 exec 3>&-
 [ "$first" = '9999999999999937: 9999999999999937' ] || fail "not an answer: $first"
-waits_for 'an answer .*is lost' "$scratch/log"
-grep -m1 'an answer .*is lost' "$scratch/log"
 
 end
+grep -q '^stopped: .* 0 aborted' "$scratch/out" || fail 'the connection was not closed before the stop'
 grep 'lines answered' "$scratch/out"
-grep -qE ' [1-9][0-9]* skipped, [1-9][0-9]* answers lost' "$scratch/out" || fail 'no work was skipped'
+grep -qE ' [1-9][0-9]* skipped' "$scratch/out" || fail 'no work was skipped'
