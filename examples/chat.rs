@@ -214,7 +214,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     while let Some(arg) = parser.next()? {
         let config = options.config.clone();
         options.config = match arg {
-            Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
+            Arg::Long("max") => config.max_workers(number::<usize>(&mut parser, "--max")?),
             Arg::Long("deadline-ms") => {
                 config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
             }

@@ -150,7 +150,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut config = Config::new()
         .framing(Framing::Drained)
         .buffer_size(BUFFER)
-        .request_deadline(Duration::ZERO)
+        .request_deadline(None)
         // A side is paused while the other side is blocked. The deadline of the other side applies.
         .paused_deadline(None)
         .clients_deadline(Duration::from_secs(60));

@@ -82,7 +82,9 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         match arg {
             Arg::Long("listen") => options.listen = parser.value()?.string()?,
             Arg::Long("metrics") => options.metrics = parser.value()?.string()?,
-            Arg::Long("max") => options.config = config.max_workers(number(&mut parser, "--max")?),
+            Arg::Long("max") => {
+                options.config = config.max_workers(number::<usize>(&mut parser, "--max")?);
+            }
             Arg::Long("deadline-ms") => {
                 let deadline = Duration::from_millis(number(&mut parser, "--deadline-ms")?);
                 options.config = config.clients_deadline(deadline);

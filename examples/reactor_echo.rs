@@ -85,13 +85,14 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         let config = options.config.clone();
         options.config = match arg {
             Arg::Long("min") => config.min_workers(number(&mut parser, "--min")?),
-            Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
+            Arg::Long("max") => config.max_workers(number::<usize>(&mut parser, "--max")?),
             Arg::Long("buffer-size") => config.buffer_size(number(&mut parser, "--buffer-size")?),
             Arg::Long("deadline-ms") => {
                 config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
             }
             Arg::Long("request-deadline-ms") => {
-                config.request_deadline(millis(&mut parser, "--request-deadline-ms")?)
+                let limit = millis(&mut parser, "--request-deadline-ms")?;
+                config.request_deadline(Some(limit).filter(|limit| !limit.is_zero()))
             }
             Arg::Long("spin-us") => {
                 config.spin(Duration::from_micros(number(&mut parser, "--spin-us")?))

@@ -69,7 +69,9 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
                     return Err("--shards: must be 1 to 1024".into());
                 }
             }
-            Arg::Long("max") => options.config = config.max_workers(number(&mut parser, "--max")?),
+            Arg::Long("max") => {
+                options.config = config.max_workers(number::<usize>(&mut parser, "--max")?);
+            }
             Arg::Long("deadline-ms") => {
                 options.config = config.clients_deadline(millis(&mut parser, "--deadline-ms")?);
             }

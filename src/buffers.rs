@@ -28,7 +28,7 @@ pub(crate) struct Buffers {
     buffer_size: usize,
     /// The capacity in bytes of the input buffers that workers keep.
     kept: usize,
-    /// The limit on `kept`. 0 means no limit.
+    /// The limit on `kept`. `usize::MAX` means no limit.
     memory_limit: usize,
     allocated: u64,
 }
@@ -130,7 +130,7 @@ impl Buffers {
 
     /// Returns whether `memory_limit` allows workers to keep `more` additional bytes.
     fn leaves(&self, more: usize) -> bool {
-        self.memory_limit == 0 || self.kept.saturating_add(more) <= self.memory_limit
+        self.kept.saturating_add(more) <= self.memory_limit
     }
 
     /// Replaces the hot input buffer with a buffer of this capacity, and moves the held bytes to

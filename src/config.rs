@@ -1,8 +1,7 @@
 //! The configuration: its fields, their defaults and the checks.
 //!
 //! A configuration is a plain value. It is checked as a whole before it is applied, so that an
-//! invalid configuration changes nothing. The check also replaces each zero that stands for a
-//! default with that default.
+//! invalid configuration changes nothing.
 
 mod invalid;
 mod overload;
@@ -33,9 +32,35 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The settings of a [`Manager`](crate::Manager). Start from [`Config::new`] and chain setters.
 ///
-/// The documentation of each field states the default and the meaning of 0. Durations have no
+/// The documentation of each field states the default. What can be turned off is an `Option`, and
+/// `None` turns it off. A zero is an error where it would make no sense. Durations have no
 /// maximum unless the field states one. A deadline that is too large for the clock never passes.
 /// Deadlines are rounded up to a millisecond.
+///
+/// | field | default | unit | off |
+/// |---|---|---|---|
+/// | `debug` | false | | false |
+/// | `buffer_size` | 5120 | bytes | |
+/// | `max_request` | `None`: `buffer_size` | bytes | |
+/// | `memory_limit` | `None` | bytes | `None` |
+/// | `min_workers` | 0 | buffers | 0 |
+/// | `max_workers` | `None` | connections | `None` |
+/// | `clients_deadline` | 3 s | | |
+/// | `request_deadline` | 30 s | | `None` |
+/// | `paused_deadline` | 30 s | | `None` |
+/// | `connect_deadline` | 3 s | | |
+/// | `framing` | `Filled` | | |
+/// | `write_limit` | 1 MiB | bytes | |
+/// | `reap_interval` | 2 s | | |
+/// | `stop_deadline` | `None`: `clients_deadline` | | |
+/// | `max_per_peer` | `None` | connections | `None` |
+/// | `rate_limit` | `None` | requests per second | `None` |
+/// | `overload` | `Reject` | | |
+/// | `spin` | 0 | | 0 |
+/// | `tick` | `None` | | `None` |
+/// | `slow_callback` | `None` | | `None` |
+///
+/// The setters of optional fields take a value or `None`.
 ///
 /// ```
 /// use pool_manager::{Config, Framing};
@@ -46,7 +71,7 @@ const REAP_INTERVAL: Duration = Duration::from_secs(2);
 ///     .max_workers(10)
 ///     .clients_deadline(Duration::from_millis(500))
 ///     .framing(Framing::Drained);
-/// assert_eq!(config.max_workers, 10);
+/// assert_eq!(config.max_workers, Some(10));
 /// assert_eq!(config.buffer_size, 5120);
 /// ```
 #[derive(Clone, Debug)]
@@ -55,10 +80,10 @@ pub struct Config {
     /// Logs the events of each connection through `log`, at level `debug`. Default: false.
     pub debug: bool,
     /// Size of a connection's input buffer in bytes. It is also the maximum length of a body,
-    /// unless `max_request` is larger. Default: 5120. 0 means the default. Maximum: 16 MiB.
+    /// unless `max_request` is larger. Default: 5120. Maximum: 16 MiB.
     pub buffer_size: usize,
-    /// Maximum size of a request in bytes, including its delimiter or length prefix. Default: 0,
-    /// which means `buffer_size`. Any other value must be at least `buffer_size`. Maximum: 1 GiB.
+    /// Maximum size of a request in bytes, including its delimiter or length prefix. Default:
+    /// `None`, which means `buffer_size`. A value must be at least `buffer_size`. Maximum: 1 GiB.
     ///
     /// If a request does not fit in `buffer_size`, its buffer doubles in size each time the buffer
     /// is full. A prefix that announces a long body does not allocate memory. The buffer is freed
@@ -68,10 +93,10 @@ pub struct Config {
     ///
     /// This field has no effect under [`Framing::Filled`] and [`Framing::Drained`], where a body is
     /// at most `buffer_size` bytes long.
-    pub max_request: usize,
-    /// Maximum number of bytes in the input buffers of all connections together. Default: 0, which
-    /// means no limit. Any other value must be at least `max_request`, or at least `buffer_size` if
-    /// `max_request` is 0.
+    pub max_request: Option<usize>,
+    /// Maximum number of bytes in the input buffers of all connections together. Default: `None`,
+    /// which means no limit. A value must be at least `max_request`, or at least `buffer_size` if
+    /// `max_request` is `None`.
     ///
     /// Each connection that holds a part of a request keeps one buffer. The buffer has
     /// `buffer_size` bytes, or more if it has grown. The limit counts the capacity of these buffers
@@ -83,25 +108,25 @@ pub struct Config {
     /// [`Cause::MemoryLimit`](crate::Cause::MemoryLimit), and the connection is closed after the
     /// reply. If the connection is paused or has unsent output, it is closed and its held bytes are
     /// not delivered.
-    pub memory_limit: usize,
+    pub memory_limit: Option<usize>,
     /// Number of warm buffers: empty input buffers of `buffer_size` bytes that are allocated at
     /// start. A connection that holds a part of a request takes one. When unused buffers are freed
     /// (`reap_interval`), the number of warm buffers is not reduced below this value. Default: 0.
     ///
-    /// There are two maximums. The value must not exceed `max_workers`, unless `max_workers` is 0.
-    /// It must also not exceed 64 GiB divided by (`buffer_size` + 512 bytes).
+    /// There are two maximums. The value must not exceed `max_workers`. It must also not exceed
+    /// 64 GiB divided by (`buffer_size` + 512 bytes).
     pub min_workers: usize,
-    /// Maximum number of connections at a time. Default: 0, which means no limit except the number
-    /// of descriptors that the process may open. Maximum: 2^32 - 2.
-    pub max_workers: usize,
+    /// Maximum number of connections at a time. Default: `None`, which means no limit except the
+    /// number of descriptors that the process may open. Maximum: 2^32 - 2.
+    pub max_workers: Option<usize>,
     /// Idle deadline: a connection expires when no byte has been read or written for this time.
-    /// Default: 3 s. Zero means the default.
+    /// Default: 3 s.
     pub clients_deadline: Duration,
     /// Total deadline of a request and of unsent output. A request has to be complete within this
     /// time after its first byte arrived. Output that the socket did not take at once has to be
-    /// sent completely within this time. Traffic does not extend the deadline. Default: 30 s. Zero
-    /// means no total deadline.
-    pub request_deadline: Duration,
+    /// sent completely within this time. Traffic does not extend the deadline. Default: 30 s.
+    /// `None` means no total deadline.
+    pub request_deadline: Option<Duration>,
     /// Maximum duration of a pause ([`Conn::pause`](crate::Conn::pause)). It counts from the
     /// pause, or from the last byte that was sent since. When it has passed,
     /// [`incomplete`](crate::Handler::incomplete) is called with
@@ -116,27 +141,26 @@ pub struct Config {
     pub paused_deadline: Option<Duration>,
     /// Maximum time until an outgoing connection is established. The
     /// [options](crate::ConnectOptions) of a connection can set another time. A change of this
-    /// field applies only to connections that are started afterwards. Default: 3 s. Zero means the
-    /// default. Maximum: 49 days.
+    /// field applies only to connections that are started afterwards. Default: 3 s. Maximum: 49
+    /// days.
     pub connect_deadline: Duration,
     /// Defines when a request is complete. Default: [`Framing::Filled`].
     pub framing: Framing,
     /// Maximum number of unsent output bytes of a connection. The output of one callback has the
-    /// same limit. A connection that would exceed the limit is closed. Default: 1 MiB. 0 means the
-    /// default. Maximum: 4 GiB - 1.
+    /// same limit. A connection that would exceed the limit is closed. Default: 1 MiB. Maximum:
+    /// 4 GiB - 1.
     ///
     /// Replies to several requests may be gathered for one write. All gathered replies together may
     /// exceed the limit, but by no more than half of the limit and no more than 64 KiB.
     pub write_limit: usize,
     /// Interval at which unused buffers are freed. A warm buffer is freed if it was not used during
     /// the interval. The number of warm buffers is not reduced below `min_workers`. Default: 2 s.
-    /// Zero means the default.
     pub reap_interval: Duration,
     /// Maximum duration of a graceful stop. Default: `None`, which means the value of
     /// `clients_deadline`. If the value is zero, a stop aborts all connections in progress at once.
     pub stop_deadline: Option<Duration>,
     /// Maximum number of accepted connections from one peer at a time. A peer is one IPv4 address
-    /// or one IPv6 /64 network. Default: 0, which means no limit.
+    /// or one IPv6 /64 network. Default: `None`, which means no limit.
     ///
     /// A connection beyond the limit is accepted, sent a reply and closed, even with
     /// [`Overload::Pause`] and [`Overload::EvictIdle`]. With these two variants of
@@ -146,10 +170,10 @@ pub struct Config {
     ///
     /// The limit does not count connections of Unix sockets, connections that were
     /// [put](crate::Manager::put), [outgoing](crate::Manager::connect) connections, or connections
-    /// that were accepted while the limit was 0. It does not count connections from a trusted proxy
-    /// ([`ListenOptions`](crate::ListenOptions)) either, because many clients share the address of
-    /// the proxy. Lowering the limit closes no connection.
-    pub max_per_peer: usize,
+    /// that were accepted while there was no limit. It does not count connections from a trusted
+    /// proxy ([`ListenOptions`](crate::ListenOptions)) either, because many clients share the
+    /// address of the proxy. Lowering the limit closes no connection.
+    pub max_per_peer: Option<usize>,
     /// Maximum number of requests per second of one connection. Default: `None`, which means no
     /// limit.
     ///
@@ -176,9 +200,9 @@ pub struct Config {
     /// runs. Polling ends at the next deadline. A turn with a zero timeout does not poll.
     /// [`Stats::spun_ns`](crate::Stats::spun_ns) counts the time spent polling.
     pub spin: Duration,
-    /// Interval at which [`Handler::tick`](crate::Handler::tick) is called. Default: zero, which
+    /// Interval at which [`Handler::tick`](crate::Handler::tick) is called. Default: `None`, which
     /// means never.
-    pub tick: Duration,
+    pub tick: Option<Duration>,
     /// Logs a warning, at most once a second, if a callback takes longer than this. The measurement
     /// reads the clock twice per callback. Default: `None`, which means that callbacks are not
     /// timed.
@@ -190,71 +214,91 @@ impl Default for Config {
         Self {
             debug: false,
             buffer_size: BUFFER_SIZE,
-            max_request: 0,
-            memory_limit: 0,
+            max_request: None,
+            memory_limit: None,
             min_workers: 0,
-            max_workers: 0,
+            max_workers: None,
             clients_deadline: CLIENTS_DEADLINE,
-            request_deadline: REQUEST_DEADLINE,
+            request_deadline: Some(REQUEST_DEADLINE),
             paused_deadline: Some(PAUSED_DEADLINE),
             connect_deadline: CONNECT_DEADLINE,
             framing: Framing::default(),
             write_limit: WRITE_LIMIT,
             reap_interval: REAP_INTERVAL,
             stop_deadline: None,
-            max_per_peer: 0,
+            max_per_peer: None,
             rate_limit: None,
             overload: Overload::Reject(Cow::Borrowed(ERROR_SERVER_BUSY.as_bytes())),
             spin: Duration::ZERO,
-            tick: Duration::ZERO,
+            tick: None,
             slow_callback: None,
         }
     }
 }
 
 impl Config {
-    /// Checks the configuration, and replaces each zero that stands for a default with that
-    /// default.
-    pub(crate) fn checked(mut self) -> Result<Self, ConfigError> {
-        let workers = (self.min_workers, self.max_workers);
-        if workers.1 > 0 && workers.0 > workers.1 {
-            return Err(ConfigError::MinAboveMax { min: workers.0, max: workers.1 });
-        }
+    /// Checks the configuration.
+    pub(crate) fn checked(self) -> Result<Self, ConfigError> {
+        self.check_zeros()?;
         self.rate_limit.map_or(Ok(()), RateLimit::check)?;
-        or_default(&mut self.buffer_size, BUFFER_SIZE);
-        or_default(&mut self.write_limit, WRITE_LIMIT);
-        or_default(&mut self.clients_deadline, CLIENTS_DEADLINE);
-        or_default(&mut self.connect_deadline, CONNECT_DEADLINE);
-        or_default(&mut self.reap_interval, REAP_INTERVAL);
+        if let Some(max) = self.max_workers.filter(|&max| self.min_workers > max) {
+            return Err(ConfigError::MinAboveMax { min: self.min_workers, max });
+        }
         let workers_max = u32::MAX as usize - 1;
         let warm_max = WARM_BYTES_MAX / self.buffer_size.saturating_add(WORKER_BYTES);
         for (field, value, max) in [
-            ("buffer_size", self.buffer_size, BUFFER_SIZE_MAX),
+            ("buffer_size", Some(self.buffer_size), BUFFER_SIZE_MAX),
             ("max_request", self.max_request, MAX_REQUEST_MAX),
-            ("min_workers", self.min_workers, warm_max),
+            ("min_workers", Some(self.min_workers), warm_max),
             ("max_workers", self.max_workers, workers_max),
-            ("write_limit", self.write_limit, u32::MAX as usize),
+            ("write_limit", Some(self.write_limit), u32::MAX as usize),
         ] {
-            if value > max {
+            if let Some(value) = value.filter(|&value| value > max) {
                 return Err(ConfigError::TooLarge { field, value, max });
             }
         }
-        let longest = if self.max_request > 0 { "max_request" } else { "buffer_size" };
+        let longest = if self.max_request.is_some() { "max_request" } else { "buffer_size" };
         for (field, value, other, least) in [
             ("max_request", self.max_request, "buffer_size", self.buffer_size),
             ("memory_limit", self.memory_limit, longest, self.longest()),
         ] {
-            if value > 0 && value < least {
+            if let Some(value) = value.filter(|&value| value < least) {
                 return Err(ConfigError::Below { field, value, other, least });
             }
         }
         Ok(self)
     }
 
+    /// Returns an error if a field that must be greater than zero is zero.
+    fn check_zeros(&self) -> Result<(), ConfigError> {
+        let durations = [
+            ("clients_deadline", Some(self.clients_deadline), DEFAULT),
+            ("connect_deadline", Some(self.connect_deadline), DEFAULT),
+            ("reap_interval", Some(self.reap_interval), DEFAULT),
+            ("request_deadline", self.request_deadline, NO_LIMIT),
+            ("paused_deadline", self.paused_deadline, NO_LIMIT),
+            ("tick", self.tick, NO_LIMIT),
+        ]
+        .map(|(field, value, instead)| (field, value.map(|value| value.is_zero()), instead));
+        let sizes = [
+            ("buffer_size", Some(self.buffer_size), DEFAULT),
+            ("write_limit", Some(self.write_limit), DEFAULT),
+            ("max_workers", self.max_workers, NO_LIMIT),
+            ("max_per_peer", self.max_per_peer, NO_LIMIT),
+        ]
+        .map(|(field, value, instead)| (field, value.map(|value| value == 0), instead));
+        for (field, is_zero, instead) in durations.into_iter().chain(sizes) {
+            if is_zero == Some(true) {
+                return Err(ConfigError::Zero { field, instead });
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the maximum size in bytes of a request, under every framing except `Filled` and
     /// `Drained`.
     pub(crate) fn longest(&self) -> usize {
-        self.max_request.max(self.buffer_size)
+        self.max_request.unwrap_or(self.buffer_size)
     }
 
     pub(crate) fn stop_time(&self) -> Duration {
@@ -270,33 +314,58 @@ const WARM_BYTES_MAX: usize = 64 << 30;
 /// `min_workers` is calculated.
 const WORKER_BYTES: usize = 512;
 
-fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
-    if *value == T::default() {
-        *value = default;
-    }
-}
+/// What to set instead of zero in a field that cannot be turned off.
+const DEFAULT: &str = "for the default, do not set it";
+/// What to set instead of zero in an optional field.
+const NO_LIMIT: &str = "to turn it off, set None";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_replaced_by_the_documented_defaults() {
-        let zeros = Config::new()
-            .buffer_size(0)
-            .write_limit(0)
-            .clients_deadline(Duration::ZERO)
-            .connect_deadline(Duration::ZERO)
-            .reap_interval(Duration::ZERO)
-            .request_deadline(Duration::ZERO);
-        let checked = zeros.checked().unwrap();
-        assert_eq!(checked.buffer_size, 5120);
-        assert_eq!(checked.write_limit, 1 << 20);
-        assert_eq!(checked.clients_deadline, Duration::from_secs(3));
-        assert_eq!(checked.connect_deadline, Duration::from_secs(3));
-        assert_eq!(checked.reap_interval, Duration::from_secs(2));
-        assert_eq!(checked.request_deadline, Duration::ZERO, "zero turns this one off");
-        assert_eq!(checked.stop_time(), Duration::from_secs(3));
+    fn zero_is_an_error_in_every_field_in_which_it_makes_no_sense() {
+        let (new, zero) = (Config::new, Duration::ZERO);
+        for (config, field) in [
+            (new().buffer_size(0), "buffer_size"),
+            (new().write_limit(0), "write_limit"),
+            (new().clients_deadline(zero), "clients_deadline"),
+            (new().connect_deadline(zero), "connect_deadline"),
+            (new().reap_interval(zero), "reap_interval"),
+            (new().request_deadline(zero), "request_deadline"),
+            (new().paused_deadline(zero), "paused_deadline"),
+            (new().tick(zero), "tick"),
+            (new().max_workers(0), "max_workers"),
+            (new().max_per_peer(0), "max_per_peer"),
+            (new().max_request(0), "max_request"),
+            (new().memory_limit(0), "memory_limit"),
+        ] {
+            let error = config.checked().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field} is 0 but ")), "{error}");
+        }
+        let natural = new().min_workers(0).stop_deadline(zero).spin(zero);
+        assert_eq!(natural.checked().unwrap().stop_time(), zero);
+        assert_eq!(
+            new().max_workers(0).checked().unwrap_err().to_string(),
+            "max_workers is 0 but must be greater than 0; to turn it off, set None"
+        );
+    }
+
+    #[test]
+    fn none_turns_every_optional_field_off() {
+        let off = Config::new()
+            .max_request(None)
+            .memory_limit(None)
+            .max_workers(None)
+            .request_deadline(None)
+            .paused_deadline(None)
+            .stop_deadline(None)
+            .max_per_peer(None)
+            .rate_limit(None)
+            .tick(None)
+            .slow_callback(None);
+        let checked = off.checked().unwrap();
+        assert_eq!((checked.longest(), checked.stop_time()), (5120, Duration::from_secs(3)));
     }
 
     #[test]
@@ -310,7 +379,7 @@ mod tests {
         assert!(error.to_string().starts_with("min_workers is "), "{error}");
         for limit in [RateLimit::per_second(0), RateLimit::per_second(5).burst(0)] {
             let error = Config::new().rate_limit(limit).checked().unwrap_err();
-            assert!(error.to_string().contains(" is 0 but must be at least 1"), "{error}");
+            assert!(error.to_string().contains(" is 0 but must be greater than 0"), "{error}");
         }
         let error = Config::new().rate_limit(RateLimit::per_second(u32::MAX)).checked();
         assert!(error.unwrap_err().to_string().contains("at most 1000000"));

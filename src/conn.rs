@@ -155,10 +155,10 @@ impl Conn<'_> {
 
     /// Sets the idle deadline of this connection. The deadline replaces
     /// [`clients_deadline`](crate::Config::clients_deadline). It is counted from the last byte that
-    /// was read or written. It is rounded up to a millisecond, and limited to 49 days. Zero
-    /// restores the configured deadline.
-    pub fn set_idle_deadline(&mut self, deadline: Duration) {
-        self.state.set_idle_deadline(deadline);
+    /// was read or written. It is rounded up to a millisecond, at least one, and limited to 49
+    /// days. `None` restores the configured deadline.
+    pub fn set_idle_deadline(&mut self, deadline: impl Into<Option<Duration>>) {
+        self.state.set_idle_deadline(deadline.into());
     }
 
     /// Returns the command queue, for commands to other connections or to the manager.

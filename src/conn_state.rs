@@ -37,8 +37,7 @@ pub(crate) struct Deadlines {
 impl From<&Config> for Deadlines {
     fn from(config: &Config) -> Self {
         let millis = |deadline| Tick(0).after(deadline).0;
-        let total = config.request_deadline;
-        let total = if total.is_zero() { u64::MAX } else { millis(total) };
+        let total = config.request_deadline.map_or(u64::MAX, millis);
         let paused = config.paused_deadline.map_or(u64::MAX, millis);
         let rate = Gcra::from(config.rate_limit);
         Self { idle: millis(config.clients_deadline), total, paused, rate }
@@ -186,14 +185,14 @@ impl ConnState {
         extra.key = key;
         self.set_stage(Stage::Connecting);
         self.flags.insert(Flags::BLOCKED);
-        self.set_idle_deadline(deadline);
+        self.set_idle_deadline(Some(deadline));
     }
 
     /// Marks an outgoing connection as established and open.
     pub(crate) fn set_connected(&mut self, now: Now) {
         self.set_stage(Stage::Open);
         self.flags.remove(Flags::BLOCKED);
-        self.set_idle_deadline(Duration::ZERO);
+        self.set_idle_deadline(None);
         self.last_activity = now.ceil;
     }
 
@@ -327,10 +326,11 @@ impl ConnState {
         }
     }
 
-    /// Sets the idle deadline of this connection, rounded up to a millisecond. Zero restores the
+    /// Sets the idle deadline of this connection, rounded up to a millisecond. `None` restores the
     /// configured idle deadline.
-    pub(crate) fn set_idle_deadline(&mut self, deadline: Duration) {
-        let millis = deadline.as_nanos().div_ceil(1_000_000);
+    pub(crate) fn set_idle_deadline(&mut self, deadline: Option<Duration>) {
+        let millis = |deadline: Duration| deadline.as_nanos().div_ceil(1_000_000).max(1);
+        let millis = deadline.map_or(0, millis);
         self.idle_ms = u32::try_from(millis).unwrap_or(u32::MAX);
         self.flags.insert(Flags::TIMER_STALE);
     }
@@ -360,10 +360,7 @@ mod tests {
             Tick(190),
             "traffic does not move the total deadline"
         );
-        assert_eq!(
-            state.deadline(Deadlines::from(&config.request_deadline(Duration::ZERO))),
-            Tick(220)
-        );
+        assert_eq!(state.deadline(Deadlines::from(&config.request_deadline(None))), Tick(220));
     }
 
     #[test]
@@ -418,11 +415,13 @@ mod tests {
     #[test]
     fn a_deadline_of_its_own_replaces_the_configured_one() {
         let (config, mut state) = (Config::new(), state());
-        state.set_idle_deadline(Duration::from_micros(1_500));
+        state.set_idle_deadline(Some(Duration::from_micros(1_500)));
         assert_eq!(state.deadline(Deadlines::from(&config)), Tick(102), "rounded up");
-        state.set_idle_deadline(Duration::MAX);
+        state.set_idle_deadline(Some(Duration::MAX));
         assert_eq!(state.deadline(Deadlines::from(&config)), Tick(100 + u64::from(u32::MAX)));
-        state.set_idle_deadline(Duration::ZERO);
+        state.set_idle_deadline(Some(Duration::ZERO));
+        assert_eq!(state.deadline(Deadlines::from(&config)), Tick(101), "at least a millisecond");
+        state.set_idle_deadline(None);
         assert_eq!(state.deadline(Deadlines::from(&config)), Tick(3_100));
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
-    deadline: Duration,
+    deadline: Option<Duration>,
     key: Option<u64>,
 }
 
@@ -32,11 +32,11 @@ impl ConnectOptions {
     }
 
     /// Sets the maximum time until the connection is established. It is rounded up to a
-    /// millisecond. Default: zero, which means
+    /// millisecond, at least one. Default: `None`, which means
     /// [`connect_deadline`](crate::Config::connect_deadline). Maximum: 49 days.
     #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+    pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.deadline = deadline.into();
         self
     }
 
@@ -68,7 +68,6 @@ impl ConnectRequest {
 
     /// Returns the request's own deadline, or `otherwise` if the request has no deadline.
     pub(crate) fn deadline(&self, otherwise: Duration) -> Duration {
-        let own = self.options.deadline;
-        if own.is_zero() { otherwise } else { own }
+        self.options.deadline.unwrap_or(otherwise)
     }
 }

@@ -49,8 +49,8 @@ pub enum Framing {
         /// Width and byte order of the length.
         prefix: Prefix,
         /// Maximum length of a body in bytes. If the announced length is larger, the connection
-        /// ends with [`Cause::Overlong`](crate::Cause::Overlong). 0 means that only `max_request`
-        /// limits the length.
+        /// ends with [`Cause::Overlong`](crate::Cause::Overlong). With
+        /// [`NO_LIMIT`](Framing::NO_LIMIT), only `max_request` limits the length.
         limit: usize,
     },
     /// Delivers the frames that this function finds. Build it with [`Framing::custom`].
@@ -63,6 +63,10 @@ pub enum Framing {
 }
 
 impl Framing {
+    /// The `limit` of a [`LengthPrefixed`](Framing::LengthPrefixed) framing that has none of its
+    /// own.
+    pub const NO_LIMIT: usize = usize::MAX;
+
     /// Creates a user-defined framing. `find` is called with the held bytes and returns whether
     /// they begin with a complete frame.
     ///
@@ -240,7 +244,7 @@ fn find_length(held: &[u8], prefix: Prefix, limit: usize, capacity: usize) -> Fo
     let skip = prefix.width();
     let Some(body) = prefix.length(held) else { return Found::Partial };
     let total = skip.saturating_add(body);
-    if total > capacity || (limit > 0 && body > limit) {
+    if total > capacity || body > limit {
         Found::Overlong
     } else if held.len() < total {
         Found::Partial
@@ -284,7 +288,7 @@ mod tests {
 
     #[test]
     fn all_short_streams_are_framed_as_by_the_reference() {
-        let prefixed = Rules::Prefixed { width: 1, big_endian: true, limit: 0 };
+        let prefixed = Rules::Prefixed { width: 1, big_endian: true, limit: Framing::NO_LIMIT };
         for bytes in strings() {
             for rules in [Rules::Lines(b'\n'), prefixed, Rules::Records, Rules::Filled] {
                 for capacity in [1, 3, 300] {
@@ -306,7 +310,7 @@ mod tests {
             (Prefix::U32Le, &[3, 0, 0, 0]),
         ];
         for (prefix, bytes) in cases {
-            let framing = Framing::LengthPrefixed { prefix, limit: 0 };
+            let framing = Framing::LengthPrefixed { prefix, limit: Framing::NO_LIMIT };
             let skip = bytes.len();
             for short in 0..bytes.len() {
                 assert_eq!(find(&framing, &bytes[..short], 64), Found::Partial);

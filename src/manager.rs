@@ -216,8 +216,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         &mut self.cx.handler
     }
 
-    /// Returns the configuration in effect. A zero that stands for a default is replaced by the
-    /// default.
+    /// Returns the configuration in effect.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.cx.config

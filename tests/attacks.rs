@@ -486,7 +486,8 @@ fn a_thousand_slow_senders_are_closed_at_the_request_deadline() {
 #[ignore = "takes as long as the default request deadline, half a minute"]
 fn a_thousand_senders_of_a_byte_per_2_9_s_are_closed_after_30_s() {
     const NAME: &str = "a_thousand_senders_of_a_byte_per_2_9_s_are_closed_after_30_s";
-    let Config { clients_deadline: idle, request_deadline: total, .. } = Config::new();
+    let Config { clients_deadline: idle, request_deadline, .. } = Config::new();
+    let total = request_deadline.unwrap();
     let senders = SlowSenders { peers: 1_000, every: Duration::from_millis(2_900), idle, total };
     if is_attacker(|addrs: &[_]| senders.clients(addrs)) {
         return;
@@ -1080,7 +1081,7 @@ fn test_garbage(name: &str, volume: usize) {
             assert_log_is_clean();
         }
 
-        let prefix = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 0 };
+        let prefix = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: Framing::NO_LIMIT };
         let mut sent = 0;
         for framing in [
             Framing::Delimited(b'\n'),

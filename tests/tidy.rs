@@ -233,7 +233,8 @@ fn the_threat_model_states_the_current_defaults() {
         ("WRITE_LIMIT: usize = 1 << 20;", "`write_limit`, 1 MiB"),
         ("CLIENTS_DEADLINE: Duration = Duration::from_secs(3);", "`clients_deadline`, 3 s"),
         ("REQUEST_DEADLINE: Duration = Duration::from_secs(30);", "`request_deadline`, 30 s"),
-        ("max_workers: 0,", "`max_workers`, **none unless set**"),
+        ("PAUSED_DEADLINE: Duration = Duration::from_secs(30);", "`paused_deadline`, 30 s"),
+        ("max_workers: None,", "`max_workers`, **none unless set**"),
     ] {
         assert!(config.contains(constant) && text.contains(statement), "{constant} {statement}");
     }

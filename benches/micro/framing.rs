@@ -43,7 +43,7 @@ fn framings(criterion: &mut Criterion) {
     let prefixed = || [&[0, 62][..], &[b'a'; 62]].concat().repeat(CAPACITY / REQUEST);
     let no_end = || vec![b'a'; CAPACITY];
     let newline = Framing::Delimited(b'\n');
-    let u16 = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 0 };
+    let u16 = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: Framing::NO_LIMIT };
     let fixed = Framing::custom(|held| match held.len() {
         REQUEST.. => Frame::Complete(REQUEST),
         _ => Frame::Partial,

@@ -23,11 +23,12 @@ pub enum ConfigError {
         /// The given `max_workers`.
         max: usize,
     },
-    /// A field of [`RateLimit`](crate::RateLimit) is zero. With such a limit, no request would ever
-    /// be served.
+    /// A field is zero, but must be greater than zero.
     Zero {
         /// Name of the field.
         field: &'static str,
+        /// What to do instead.
+        instead: &'static str,
     },
     /// A field is smaller than its minimum, which is the value of another field.
     Below {
@@ -59,8 +60,8 @@ impl fmt::Display for ConfigError {
                 "min_workers is {min} but max_workers is {max}: lower min_workers or raise \
                  max_workers"
             ),
-            Self::Zero { field } => {
-                write!(f, "{field} is 0 but must be at least 1; for no limit, set no rate_limit")
+            Self::Zero { field, instead } => {
+                write!(f, "{field} is 0 but must be greater than 0; {instead}")
             }
             Self::Below { field, value, other, least } => {
                 write!(

@@ -43,7 +43,8 @@ impl RateLimit {
             [("rate_limit.per_second", self.per_second), ("rate_limit.burst", self.burst)]
         {
             if value == 0 {
-                return Err(ConfigError::Zero { field });
+                let instead = "for no limit, set no rate_limit";
+                return Err(ConfigError::Zero { field, instead });
             }
         }
         let (value, max) = (self.per_second as usize, 1_000_000);

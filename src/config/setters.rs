@@ -29,15 +29,15 @@ impl Config {
 
     /// Sets [`max_request`](Self::max_request), in bytes.
     #[must_use]
-    pub fn max_request(mut self, bytes: usize) -> Self {
-        self.max_request = bytes;
+    pub fn max_request(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.max_request = bytes.into();
         self
     }
 
     /// Sets [`memory_limit`](Self::memory_limit), in bytes.
     #[must_use]
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = bytes;
+    pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.memory_limit = bytes.into();
         self
     }
 
@@ -50,8 +50,8 @@ impl Config {
 
     /// Sets [`max_workers`](Self::max_workers).
     #[must_use]
-    pub fn max_workers(mut self, workers: usize) -> Self {
-        self.max_workers = workers;
+    pub fn max_workers(mut self, workers: impl Into<Option<usize>>) -> Self {
+        self.max_workers = workers.into();
         self
     }
 
@@ -64,8 +64,8 @@ impl Config {
 
     /// Sets [`request_deadline`](Self::request_deadline).
     #[must_use]
-    pub fn request_deadline(mut self, deadline: Duration) -> Self {
-        self.request_deadline = deadline;
+    pub fn request_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.request_deadline = deadline.into();
         self
     }
 
@@ -113,8 +113,8 @@ impl Config {
 
     /// Sets [`max_per_peer`](Self::max_per_peer).
     #[must_use]
-    pub fn max_per_peer(mut self, connections: usize) -> Self {
-        self.max_per_peer = connections;
+    pub fn max_per_peer(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.max_per_peer = connections.into();
         self
     }
 
@@ -141,8 +141,8 @@ impl Config {
 
     /// Sets [`tick`](Self::tick).
     #[must_use]
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.tick = interval;
+    pub fn tick(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.tick = interval.into();
         self
     }
 

@@ -108,8 +108,8 @@ impl<H: Handler, B: Backend> Manager<H, B> {
         proxied: bool,
     ) {
         let max = self.cx.config.max_per_peer;
-        let peer = addr.filter(|_| max > 0).map_or(PeerKey::UNKNOWN, PeerKey::of);
-        if !self.peer_counts.admits(peer, max) {
+        let peer = addr.filter(|_| max.is_some()).map_or(PeerKey::UNKNOWN, PeerKey::of);
+        if !self.peer_counts.admits(peer, max.unwrap_or(usize::MAX)) {
             if has_permit {
                 self.mailbox.permits.release();
             }

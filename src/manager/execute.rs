@@ -142,7 +142,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
     /// Applies the configuration to the permits, the buffers and the reserved memory, but not to
     /// the connections.
     pub(super) fn apply_to_pool(&mut self) {
-        self.mailbox.permits.set_max(self.cx.config.max_workers);
+        self.mailbox.permits.set_max(self.cx.config.max_workers.unwrap_or(usize::MAX));
         self.cx.configure_buffers();
         self.pool.reserve(self.cx.config.min_workers);
         self.visited.reserve(self.cx.config.min_workers);

@@ -318,8 +318,7 @@ impl<H: Handler, B: Backend> Manager<H, B> {
 
     /// Plans the next [`Handler::tick`], one interval from now, if it is configured.
     pub(super) fn plan_tick(&mut self) {
-        let interval = self.cx.config.tick;
         let now = self.cx.now.ceil;
-        self.tick_at = if interval.is_zero() { Tick::NEVER } else { now.after(interval) };
+        self.tick_at = self.cx.config.tick.map_or(Tick::NEVER, |interval| now.after(interval));
     }
 }

@@ -6,13 +6,23 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Permits {
     taken: AtomicUsize,
-    /// The maximum. 0 means no maximum.
+    /// The maximum. `usize::MAX` means no maximum.
     max: AtomicUsize,
     /// Number of connections that any thread refused because all permits were taken.
     refused: AtomicU64,
+}
+
+impl Default for Permits {
+    fn default() -> Self {
+        Self {
+            taken: AtomicUsize::new(0),
+            max: AtomicUsize::new(usize::MAX),
+            refused: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Permits {
@@ -21,7 +31,7 @@ impl Permits {
         let max = self.max.load(Ordering::Relaxed);
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                (max == 0 || taken < max).then_some(taken + 1)
+                (taken < max).then_some(taken + 1)
             })
             .is_ok()
     }
@@ -50,8 +60,7 @@ impl Permits {
     }
 
     pub(crate) fn any_free(&self) -> bool {
-        let max = self.max();
-        max == 0 || self.taken.load(Ordering::Relaxed) < max
+        self.taken.load(Ordering::Relaxed) < self.max()
     }
 
     pub(crate) fn max(&self) -> usize {

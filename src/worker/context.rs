@@ -69,7 +69,7 @@ impl<H, B: Backend> Context<H, B> {
     /// Applies the configuration to the buffers.
     pub(crate) fn configure_buffers(&mut self) {
         let Config { min_workers, buffer_size, memory_limit, .. } = self.config;
-        self.buffers.configure(min_workers, buffer_size, memory_limit);
+        self.buffers.configure(min_workers, buffer_size, memory_limit.unwrap_or(usize::MAX));
     }
 }
 

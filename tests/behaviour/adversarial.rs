@@ -361,7 +361,7 @@ fn random_bytes_break_nothing() {
         };
         (0..count).map(|_| next()).collect()
     };
-    let prefix = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 0 };
+    let prefix = Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: Framing::NO_LIMIT };
     for framing in [Framing::Filled, Framing::Drained, Framing::Delimited(0), prefix] {
         let mut rig = echo(Config::new().framing(framing).clients_deadline(LONG).buffer_size(512));
         let (mut neighbour, _) = rig.connect();

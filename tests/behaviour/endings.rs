@@ -262,7 +262,7 @@ fn a_connection_that_pauses_and_then_fails_or_closes_is_not_kept() {
 fn the_memory_for_a_slow_reader_is_bounded() {
     const PIECE: usize = 16 << 10;
     let used = allocation_counter::measure(|| {
-        let mut rig = echo(lines().request_deadline(Duration::ZERO).write_limit(256 << 10));
+        let mut rig = echo(lines().request_deadline(None).write_limit(256 << 10));
         let (mut peer, ours) = unix_pair();
         let id = rig.manager.put(ours).unwrap();
         let handle = rig.manager.handle();

@@ -21,7 +21,7 @@ fn lines() -> Framing {
 }
 
 fn prefixed(prefix: Prefix) -> Framing {
-    Framing::LengthPrefixed { prefix, limit: 0 }
+    Framing::LengthPrefixed { prefix, limit: Framing::NO_LIMIT }
 }
 
 /// Returns a framing whose frames begin with a letter. The distance of the letter from `a` is the

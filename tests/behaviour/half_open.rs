@@ -106,7 +106,7 @@ fn a_connection_kept_open_at_end_of_file_can_be_answered_later() {
 
 #[test]
 fn a_connection_kept_open_at_end_of_file_expires_with_incomplete() {
-    let prefix = Framing::LengthPrefixed { prefix: Prefix::U8, limit: 0 };
+    let prefix = Framing::LengthPrefixed { prefix: Prefix::U8, limit: Framing::NO_LIMIT };
     for framing in [Framing::Filled, Framing::Drained, Framing::Delimited(b'\n'), prefix] {
         for sent in [&b""[..], b"\x01\n"] {
             let deadline = millis(60);

@@ -560,11 +560,11 @@ fn a_handle_sets_a_configuration_and_refuses_an_invalid_one_at_once() {
     assert!(matches!(refused, Error::Config(_)));
     assert!(refused.to_string().contains('5') && refused.to_string().contains('3'), "{refused}");
     rig.turn();
-    assert_eq!((rig.manager.config().max_workers, rig.manager.stats().commands), (1, 0));
+    assert_eq!((rig.manager.config().max_workers, rig.manager.stats().commands), (Some(1), 0));
     handle.set_config(long_deadlines().max_workers(2)).unwrap();
     assert!(handle.put(pair().1).is_err(), "not before the turn boundary");
     rig.turn();
-    assert_eq!(rig.manager.config().max_workers, 2);
+    assert_eq!(rig.manager.config().max_workers, Some(2));
     handle.put(pair().1).unwrap();
 }
 
@@ -603,10 +603,10 @@ fn callbacks_can_queue_the_commands_that_handles_can() {
     rig.until(|rig| rig.manager.stats().commands == 2);
     target.write_all(b"held back").unwrap();
     command(b"config");
-    rig.until(|rig| rig.manager.config().max_workers == 7);
+    rig.until(|rig| rig.manager.config().max_workers == Some(7));
     command(b"nonsense");
     rig.requests(4);
-    assert_eq!(rig.manager.config().max_workers, 7);
+    assert_eq!(rig.manager.config().max_workers, Some(7));
     assert_eq!(rig.record.requests().len(), 4, "the connection is paused");
     command(b"resume");
     assert_eq!(rig.read_exact(&mut target, 9), b"held back");

@@ -105,7 +105,7 @@ fn frames() -> [Frames; 3] {
             long: b"sixteen bytes, x",
         },
         Frames {
-            framing: Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: 0 },
+            framing: Framing::LengthPrefixed { prefix: Prefix::U16Be, limit: Framing::NO_LIMIT },
             frame: b"\0\x03one",
             body: b"one",
             part: b"\0\x05tw",

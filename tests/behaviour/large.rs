@@ -21,7 +21,7 @@ fn lines() -> Config {
 }
 
 fn prefixed() -> Framing {
-    Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: 0 }
+    Framing::LengthPrefixed { prefix: Prefix::U32Be, limit: Framing::NO_LIMIT }
 }
 
 /// Returns a framing whose frames end with a full stop.
@@ -107,7 +107,7 @@ fn one_byte_more_is_overlong_and_answered() {
 
 #[test]
 fn without_max_request_nothing_grows() {
-    let mut rig = service(lines().max_request(0));
+    let mut rig = service(lines().max_request(None));
     let (mut client, _) = rig.connect();
     client.write_all(&[b'x'; 17]).unwrap();
     assert_eq!(rig.read_to_end(&mut client).unwrap(), b"413");
@@ -334,9 +334,9 @@ fn changed_limits_close_no_connection() {
     rig.bytes_in(127);
     rig.manager.set_config(lines().buffer_size(512)).unwrap();
     assert_eq!(held(&rig), 512, "a larger buffer_size applies at once");
-    rig.manager.set_config(lines().buffer_size(600).max_request(0).memory_limit(600)).unwrap();
+    rig.manager.set_config(lines().buffer_size(600).max_request(None).memory_limit(600)).unwrap();
     assert_eq!(held(&rig), 600);
-    rig.manager.set_config(lines().buffer_size(600).max_request(0).memory_limit(600)).unwrap();
+    rig.manager.set_config(lines().buffer_size(600).max_request(None).memory_limit(600)).unwrap();
     let (mut other, _) = rig.connect();
     other.write_all(b"begun").unwrap();
     assert_eq!(rig.read_to_end(&mut other).unwrap(), b"503");
@@ -376,14 +376,14 @@ fn a_later_frame_is_held_to_the_lowered_limit() {
 /// that uses the buffer is not closed.
 #[test]
 fn a_buffer_that_may_not_grow_keeps_its_size() {
-    let mut rig = service(lines().max_request(0).memory_limit(40));
+    let mut rig = service(lines().max_request(None).memory_limit(40));
     let [(mut first, _), (mut second, _)] = [(); 2].map(|()| rig.connect());
     for client in [&mut first, &mut second] {
         client.write_all(b"begun").unwrap();
     }
     rig.bytes_in(10);
     rig.quiet();
-    rig.manager.set_config(lines().buffer_size(24).max_request(0).memory_limit(40)).unwrap();
+    rig.manager.set_config(lines().buffer_size(24).max_request(None).memory_limit(40)).unwrap();
     assert_eq!(held(&rig), 40, "only one buffer has grown");
     for client in [&mut first, &mut second] {
         client.write_all(b"\n").unwrap();

@@ -231,7 +231,7 @@ fn raising_the_maximum_admits_more_connections_at_once() {
     rig.manager.set_config(lines().max_workers(2)).unwrap();
     let (_second, _) = rig.connect();
     assert!(rig.manager.put(pair().1).unwrap_err().is_busy());
-    rig.manager.set_config(lines().max_workers(0)).unwrap();
+    rig.manager.set_config(lines().max_workers(None)).unwrap();
     let _rest: Vec<_> = (0..5).map(|_| rig.connect()).collect();
     assert_eq!((rig.manager.stats().live, rig.manager.stats().peak), (7, 7));
 }
@@ -276,18 +276,12 @@ fn a_configuration_error_can_be_matched_and_converted() {
 #[test]
 fn the_configuration_that_set_config_returns_is_in_effect() {
     let mut rig = echo(lines());
-    let zeros = Config::new()
-        .buffer_size(0)
-        .write_limit(0)
-        .clients_deadline(Duration::ZERO)
-        .reap_interval(Duration::ZERO)
-        .max_workers(1);
-    let effective = rig.manager.set_config(zeros).unwrap().clone();
+    let effective = rig.manager.set_config(Config::new().max_workers(1)).unwrap().clone();
     assert_eq!(effective.buffer_size, 5120);
     assert_eq!(effective.write_limit, 1 << 20);
     assert_eq!(effective.clients_deadline, Duration::from_secs(3));
     assert_eq!(effective.reap_interval, Duration::from_secs(2));
-    assert_eq!(effective.max_workers, 1);
+    assert_eq!(effective.max_workers, Some(1));
     assert_eq!(format!("{effective:?}"), format!("{:?}", rig.manager.config()));
     let (mut client, _) = rig.connect();
     assert!(rig.manager.put(pair().1).unwrap_err().is_busy());

@@ -111,7 +111,7 @@ fn case(seed: u64) {
     let _replay = Replay(seed);
     let mut rng = Rng::new(seed);
     let long = Duration::from_secs(600);
-    let base = Config::new().clients_deadline(long).request_deadline(Duration::ZERO);
+    let base = Config::new().clients_deadline(long).request_deadline(None);
     let size = [1, 7, 64, 5120][rng.below(4)];
     let big = size >= 64 && rng.below(3) == 0;
     let config = base.clone().write_limit(16 << 20).buffer_size(size).framing(framing(&mut rng));

@@ -36,9 +36,9 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
         }
         (made, expected) => panic!("{expected:?} expected for {first:?}, but got {made:?}"),
     };
-    assert_eq!(debug_text(manager.config()), debug_text(&effective(first)));
+    assert_eq!(debug_text(manager.config()), debug_text(&first));
     for _ in 0..2 {
-        set(&mut manager, any_config(u)?);
+        set(&mut manager, &any_config(u)?);
         if !is_affordable(manager.config()) {
             return Ok(());
         }
@@ -47,9 +47,9 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
         let config = any_config(u)?;
         if is_affordable(&config) {
             if u.arbitrary()? {
-                set(&mut manager, config);
+                set(&mut manager, &config);
             } else {
-                set_by_handle(&mut manager, config);
+                set_by_handle(&mut manager, &config);
             }
             serve(&mut manager, u.bytes(u.len().min(16))?);
         }
@@ -60,13 +60,13 @@ pub(crate) fn drive(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-fn set<H: Handler>(manager: &mut Manager<H>, config: Config) {
+fn set<H: Handler>(manager: &mut Manager<H>, config: &Config) {
     let before = debug_text(manager.config());
-    let expected = documented_result(&config);
+    let expected = documented_result(config);
     match manager.set_config(config.clone()) {
         Ok(now) => {
             assert_eq!(expected, Ok(()));
-            assert_eq!(debug_text(now), debug_text(&effective(config)));
+            assert_eq!(debug_text(now), debug_text(config));
         }
         Err(Error::Config(refused)) => {
             assert_eq!(Err(refused), expected);
@@ -77,14 +77,14 @@ fn set<H: Handler>(manager: &mut Manager<H>, config: Config) {
 }
 
 /// Sets the configuration by a handle. It takes effect at the next turn.
-fn set_by_handle<H: Handler>(manager: &mut Manager<H>, config: Config) {
+fn set_by_handle<H: Handler>(manager: &mut Manager<H>, config: &Config) {
     let before = debug_text(manager.config());
-    let expected = documented_result(&config);
+    let expected = documented_result(config);
     let outcome = manager.handle().set_config(config.clone());
     manager.turn(Some(Duration::ZERO)).expect("turn");
     let now = debug_text(manager.config());
     match outcome {
-        Ok(()) => assert_eq!((expected, now), (Ok(()), debug_text(&effective(config)))),
+        Ok(()) => assert_eq!((expected, now), (Ok(()), debug_text(config))),
         Err(Error::Config(refused)) => assert_eq!((expected, now), (Err(refused), before)),
         Err(error) => panic!("{error}"),
     }
@@ -94,10 +94,7 @@ fn set_by_handle<H: Handler>(manager: &mut Manager<H>, config: Config) {
 /// connection is refused.
 fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
     const CLIENTS: usize = 3;
-    let max = match manager.config().max_workers {
-        0 => CLIENTS,
-        max => max.min(CLIENTS),
-    };
+    let max = manager.config().max_workers.map_or(CLIENTS, |max| max.min(CLIENTS));
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let (mut client, ours) = UnixStream::pair().expect("pair");
@@ -124,48 +121,39 @@ fn serve<H: Handler>(manager: &mut Manager<H>, request: &[u8]) {
 
 /// Returns the result that the documentation defines for a configuration.
 fn documented_result(config: &Config) -> std::result::Result<(), ConfigError> {
-    let (min, max) = (config.min_workers, config.max_workers);
-    if max > 0 && min > max {
+    let (default, off) = ("for the default, do not set it", "to turn it off, set None");
+    let zero = |field, is_zero, instead| {
+        if is_zero { Err(ConfigError::Zero { field, instead }) } else { Ok(()) }
+    };
+    zero("clients_deadline", config.clients_deadline.is_zero(), default)?;
+    zero("reap_interval", config.reap_interval.is_zero(), default)?;
+    zero("request_deadline", config.request_deadline == Some(Duration::ZERO), off)?;
+    zero("buffer_size", config.buffer_size == 0, default)?;
+    zero("write_limit", config.write_limit == 0, default)?;
+    zero("max_workers", config.max_workers == Some(0), off)?;
+    let min = config.min_workers;
+    if let Some(max) = config.max_workers.filter(|&max| min > max) {
         return Err(ConfigError::MinAboveMax { min, max });
     }
-    let buffer_size = if config.buffer_size == 0 { 5120 } else { config.buffer_size };
-    let limit = |field, value, max| {
-        if value > max { Err(ConfigError::TooLarge { field, value, max }) } else { Ok(()) }
+    let limit = |field, value: Option<usize>, max| match value {
+        Some(value) if value > max => Err(ConfigError::TooLarge { field, value, max }),
+        _ => Ok(()),
     };
-    limit("buffer_size", buffer_size, BUFFER_SIZE_MAX)?;
+    let buffer_size = config.buffer_size;
+    limit("buffer_size", Some(buffer_size), BUFFER_SIZE_MAX)?;
     limit("max_request", config.max_request, MAX_REQUEST_MAX)?;
-    let affordable = WARM_BYTES_MAX / (buffer_size + WORKER_BYTES);
-    limit("min_workers", min, affordable)?;
-    limit("max_workers", max, WORKERS_MAX)?;
-    limit("write_limit", config.write_limit, WRITE_LIMIT_MAX)?;
-    let (max_request, memory) = (config.max_request, config.memory_limit);
-    let below = |field, value, other, least| {
-        let fits = value == 0 || value >= least;
-        if fits { Ok(()) } else { Err(ConfigError::Below { field, value, other, least }) }
+    limit("min_workers", Some(min), WARM_BYTES_MAX / (buffer_size + WORKER_BYTES))?;
+    limit("max_workers", config.max_workers, WORKERS_MAX)?;
+    limit("write_limit", Some(config.write_limit), WRITE_LIMIT_MAX)?;
+    let below = |field, value: Option<usize>, other, least| match value {
+        Some(value) if value < least => Err(ConfigError::Below { field, value, other, least }),
+        _ => Ok(()),
     };
-    below("max_request", max_request, "buffer_size", buffer_size)?;
-    match max_request {
-        0 => below("memory_limit", memory, "buffer_size", buffer_size),
-        _ => below("memory_limit", memory, "max_request", max_request),
+    below("max_request", config.max_request, "buffer_size", buffer_size)?;
+    match config.max_request {
+        None => below("memory_limit", config.memory_limit, "buffer_size", buffer_size),
+        Some(longest) => below("memory_limit", config.memory_limit, "max_request", longest),
     }
-}
-
-/// Replaces zeros by the defaults that they stand for.
-fn effective(mut config: Config) -> Config {
-    let default = Config::new();
-    if config.buffer_size == 0 {
-        config.buffer_size = default.buffer_size;
-    }
-    if config.write_limit == 0 {
-        config.write_limit = default.write_limit;
-    }
-    if config.clients_deadline.is_zero() {
-        config.clients_deadline = default.clients_deadline;
-    }
-    if config.reap_interval.is_zero() {
-        config.reap_interval = default.reap_interval;
-    }
-    config
 }
 
 fn debug_text(config: &Config) -> String {
@@ -181,12 +169,12 @@ fn any_config(u: &mut Unstructured<'_>) -> Result<Config> {
         .debug(u.arbitrary()?)
         .buffer_size(size(u, BUFFER_SIZE_MAX)?)
         .min_workers(size(u, WORKERS_MAX)?)
-        .max_workers(size(u, WORKERS_MAX)?)
+        .max_workers(optional(u, |u| size(u, WORKERS_MAX))?)
         .clients_deadline(duration(u)?)
-        .request_deadline(duration(u)?)
+        .request_deadline(optional(u, duration)?)
         .write_limit(size(u, WRITE_LIMIT_MAX)?)
-        .max_request(request_limit(u)?)
-        .memory_limit(request_limit(u)?)
+        .max_request(optional(u, request_limit)?)
+        .memory_limit(optional(u, request_limit)?)
         .reap_interval(duration(u)?)
         .framing(framing(u)?);
     if u.arbitrary()? {
@@ -202,23 +190,30 @@ fn any_config(u: &mut Unstructured<'_>) -> Result<Config> {
 /// Returns a small size, a size near the limit, or any size.
 fn size(u: &mut Unstructured<'_>, limit: usize) -> Result<usize> {
     Ok(match u.int_in_range(0..=7)? {
-        0..=4 => u.int_in_range(0..=9)?,
+        0..=4 => u.int_in_range(1..=9)?,
         5 => limit.saturating_sub(1) + u.int_in_range(0..=2)?,
         _ => u.arbitrary::<usize>()? >> u.int_in_range(0..=63)?,
     })
 }
 
-/// Returns 0 (no limit), a size near the default buffer size, or any size.
+/// Returns a value or `None`.
+fn optional<T>(
+    u: &mut Unstructured<'_>,
+    value: impl FnOnce(&mut Unstructured<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    Ok(if u.arbitrary()? { Some(value(u)?) } else { None })
+}
+
+/// Returns a size near the default buffer size, or any size.
 fn request_limit(u: &mut Unstructured<'_>) -> Result<usize> {
-    Ok(match u.int_in_range(0..=4)? {
-        0 | 1 => 0,
-        2 => u.int_in_range(5_110..=5_130)?,
+    Ok(match u.int_in_range(0..=2)? {
+        0 => u.int_in_range(5_110..=5_130)?,
         _ => size(u, MAX_REQUEST_MAX)?,
     })
 }
 
 fn duration(u: &mut Unstructured<'_>) -> Result<Duration> {
-    Ok(match u.int_in_range(0..=4)? {
+    Ok(match u.int_in_range(0..=9)? {
         0 => Duration::ZERO,
         1 => Duration::MAX,
         2 => Duration::from_nanos(u.int_in_range(0..=2_000_000)?),

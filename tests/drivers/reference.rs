@@ -68,7 +68,7 @@ impl Rules {
             _ => Self::Prefixed {
                 width: *u.choose(&[1, 2, 4])?,
                 big_endian: u.arbitrary()?,
-                limit: *u.choose(&[0, 0, 1, 7, 100, usize::MAX])?,
+                limit: *u.choose(&[Framing::NO_LIMIT, 0, 1, 7, 100])?,
             },
         })
     }
@@ -182,7 +182,7 @@ impl Rules {
                 let length =
                     digits.iter().fold(0, |length, &digit| length * 256 + u64::from(digit));
                 let total = width as u64 + length;
-                if total > capacity as u64 || (limit > 0 && length > limit as u64) {
+                if total > capacity as u64 || length > limit as u64 {
                     Next::Overlong
                 } else if total > seen.len() as u64 {
                     Next::Partial

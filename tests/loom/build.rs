@@ -123,11 +123,11 @@ const MUTATIONS: [Mutation; 10] = [
         code: "
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                (max == 0 || taken < max).then_some(taken + 1)
+                (taken < max).then_some(taken + 1)
             })
             .is_ok()",
         broken: "
-        let free = max == 0 || self.taken.load(Ordering::Relaxed) < max;
+        let free = self.taken.load(Ordering::Relaxed) < max;
         if free {
             self.taken.fetch_add(1, Ordering::Relaxed);
         }

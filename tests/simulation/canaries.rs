@@ -45,14 +45,14 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "connect_deadline_ignored",
         "conn_state.rs",
-        "self.flags.insert(Flags::BLOCKED);\n        self.set_idle_deadline(deadline);",
-        "self.flags.insert(Flags::BLOCKED);\n        if !PLANTED { self.set_idle_deadline(deadline); }",
+        "self.flags.insert(Flags::BLOCKED);\n        self.set_idle_deadline(Some(deadline));",
+        "self.flags.insert(Flags::BLOCKED);\n        if !PLANTED { self.set_idle_deadline(Some(deadline)); }",
     ),
     canary(
         "connect_deadline_kept_after_the_connect",
         "conn_state.rs",
-        "self.set_idle_deadline(Duration::ZERO);",
-        "if !PLANTED { self.set_idle_deadline(Duration::ZERO); }",
+        "self.set_idle_deadline(None);",
+        "if !PLANTED { self.set_idle_deadline(None); }",
     ),
     canary(
         "permit_leaked_when_a_connect_fails_to_begin",
@@ -156,8 +156,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "one_permit_too_many",
         "shared/permits.rs",
-        "(max == 0 || taken < max).then_some(taken + 1)",
-        "(max == 0 || taken < max || PLANTED && taken == max).then_some(taken + 1)",
+        "(taken < max).then_some(taken + 1)",
+        "(taken < max || PLANTED && taken == max).then_some(taken + 1)",
     ),
     canary(
         "stop_drops_unsent_bytes",
@@ -232,8 +232,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "memory_limit_ignored",
         "buffers.rs",
-        "self.memory_limit == 0 || self.kept",
-        "PLANTED || self.memory_limit == 0 || self.kept",
+        "self.kept.saturating_add(more) <= self.memory_limit",
+        "PLANTED || self.kept.saturating_add(more) <= self.memory_limit",
     ),
     canary(
         "freed_memory_not_subtracted",

@@ -359,7 +359,7 @@ fn the_stop_deadline_counts_from_the_call_of_stop() {
     let stop_deadline = Duration::from_millis(100);
     let config = Config::new()
         .clients_deadline(Duration::from_secs(600))
-        .request_deadline(Duration::ZERO)
+        .request_deadline(None)
         .stop_deadline(stop_deadline);
     let ignore = |_: &mut Conn<'_>, _: &[u8]| Ok(());
     let (mut manager, _peer) = manager_with_request(&sim, config, ignore, b"half a requ");

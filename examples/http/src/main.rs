@@ -53,6 +53,7 @@ const HEAD_MAX: usize = 1 << 10;
 
 struct Options {
     listen: String,
+    max_request: usize,
     config: Config,
 }
 
@@ -64,17 +65,19 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Options>, lexopt::Error> {
     let config = Config::new()
         .max_workers(4096)
-        .max_request(64 << 10)
         .clients_deadline(Duration::from_secs(5))
         .request_deadline(Duration::from_secs(10))
         .overload(Overload::Reject(service::BUSY.into()));
-    let mut options = Options { listen: "127.0.0.1:8080".into(), config };
+    let mut options = Options { listen: "127.0.0.1:8080".into(), max_request: 64 << 10, config };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         let config = options.config.clone();
         options.config = match arg {
-            Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
-            Arg::Long("max-request") => config.max_request(number(&mut parser, "--max-request")?),
+            Arg::Long("max") => config.max_workers(number::<usize>(&mut parser, "--max")?),
+            Arg::Long("max-request") => {
+                options.max_request = number(&mut parser, "--max-request")?;
+                config
+            }
             Arg::Long("deadline-ms") => {
                 config.clients_deadline(millis(&mut parser, "--deadline-ms")?)
             }
@@ -90,21 +93,21 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
             unknown => return Err(unknown.unexpected()),
         };
     }
-    let max = options.config.max_request;
-    if max == 0 {
+    if options.max_request == 0 {
         return Err("--max-request: must be at least 1".into());
     }
-    // Most requests are short, so a connection starts with a small buffer.
-    options.config = options.config.buffer_size(max.min(BUFFER_SIZE));
     Ok(Some(options))
 }
 
 fn serve(options: Options) -> Result<()> {
     let signals = signals()?;
     let debug = options.config.debug;
-    let max = options.config.max_request;
+    let max = options.max_request;
     let config = options
         .config
+        // Most requests are short, so a connection starts with a small buffer.
+        .buffer_size(max.min(BUFFER_SIZE))
+        .max_request(max)
         .framing(Framing::custom(move |held| message::frame(held, max)))
         // The reply to `/echo` or `/size/N` is written in one callback, so it must fit.
         .write_limit(max.max(service::SIZE_MAX) + HEAD_MAX);

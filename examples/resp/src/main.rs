@@ -74,10 +74,13 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
                 listen = parser.value()?.string()?;
                 config
             }
-            Arg::Long("max") => config.max_workers(number(&mut parser, "--max")?),
-            Arg::Long("max-request") => config.max_request(number(&mut parser, "--max-request")?),
+            Arg::Long("max") => config.max_workers(number::<usize>(&mut parser, "--max")?),
+            Arg::Long("max-request") => {
+                config.max_request(number::<usize>(&mut parser, "--max-request")?)
+            }
             Arg::Long("memory-limit") => {
-                config.memory_limit(number(&mut parser, "--memory-limit")?)
+                let limit = number::<usize>(&mut parser, "--memory-limit")?;
+                config.memory_limit(Some(limit).filter(|&limit| limit > 0))
             }
             Arg::Long("deadline-ms") => {
                 let deadline = millis(&mut parser, "--deadline-ms")?;

@@ -94,7 +94,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
                 }
             }
             Arg::Long("max") => {
-                options.config = config.max_workers(number(&mut parser, "--max")?);
+                options.config = config.max_workers(number::<usize>(&mut parser, "--max")?);
             }
             Arg::Long("handshake-ms") => {
                 options.handshake = millis(&mut parser, "--handshake-ms")?;
@@ -136,7 +136,7 @@ impl Handler for Echo {
     }
 
     fn request(&mut self, conn: &mut Conn<'_>, (): &mut (), body: &[u8]) -> io::Result<()> {
-        conn.set_idle_deadline(Duration::ZERO);
+        conn.set_idle_deadline(None);
         conn.write_all(body)
     }
 }

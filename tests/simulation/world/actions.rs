@@ -5,6 +5,7 @@ use std::time::Duration;
 use pool_manager::sim::{Host, Listener, Rng, Stream};
 use pool_manager::{CloseReason, ConnId, ConnectOptions, Error};
 
+use super::model::max_workers;
 use super::peer::Peer;
 use super::{World, model, random};
 
@@ -78,7 +79,7 @@ impl World {
             return self.add_peer(peer);
         };
         if matches!(refused.error(), Error::Busy { .. }) {
-            let (taken, max) = (self.permits_taken(), self.manager.config().max_workers as u64);
+            let (taken, max) = (self.permits_taken(), max_workers(self.manager.config()));
             // The refused socket is still open, so `taken` includes it.
             assert!(taken > max, "busy, with {} of {max} permits taken", taken - 1);
         }
@@ -130,7 +131,7 @@ impl World {
     }
 
     fn connect_now(&mut self, host: Host, key: u64, options: ConnectOptions) {
-        let (taken, max) = (self.permits_taken() - 1, self.manager.config().max_workers as u64);
+        let (taken, max) = (self.permits_taken() - 1, max_workers(self.manager.config()));
         let outcome = self.manager.connect_with(host.addr(), options);
         let harness = &self.harness;
         match outcome {
@@ -258,7 +259,7 @@ impl World {
         let config = self.harness.model.borrow_mut().config_requested(config);
         let live = self.manager.stats().live;
         if self.rng.permille(500) || !self.running {
-            let lowered = config.max_workers > 0 && (config.max_workers as u64) < live;
+            let lowered = max_workers(&config) < live;
             let mut model = self.harness.model.borrow_mut();
             model.marks.hit_if("max_workers below the live connections", lowered);
             let max = model.max_held();

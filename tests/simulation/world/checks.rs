@@ -6,7 +6,7 @@ use pool_manager::sim::Listener;
 use pool_manager::{Config, Error, Overload, Stats, Turn};
 
 use super::marks::Marks;
-use super::model::TurnRecord;
+use super::model::{TurnRecord, max_workers};
 use super::{IDLE_TURNS, World};
 
 impl World {
@@ -177,12 +177,9 @@ impl World {
             "{} spare buffers, but the next timeout is {next:?}",
             stats.spare
         );
-        let tick = config.tick + Duration::from_millis(2);
-        assert!(
-            config.tick.is_zero() || next <= tick,
-            "a tick is due before the next timeout, {next:?}"
-        );
-        let full = config.max_workers > 0 && self.permits_taken() >= config.max_workers as u64;
+        let ticks = |tick: Duration| next <= tick + Duration::from_millis(2);
+        assert!(config.tick.is_none_or(ticks), "a tick is due before the next timeout, {next:?}");
+        let full = self.permits_taken() >= max_workers(config);
         let patient = full && matches!(config.overload, Overload::Pause);
         let left = |listener: &Listener| listener.waiting() > 0 && !listener.is_pending();
         if self.listeners.iter().any(left) && !patient && !self.listeners_taken {

@@ -304,7 +304,7 @@ impl RandomHandler {
                 if let Some(record) = self.harness.model.borrow_mut().record(id) {
                     record.own_deadline = own_deadline;
                 }
-                conn.set_idle_deadline(own_deadline);
+                conn.set_idle_deadline((!own_deadline.is_zero()).then_some(own_deadline));
             }
             7..12 => self.command(conn.commands()),
             _ => {}

@@ -35,12 +35,17 @@ pub(crate) const SENDS: [u8; 2] = [0xf0, 0xf8];
 
 /// Returns the length of the longest request that the configuration allows.
 pub(crate) fn longest_request(config: &Config) -> usize {
-    config.max_request.max(config.buffer_size)
+    config.max_request.unwrap_or(config.buffer_size)
+}
+
+/// Returns the number of connections that the configuration allows.
+pub(crate) fn max_workers(config: &Config) -> u64 {
+    config.max_workers.map_or(u64::MAX, |max| max as u64)
 }
 
 /// Returns the number of bytes that the configuration allows for requests.
 fn memory_limit(config: &Config) -> u64 {
-    if config.memory_limit == 0 { u64::MAX } else { config.memory_limit as u64 }
+    config.memory_limit.map_or(u64::MAX, |limit| limit as u64)
 }
 
 /// The model of one connection.
@@ -311,8 +316,7 @@ impl Model {
 
     /// Checks a call of `Handler::tick` in the turn whose wait ended at `now`.
     pub(crate) fn ticked(&mut self, now: Duration) {
-        let intervals = self.configs.iter().map(|config| config.tick);
-        match intervals.filter(|interval| !interval.is_zero()).min() {
+        match self.configs.iter().filter_map(|config| config.tick).min() {
             Some(least) if self.ticks.0 == 0 || now >= self.ticks.1 + least => {}
             least => self.fail(format!(
                 "a tick at {now:?}, with an interval of {least:?}: {:?}",
@@ -379,11 +383,7 @@ impl Model {
 
     /// Returns the largest `max_workers` that may have been in effect since the last turn.
     pub(crate) fn max_allowed(&self) -> u64 {
-        let max = |config: &Config| match config.max_workers {
-            0 => u64::MAX,
-            max => max as u64,
-        };
-        self.configs.iter().map(max).max().unwrap_or(u64::MAX)
+        self.configs.iter().map(max_workers).max().unwrap_or(u64::MAX)
     }
 
     /// Records that queued commands may resume the connection. The model does not know in which

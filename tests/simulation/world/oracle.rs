@@ -33,7 +33,7 @@ fn frame(framing: &Framing, held: &[u8]) -> Option<(usize, std::ops::Range<usize
         }
         Framing::LengthPrefixed { prefix: Prefix::U16Be, limit } => {
             let body = usize::from(*held.first()?) * 256 + usize::from(*held.get(1)?);
-            let allowed = *limit == 0 || body <= *limit;
+            let allowed = body <= *limit;
             (allowed && held.len() >= 2 + body).then_some((2 + body, 2..2 + body))
         }
         Framing::Custom(_) => match *held.first()? {
@@ -53,7 +53,7 @@ pub(crate) fn announces(framing: &Framing, held: &[u8], longest: usize) -> bool 
     let Framing::LengthPrefixed { prefix: Prefix::U16Be, limit } = framing else { return false };
     let [high, low, ..] = held else { return false };
     let body = usize::from(*high) * 256 + usize::from(*low);
-    body + 2 > longest || *limit > 0 && body > *limit
+    body + 2 > longest || body > *limit
 }
 
 /// Returns whether `held` starts with a complete frame. The loop must not sleep in that case.

@@ -15,10 +15,15 @@ fn framing(rng: &mut Rng) -> Framing {
         2 => Framing::Delimited(b'\n'),
         3 => Framing::LengthPrefixed {
             prefix: Prefix::U16Be,
-            limit: rng.below(2) * (1 + rng.below(60)),
+            limit: positive(rng.below(2) * (1 + rng.below(60))).unwrap_or(Framing::NO_LIMIT),
         },
         _ => oracle::counted(),
     }
+}
+
+/// Returns `None` for zero.
+fn positive(value: usize) -> Option<usize> {
+    (value > 0).then_some(value)
 }
 
 /// Returns a random valid configuration. In a crowded run it may allow hundreds of workers.
@@ -36,24 +41,24 @@ pub(crate) fn config(rng: &mut Rng, crowded: bool) -> Config {
     let limit = RateLimit::per_second(rate).burst(1 + others.below(12) as u32);
     let (max_request, memory_limit) = request_limits(&mut Rng::new(!deadline.as_nanos() as u64));
     let tick = Rng::new(deadline.as_nanos() as u64 ^ 7).below(400).saturating_sub(200);
-    let paused = Rng::new(deadline.as_nanos() as u64 ^ 9).below(1_200).checked_sub(600);
+    let paused = Rng::new(deadline.as_nanos() as u64 ^ 9).below(1_200).saturating_sub(600);
     let connect = 1 + Rng::new(deadline.as_nanos() as u64 ^ 8).below(400);
     let buffer_size = 8 + rng.below(200);
     Config::new()
         .rate_limit(others.permille(250).then_some(limit))
-        .max_per_peer(per_peer * if crowded { 60 } else { 1 })
+        .max_per_peer(positive(per_peer * if crowded { 60 } else { 1 }))
         .spin(Duration::from_micros(spin as u64))
-        .tick(millis(tick))
+        .tick(positive(tick).map(millis))
         .connect_deadline(millis(connect))
-        .paused_deadline(paused.map(millis))
+        .paused_deadline(positive(paused).map(millis))
         .framing(framing(rng))
         .buffer_size(buffer_size)
-        .max_request(if max_request > 0 { buffer_size + max_request } else { 0 })
-        .memory_limit(if memory_limit > 0 { buffer_size + max_request + memory_limit } else { 0 })
-        .max_workers(max)
+        .max_request(positive(max_request).map(|more| buffer_size + more))
+        .memory_limit(positive(memory_limit).map(|more| buffer_size + max_request + more))
+        .max_workers(positive(max))
         .min_workers(min)
         .clients_deadline(deadline)
-        .request_deadline(millis(rng.below(2) * rng.below(900)))
+        .request_deadline(positive(rng.below(2) * rng.below(900)).map(millis))
         .write_limit(300 + rng.below(5_000))
         .stop_deadline(millis(rng.below(300)))
         .reap_interval(millis(1 + rng.below(500)))
@@ -78,10 +83,11 @@ pub(crate) fn invalid(rng: &mut Rng) -> Config {
     let valid = config(rng, false);
     let below = valid.buffer_size - 1;
     match rng.below(3) {
+        0 if below % 2 == 0 => valid.max_workers(0),
         0 => valid.max_workers(1).min_workers(2),
         1 => match below % 3 {
             0 => valid.max_request(below),
-            1 => valid.max_request(0).memory_limit(below),
+            1 => valid.max_request(None).memory_limit(below),
             _ => valid.buffer_size(usize::MAX),
         },
         _ => valid.write_limit(usize::MAX),

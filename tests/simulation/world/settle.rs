@@ -72,7 +72,7 @@ impl World {
             Framing::Custom(_) => b"d".to_vec(),
             _ => b"abc\n".to_vec(),
         };
-        let max = self.manager.config().max_workers.clamp(1, 8);
+        let max = self.manager.config().max_workers.map_or(1, |max| max.min(8));
         for _ in 0..max {
             let (mut peer, ours) = self.harness.sim.pair();
             let number = peer.connection();
@@ -103,7 +103,7 @@ impl World {
         }
         let (spare, keep) = (self.manager.stats().spare, self.manager.config().min_workers);
         assert_eq!(spare, keep as u64, "spare buffers");
-        let ticks = !self.manager.config().tick.is_zero();
+        let ticks = self.manager.config().tick.is_some();
         assert_eq!(self.manager.next_timeout().is_some(), ticks, "the loop does not sleep");
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pool_manager::sim::{ConnSnapshot, Sim};
 use pool_manager::{Closed, Overload};
 
-use super::{ConnRecord, Model};
+use super::{ConnRecord, Model, max_workers};
 
 /// Number of slots that the pool searches for an idle connection. If there are more slots, another
 /// connection may have been idle for longer than the one that the pool finds.
@@ -50,7 +50,7 @@ fn same_peer(one: IpAddr, other: IpAddr) -> bool {
 impl Model {
     /// Checks that a connection that has just opened is within `max_per_peer`.
     pub(super) fn check_per_peer(&mut self, number: usize) -> Result<(), String> {
-        let limits = self.configs.iter().map(|config| config.max_per_peer);
+        let limits = self.configs.iter().map(|config| config.max_per_peer.unwrap_or(0));
         let (least, max) = (limits.clone().min(), limits.max());
         let Some(record) = self.records.get_mut(&number) else { return Ok(()) };
         record.counts_for_peer = least > Some(0) && record.peer_addr.is_some();
@@ -66,14 +66,14 @@ impl Model {
     }
 
     /// Returns whether a peer may have had `max` connections at the same time after `since`.
-    pub(crate) fn had_full_peer(&self, max: usize, since: Duration) -> bool {
+    pub(crate) fn had_full_peer(&self, max: Option<usize>, since: Duration) -> bool {
         let live = |record: &&ConnRecord| {
             let left = record.end.as_ref().is_some_and(|&(_, when)| when < since);
             record.id.is_some() && !left
         };
         let addrs = || self.records.values().filter(live).filter_map(|record| record.peer_addr);
         let count = |from| addrs().filter(|&addr| same_peer(addr, from)).count();
-        max > 0 && addrs().any(|from| count(from) >= max)
+        max.is_some_and(|max| addrs().any(|from| count(from) >= max))
     }
 
     /// Checks an eviction. No permit may be free, the evicted connection must be idle, and no other
@@ -82,8 +82,8 @@ impl Model {
         let full = self.configs.iter().any(|config| {
             // The evicted socket is closed by now. The socket that takes its permit is already
             // open.
-            let taken = sim.counters().open + self.waiting_connects() as usize;
-            let full = config.max_workers > 0 && taken >= config.max_workers;
+            let taken = sim.counters().open as u64 + self.waiting_connects();
+            let full = taken >= max_workers(config);
             full && matches!(config.overload, Overload::EvictIdle)
         });
         if !full {

@@ -126,7 +126,12 @@ impl Model {
         connect.allow(&self.configs);
         self.connects.insert(key, connect);
         self.note(&|| format!("connect {key}: {answer:?}, within {own_deadline:?}"), 0, 7);
-        (key, ConnectOptions::new().deadline(own_deadline).key(key))
+        (
+            key,
+            ConnectOptions::new()
+                .deadline((!own_deadline.is_zero()).then_some(own_deadline))
+                .key(key),
+        )
     }
 
     /// Removes a connect that was refused at once. No callback may follow.

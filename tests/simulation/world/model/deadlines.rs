@@ -72,8 +72,8 @@ pub(super) fn is_unread_in_time(
 
 /// Returns whether `request_deadline` cannot have passed.
 fn is_in_time(record: &ConnRecord, config: &Config, now: Duration) -> bool {
-    let total = config.request_deadline;
-    total.is_zero() || now < record.last_callback.1.max(record.quiet) + total
+    let from = record.last_callback.1.max(record.quiet);
+    config.request_deadline.is_none_or(|total| now < from + total)
 }
 
 impl ConnRecord {
@@ -348,8 +348,8 @@ impl ConnRecord {
         if turn.began > due {
             return Err(format!("open past its idle deadline {due:?}"));
         }
-        if let Some(since) = self.total_since.filter(|_| !config.request_deadline.is_zero()) {
-            let due = since.saturating_add(config.request_deadline).saturating_add(ticks);
+        if let Some((since, total)) = self.total_since.zip(config.request_deadline) {
+            let due = since.saturating_add(total).saturating_add(ticks);
             if turn.began > due {
                 return Err(format!("open past its request deadline {due:?}"));
             }

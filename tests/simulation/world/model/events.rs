@@ -160,7 +160,8 @@ impl Model {
             }
             Err(error) => wrong.push(format!("{cause:?}: {error} of {held:?}")),
         }
-        let small = |config: &Config| body.len() < config.buffer_size && config.memory_limit == 0;
+        let unlimited = |config: &Config| config.memory_limit.is_none();
+        let small = |config: &Config| body.len() < config.buffer_size && unlimited(config);
         if cause == Cause::Full && self.configs.iter().all(small) {
             wrong.push("a full buffer that is smaller than buffer_size".to_owned());
         }
@@ -192,8 +193,7 @@ impl Model {
             Cause::Full if late => self.marks.hit("a deadline and a full buffer in one turn"),
             _ => {}
         }
-        let unlimited = self.configs.iter().all(|config| config.memory_limit == 0);
-        if cause == Cause::MemoryLimit && unlimited {
+        if cause == Cause::MemoryLimit && self.configs.iter().all(unlimited) {
             wrong.push("MemoryLimit without a memory_limit".to_owned());
         }
         delivery.mark(record, &mut self.marks);
