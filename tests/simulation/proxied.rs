@@ -127,7 +127,7 @@ fn run(seed: u64) -> (u64, u64) {
     let config = Config::new().framing(Framing::Delimited(b'\n'));
     let config = config.buffer_size(if small_buffers { LINE.len() - 1 } else { 64 });
     // In every other seed the memory limit is the size of one to five buffers.
-    let memory = (seed % 2 * (1 + seed / 2 % 5) * 64) as usize;
+    let memory = (seed % 2 == 1).then_some((1 + seed / 2 % 5) as usize * 64);
     let config = config.clients_deadline(Duration::from_secs(1)).memory_limit(memory);
     let mut manager = Manager::with_backend(config, recorder.clone(), sim.clone()).unwrap();
     manager.start().unwrap();
