@@ -128,7 +128,7 @@ pub struct Config {
     /// `None` means no total deadline.
     pub request_deadline: Option<Duration>,
     /// Maximum duration of a pause ([`Conn::pause`](crate::Conn::pause)). It counts from the
-    /// pause, or from the last byte that was sent since. When it has passed,
+    /// pause, or from the last byte that was moved since. When it has passed,
     /// [`incomplete`](crate::Handler::incomplete) is called with
     /// [`Cause::Unanswered`](crate::Cause::Unanswered) and without bytes, and the connection
     /// closes. Bytes that are held are dropped. Default: 30 s. `None` means no limit.

@@ -144,7 +144,8 @@ impl Conn<'_> {
     ///
     /// The connection closes if it is still paused when
     /// [`paused_deadline`](crate::Config::paused_deadline) passes. It also closes if the peer has
-    /// gone: see [`Config::paused_deadline`](crate::Config::paused_deadline).
+    /// gone: see [`Config::paused_deadline`](crate::Config::paused_deadline). After
+    /// [`close`](Conn::close) and [`abort`](Conn::abort) this call has no effect.
     ///
     /// If a callback with the cause [`Cause::Eof`], [`Cause::Expired`], [`Cause::Overlong`] or
     /// [`Cause::MemoryLimit`] pauses the connection, the connection is not closed until it is

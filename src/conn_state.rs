@@ -309,10 +309,12 @@ impl ConnState {
         }
     }
 
-    /// Begins a pause. If the connection is not blocked, the deadline of the pause counts from
-    /// `now`. If it is blocked, this deadline counts from the last byte that is sent.
+    /// Begins a pause, unless the connection is closing. If the connection is not blocked, the
+    /// deadline of the pause counts from `now`. If it is blocked, this deadline counts from the end
+    /// of the blocked state.
     pub(crate) fn pause(&mut self, now: Tick) {
-        if self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
+        let closing = self.flags.intersects(Flags::CLOSING);
+        if !closing && self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {
             self.last_activity = now;
         }
     }

@@ -236,9 +236,9 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Returns the verdict for a connection that ends for `reason`. A natural end waits while the
-    /// connection is paused, because an answer is still pending.
+    /// connection is paused, because an answer is still pending, unless the peer has gone.
     fn end(&self, reason: CloseReason) -> Verdict {
-        if self.state.flags.intersects(Flags::PAUSED) && reason.is_natural() {
+        if self.state.flags.intersects(Flags::PAUSED) && reason.is_natural() && !self.hung_up {
             return Verdict::Wait;
         }
         Verdict::Close(reason)

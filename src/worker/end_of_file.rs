@@ -57,14 +57,10 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Reads a paused connection whose peer has gone, unless bytes are held. If there are no bytes,
-    /// nobody waits for an answer, and the connection closes. A connection that is already closing
-    /// closes without a read. Returns the verdict of the visit.
+    /// nobody waits for an answer, and the connection closes. Returns the verdict of the visit.
     #[cold]
     #[inline(never)]
     pub(super) fn read_paused<B: Backend>(&mut self, cx: &mut Context<H, B>) -> Verdict {
-        if let Some(reason) = self.state.close_reason() {
-            return Verdict::Close(reason);
-        }
         if self.state.stage() != Stage::Open || !cx.buffers.input.is_empty() {
             return Verdict::Wait;
         }

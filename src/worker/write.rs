@@ -37,6 +37,8 @@ impl<H: Handler> Worker<H> {
         if self.state.flags.remove(Flags::BLOCKED) {
             let held = !cx.buffers.input.is_empty();
             self.state.total_from = if held { cx.now.ceil } else { Tick::NEVER };
+            // A transport may have sent its buffered bytes without moving the time of activity.
+            self.state.last_activity = cx.now.ceil;
             if !self.state.flags.intersects(Flags::CLOSING) {
                 self.run_callback(cx, Cause::Flushed, |handler, conn, session, _| {
                     handler.flushed(conn, session)

@@ -1,10 +1,16 @@
 //! The end of a pause: by `resume`, at `paused_deadline`, and because the peer has gone.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pool_manager::{Cause, CloseReason, Config, Conn, ConnId, Framing};
+use pool_manager::{
+    Cause, CloseReason, Config, Conn, ConnId, Framing, RateLimit, Socket, Transport,
+};
 
 use crate::support::{Rig, Seen, pair, reset, rig, unix_pair};
 
@@ -144,6 +150,80 @@ fn a_long_reply_at_the_end_of_a_pause_is_sent() {
     assert_eq!(rig.record.incomplete(), [(Cause::Unanswered, vec![])]);
 }
 
+/// The reply has to wait, so the connection is still open when the handle pauses it.
+#[test]
+fn a_connection_that_is_closing_cannot_be_paused() {
+    const REPLY: usize = 900 << 10;
+    let rig = pauses(lines().paused_deadline(SHORT));
+    let mut rig = rig.on_incomplete(|conn, _| conn.write_all(&vec![b'x'; REPLY]));
+    let (mut client, ours) = pair();
+    socket2::SockRef::from(&ours).set_send_buffer_size(1).unwrap();
+    let id = rig.manager.put(ours).unwrap();
+    client.write_all(b"one\n").unwrap();
+    rig.until(|rig| !rig.record.incomplete().is_empty());
+    rig.manager.handle().pause(id).unwrap();
+    rig.quiet();
+    assert!(rig.read_to_end(&mut client).unwrap() == vec![b'x'; REPLY]);
+    assert_eq!(rig.record.closed(), [CloseReason::Expired]);
+    assert_eq!(rig.record.incomplete(), [(Cause::Unanswered, vec![])]);
+}
+
+/// A transport that keeps the last bytes of its output while `blocked` is set.
+struct Blocking {
+    socket: UnixStream,
+    blocked: Arc<AtomicBool>,
+}
+
+impl Read for Blocking {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(into)
+    }
+}
+
+impl Write for Blocking {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let blocked = self.blocked.load(Ordering::Relaxed);
+        if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Blocking {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Transport for Blocking {}
+
+/// While the connection was blocked, no byte moved for longer than the deadline of the pause.
+#[test]
+fn the_deadline_of_a_pause_counts_from_when_a_transport_is_flushed() {
+    let limit = 4 * SHORT;
+    let blocked = Arc::new(AtomicBool::new(false));
+    let blocks = blocked.clone();
+    let mut rig = rig(lines().paused_deadline(limit), move |conn: &mut Conn<'_>, _: &[u8]| {
+        blocks.store(true, Ordering::Relaxed);
+        conn.write_all(b"part")
+    });
+    let (mut client, socket) = UnixStream::pair().unwrap();
+    let transport = Blocking { socket, blocked: blocked.clone() };
+    let id = rig.manager.put(Socket::Boxed(Box::new(transport))).unwrap();
+    client.write_all(b"one\n").unwrap();
+    rig.requests(1);
+    rig.manager.handle().pause(id).unwrap();
+    rig.pass(2 * limit);
+    let flushed = Instant::now();
+    blocked.store(false, Ordering::Relaxed);
+    // The command makes the manager visit the connection.
+    rig.manager.handle().pause(id).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::Expired);
+    assert!(flushed.elapsed() >= limit, "{:?}", flushed.elapsed());
+}
+
 #[test]
 fn a_pause_after_the_last_request_ends_at_its_deadline_too() {
     let config = lines().framing(Framing::Drained).clients_deadline(SHORT).paused_deadline(SHORT);
@@ -239,6 +319,26 @@ fn a_peer_that_goes_right_after_its_request_ends_the_pause_too() {
     drop(client);
     assert_eq!(rig.first_close(), CloseReason::Eof);
     assert_eq!((delivered(&rig), rig.record.read_closed()), (vec![b"one".to_vec()], 1));
+}
+
+/// The pool sees the hang-up before the last callback pauses the connection.
+#[test]
+fn a_pause_in_the_last_callback_does_not_wait_for_a_peer_that_has_gone() {
+    let config = lines().buffer_size(16).memory_limit(16).rate_limit(RateLimit::per_second(1));
+    let mut rig = rig(config, |_: &mut Conn<'_>, _: &[u8]| Ok(())).on_incomplete(|conn, _| {
+        conn.pause();
+        Ok(())
+    });
+    // This connection keeps the only buffer.
+    let (mut other, _) = rig.connect();
+    other.write_all(b"part").unwrap();
+    rig.bytes_in(4);
+    let (mut client, ours) = unix_pair();
+    client.write_all(b"one\ntwo\n").unwrap();
+    drop(client);
+    rig.manager.put(ours).unwrap();
+    assert_eq!(rig.first_close(), CloseReason::MemoryLimit);
+    assert_eq!(rig.record.incomplete(), [(Cause::MemoryLimit, b"two\n".to_vec())]);
 }
 
 #[test]

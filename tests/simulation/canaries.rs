@@ -268,8 +268,8 @@ pub(crate) const ALL: &[Canary] = &[
     canary(
         "pause_deadline_counts_from_before_the_pause",
         "conn_state.rs",
-        "if self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {",
-        "if self.flags.insert(Flags::PAUSED) && !PLANTED && !self.flags.intersects(Flags::BLOCKED) {",
+        "if !closing && self.flags.insert(Flags::PAUSED) && !self.flags.intersects(Flags::BLOCKED) {",
+        "if !closing && self.flags.insert(Flags::PAUSED) && !PLANTED && !self.flags.intersects(Flags::BLOCKED) {",
     ),
     canary(
         "hang_up_ignored_while_paused",
